@@ -1,0 +1,1 @@
+"""torchtrack: every rank of a training job, one run."""

@@ -1,0 +1,40 @@
+"""Every error a user can meet.
+
+    TorchtrackError
+    |-- RunNotFoundError       Api.run(...) or resume="must" named a run that is not there (also a KeyError)
+    |-- NoActiveRunError       torchtrack.log(...) and friends before init() or after finish()
+    |-- JournalError           a journal cannot be read
+    |   `-- FormatVersionError it was written by a newer torchtrack than this one
+    `-- MissingDependencyError an optional package is needed; the message names the pip command (also an ImportError)
+
+Wrong arguments raise the built-in TypeError and ValueError, at the call, before anything is touched.
+"""
+
+from __future__ import annotations
+
+
+class TorchtrackError(Exception):
+    """The root of every error torchtrack raises besides TypeError and ValueError."""
+
+
+class RunNotFoundError(TorchtrackError, KeyError):
+    """No run has this id, uid or path."""
+
+    def __str__(self) -> str:
+        return Exception.__str__(self)
+
+
+class NoActiveRunError(TorchtrackError):
+    """A module-level call such as `torchtrack.log` needs a run, and none is active."""
+
+
+class JournalError(TorchtrackError):
+    """A journal file cannot be read at all."""
+
+
+class FormatVersionError(JournalError):
+    """A journal was written in a newer format than this version reads."""
+
+
+class MissingDependencyError(TorchtrackError, ImportError):
+    """An optional package is not installed."""

@@ -1,0 +1,111 @@
+"""The tables every part of torchtrack speaks: what a rank writes, a server checks and a reader returns.
+
+One Arrow schema a table, long form: a new metric is a new row, never a new column. A journal frame names its table by the
+number given here, so the numbers are part of the format and never reused.
+"""
+
+from __future__ import annotations
+
+from enum import IntEnum
+from typing import Final
+
+import pyarrow as pa
+
+FORMAT_VERSION: Final = 1
+"""Version of the tables and of the journal around them; a reader accepts its own and the one before."""
+
+
+class Table(IntEnum):
+    """Number of a table in a frame header. 0 means the frame carries no table."""
+
+    SCALARS = 1
+    TEXTS = 2
+    TENSORS = 3
+    MEDIA = 4
+    LOGS = 5
+    EVENTS = 6
+
+
+_name = pa.dictionary(pa.int32(), pa.string())
+_time = pa.timestamp("us", tz="UTC")
+
+SCALARS: Final = pa.schema(
+    [
+        ("step", pa.int64()),
+        ("time", _time),
+        ("name", _name),
+        ("value", pa.float64()),
+        ("reduce", _name),  # "mean" | "sum" | "min" | "max": how readers combine ranks
+        ("partial", pa.bool_()),  # True: one rank's part of a value that only all ranks together have
+    ]
+)
+TEXTS: Final = pa.schema([("step", pa.int64()), ("time", _time), ("name", _name), ("text", pa.string())])
+TENSORS: Final = pa.schema(
+    [
+        ("sample", pa.int64()),
+        ("step", pa.int64()),
+        ("time", _time),
+        ("kind", _name),  # gradient | parameter | logged (a Histogram passed to log)
+        ("name", _name),
+        ("stage", _name),  # pre_clip | step | skipped
+        ("ranks", pa.int32()),  # how many ranks' counts are merged in this row
+        ("numel", pa.int64()),  # elements of the whole tensor
+        ("covers", pa.string()),  # the part that was counted: "" = whole, else "key:lo-hi[,lo-hi...]" (flat, half-open)
+        ("count", pa.int64()),  # elements that were counted
+        ("sum", pa.float64()),  # over finite values, as are the next three
+        ("sum_sq", pa.float64()),
+        ("min", pa.float64()),
+        ("max", pa.float64()),
+        ("zeros", pa.int64()),
+        ("nans", pa.int64()),
+        ("pos_infs", pa.int64()),
+        ("neg_infs", pa.int64()),
+        ("buckets", pa.list_(pa.uint16())),  # ids of the non-empty buckets, ascending
+        ("counts", pa.list_(pa.uint64())),
+    ]
+)
+MEDIA: Final = pa.schema(
+    [
+        ("step", pa.int64()),
+        ("time", _time),
+        ("name", _name),
+        ("sha256", pa.string()),
+        ("mime", pa.string()),
+        ("size", pa.int64()),
+        ("caption", pa.string()),
+    ]
+)
+LOGS: Final = pa.schema([("time", _time), ("stream", _name), ("line", pa.string())])
+EVENTS: Final = pa.schema([("time", _time), ("step", pa.int64()), ("type", _name), ("json", pa.string())])
+
+SCHEMAS: Final = {
+    Table.SCALARS: SCALARS,
+    Table.TEXTS: TEXTS,
+    Table.TENSORS: TENSORS,
+    Table.MEDIA: MEDIA,
+    Table.LOGS: LOGS,
+    Table.EVENTS: EVENTS,
+}
+
+
+def encode(batch: pa.RecordBatch) -> pa.Buffer:
+    """A self-contained Arrow IPC stream of one batch: the payload of a data frame."""
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, batch.schema) as stream:
+        stream.write_batch(batch)
+    return sink.getvalue()
+
+
+def decode(table: Table, payload: bytes | memoryview | pa.Buffer) -> pa.Table:
+    """The rows of a data frame, fully validated.
+
+    Raises:
+        ValueError: the payload's schema is not that of the table.
+        pyarrow.ArrowInvalid: the payload is no valid Arrow stream.
+    """
+    with pa.ipc.open_stream(payload) as stream:
+        rows = stream.read_all()
+    if not rows.schema.equals(SCHEMAS[table]):
+        raise ValueError(f"a {table.name.lower()} frame has the columns {rows.schema.names}, expected {SCHEMAS[table].names}")
+    rows.validate(full=True)
+    return rows
