@@ -1,7 +1,7 @@
 """The tables every part of torchtrack speaks: what a rank writes, a server checks and a reader returns.
 
-One Arrow schema a table, long form: a new metric is a new row, never a new column. A journal frame names its table by the
-number given here, so the numbers are part of the format and never reused.
+One Arrow schema a table, long form: a new metric is a new row, never a new column. A journal frame names its table by
+the number given here, so the numbers are part of the format and never reused.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ TENSORS: Final = pa.schema(
         ("stage", _name),  # pre_clip | step | skipped
         ("ranks", pa.int32()),  # how many ranks' counts are merged in this row
         ("numel", pa.int64()),  # elements of the whole tensor
-        ("covers", pa.string()),  # the part that was counted: "" = whole, else "key:lo-hi[,lo-hi...]" (flat, half-open)
+        ("covers", pa.string()),  # the part that was counted: "" = whole, else "key:lo-hi,lo-hi" (flat, half-open)
         ("count", pa.int64()),  # elements that were counted
         ("sum", pa.float64()),  # over finite values, as are the next three
         ("sum_sq", pa.float64()),
@@ -106,6 +106,7 @@ def decode(table: Table, payload: bytes | memoryview | pa.Buffer) -> pa.Table:
     with pa.ipc.open_stream(payload) as stream:
         rows = stream.read_all()
     if not rows.schema.equals(SCHEMAS[table]):
-        raise ValueError(f"a {table.name.lower()} frame has the columns {rows.schema.names}, expected {SCHEMAS[table].names}")
+        names = rows.schema.names
+        raise ValueError(f"a {table.name.lower()} frame has the columns {names}, expected {SCHEMAS[table].names}")
     rows.validate(full=True)
     return rows
