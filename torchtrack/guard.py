@@ -1,7 +1,7 @@
 """The one place where any exception is caught, so that nothing of ours ever reaches the user's training loop.
 
-`never_raise` wraps what the training thread calls; `attempt` makes one guarded call. Both report a failure once per kind
-through the logger "torchtrack" and count all of them; the count is a metric of the run (`_tt/errors`).
+`never_raise` wraps what the training thread calls; `attempt` makes one guarded call. Both report a failure once per
+kind through the logger "torchtrack" and count all of them; the count is a metric of the run (`_tt/errors`).
 """
 
 from __future__ import annotations
