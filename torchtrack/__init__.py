@@ -1,1 +1,58 @@
-"""torchtrack: every rank of a training job, one run."""
+"""torchtrack: every rank of a training job, one run.
+
+    run = torchtrack.init(project="llm", config={"lr": 3e-4})
+    run.watch(model, log="all", log_freq=100)
+    run.log({"loss": loss})
+
+Names are imported when they are first used: `import torchtrack` itself loads neither torch, numpy nor pyarrow.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+import types
+from typing import TYPE_CHECKING, Any
+
+from torchtrack.version import __version__
+
+if TYPE_CHECKING:
+    from torchtrack.active import alert, define_metric, finish, init, log, mark, unwatch, watch
+    from torchtrack.api import Api
+    from torchtrack.errors import TorchtrackError
+    from torchtrack.histogram import Histogram
+    from torchtrack.media import Audio, Image, Table
+    from torchtrack.run import Run
+
+_HOMES = {
+    "active": ("alert", "define_metric", "finish", "init", "log", "mark", "unwatch"),
+    "api": ("Api",),
+    "errors": ("TorchtrackError",),
+    "histogram": ("Histogram",),
+    "media": ("Audio", "Image", "Table"),
+    "run": ("Run",),
+}
+__all__ = [  # noqa: RUF022  # plain sorted, as the test says
+    "Api", "Audio", "Histogram", "Image", "Run", "Table", "TorchtrackError", "__version__", "alert", "config",
+    "define_metric", "finish", "init", "log", "mark", "run", "summary", "unwatch", "watch",
+]  # fmt: skip
+
+
+def __getattr__(name: str) -> Any:
+    home = next((module for module, names in _HOMES.items() if name in names), None)
+    if home is not None:
+        globals()[name] = value = getattr(importlib.import_module(f"torchtrack.{home}"), name)
+        return value
+    if name in ("config", "summary"):
+        return getattr(importlib.import_module("torchtrack.active"), name)()
+    raise AttributeError(f"module 'torchtrack' has no attribute {name!r}")
+
+
+class _Package(types.ModuleType):
+    """`torchtrack.run` is the active run or None and `torchtrack.watch` a function, whichever modules are imported."""
+
+    run = property(lambda self: a.active() if (a := sys.modules.get("torchtrack.active")) else None, lambda self, _: None)
+    watch = property(lambda self: importlib.import_module("torchtrack.active").watch, lambda self, _: None)
+
+
+sys.modules[__name__].__class__ = _Package

@@ -1,0 +1,103 @@
+# Everything here works on a clean clone. Each target makes .venv with what it needs and says what it does.
+#
+#   make demo TORCH=torch==2.9.0      another torch: any pip requirement, or the path of a wheel
+#   make test ARGS="-k journal"       more words for pytest
+
+TORCH  ?= torch==2.13.0
+PYTHON ?= python3
+VENV   ?= .venv
+ARGS   ?=
+
+BIN    := $(VENV)/bin
+PIP    := $(BIN)/python -m pip --disable-pip-version-check --quiet
+BENCH  := .venv-bench
+say     = @printf '\033[1m==> %s\033[0m\n' "$(1)"
+
+.PHONY: help demo test test-all check bench system-deps clean
+.DELETE_ON_ERROR:
+
+help: ## what can be made
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 20
+
+demo: $(VENV)/.installed ## train a small GPT on two ranks, then look at its run (2 minutes)
+	$(call say,training examples/ddp/train.py on two ranks: about a minute and a half)
+	@OMP_NUM_THREADS=1 $(BIN)/torchrun --standalone --nproc-per-node=2 examples/ddp/train.py $(ARGS)
+	$(call say,torchtrack ls)
+	@$(BIN)/torchtrack ls
+	$(call say,torchtrack show last)
+	@$(BIN)/torchtrack show last
+	$(call say,look further)
+	@echo "  $(BIN)/torchtrack show --help        every view of a run"
+	@echo "  $(BIN)/torchtrack --help             every command"
+	@echo "  docs/reading.md                      the same from Python, as Arrow tables"
+
+test: $(VENV)/.installed-test ## the tests, without those that kill machines or need other trackers (10 minutes at most)
+	$(call say,pytest)
+	@$(BIN)/python -m pytest $(ARGS)
+
+test-all: $(VENV)/.installed-peers ## all tests: chaos and peers too
+	$(call say,pytest with chaos and peers)
+	@$(BIN)/python -m pytest -m "" $(ARGS)
+
+check: $(VENV)/.installed-test ## ruff and mypy, over everything
+	$(call say,ruff check)
+	@$(BIN)/ruff check .
+	$(call say,ruff format --check)
+	@$(BIN)/ruff format --check .
+	$(call say,mypy)
+	@$(BIN)/mypy
+
+bench: $(BENCH)/.installed ## every benchmark, beside the other trackers, in a virtual environment of its own
+	@mkdir -p benchmarks/results
+	@set -e; for file in $(sort $(filter-out benchmarks/_%,$(wildcard benchmarks/*.py))); do \
+		printf '\033[1m==> %s\033[0m\n' "$$file"; \
+		OMP_NUM_THREADS=1 $(BENCH)/bin/python "$$file" $(ARGS); \
+	done
+
+system-deps: ## system packages the tests use (strace), where apt-get is there
+	$(call say,system packages: strace)
+	@if command -v strace > /dev/null; then echo "strace is there"; \
+	elif ! command -v apt-get > /dev/null; then echo "no apt-get here: tests that need strace are skipped"; \
+	elif [ "$$(id -u)" != 0 ] && ! command -v sudo > /dev/null; then echo "not root: apt-get install strace yourself"; \
+	else $$([ "$$(id -u)" = 0 ] || echo sudo) sh -c \
+		'export DEBIAN_FRONTEND=noninteractive; apt-get update -qq && apt-get install -y -qq strace' > /dev/null \
+		|| echo "apt-get failed: tests that need strace are skipped"; fi
+
+clean: ## remove what was built here; runs stay
+	$(call say,removing virtual environments and caches)
+	@rm -rf $(VENV) $(BENCH) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# A stamp a step: a step is done again only when what it depends on has changed.
+
+$(VENV)/.created:
+	$(call say,making a virtual environment in $(VENV))
+	@$(PYTHON) -m venv $(VENV)
+	@touch $@
+
+$(VENV)/.torch: $(VENV)/.created
+	$(call say,installing $(TORCH): the large download)
+	@$(PIP) install "$(TORCH)"
+	@touch $@
+
+$(VENV)/.installed: $(VENV)/.torch pyproject.toml
+	$(call say,installing torchtrack)
+	@$(PIP) install --editable .
+	@touch $@
+
+$(VENV)/.installed-test: $(VENV)/.installed
+	$(call say,installing what the tests need)
+	@$(PIP) install --editable '.[test]'
+	@touch $@
+
+$(VENV)/.installed-peers: $(VENV)/.installed-test
+	$(call say,installing the other trackers)
+	@$(PIP) install --editable '.[test,bench]'
+	@touch $@
+
+$(BENCH)/.installed: pyproject.toml
+	$(call say,making a virtual environment in $(BENCH) with the other trackers)
+	@$(PYTHON) -m venv $(BENCH)
+	@$(BENCH)/bin/python -m pip --disable-pip-version-check --quiet install "$(TORCH)"
+	@$(BENCH)/bin/python -m pip --disable-pip-version-check --quiet install --editable '.[bench]'
+	@touch $@

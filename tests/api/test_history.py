@@ -1,0 +1,256 @@
+from __future__ import annotations
+
+import math
+import struct
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tests.api.journals import START_US, UID, RankJournal
+from torchtrack.api import Api
+from torchtrack.api.run import Run
+
+Make = Callable[..., RankJournal]
+
+
+def the_run(runs: Path) -> Run:
+    (run,) = Api(runs).runs()
+    return run
+
+
+def rows(table: pa.Table, *names: str) -> list[tuple[Any, ...]]:
+    return list(zip(*(table.column(name).to_pylist() for name in names), strict=True))
+
+
+def test_history_has_one_row_a_step_with_a_float64_column_a_key_and_null_where_nothing_was_logged(
+    runs: Path, journal: Make
+) -> None:
+    with journal() as rank:
+        rank.log(0, {"loss": 3.0, "acc": 0.1})
+        rank.log(1, {"loss": 2.0})
+    history = the_run(runs).history()
+    assert history.schema.names == ["step", "time", "acc", "loss"]
+    assert history.schema.field("loss").type == pa.float64()
+    assert str(history.schema.field("time").type) == "timestamp[us, tz=UTC]"
+    assert rows(history, "step", "acc", "loss") == [(0, 0.1, 3.0), (1, None, 2.0)]
+
+
+def test_nan_is_not_null_and_keeps_every_bit(runs: Path, journal: Make) -> None:
+    payloads = [0x7FF8000000000001, 0xFFF80000DEADBEEF, 0x7FF8000000000000, 0x8000000000000000, 0x0000000000000001]
+    values = [struct.unpack("<d", struct.pack("<Q", bits))[0] for bits in payloads]
+    with journal(rank=0) as rank, journal(rank=1) as other:
+        rank.log(0, {"other": 1.0})
+        for step, value in enumerate(values, 1):
+            rank.log(step, {"loss": value})
+        other.log(0, {"other": 1.0})
+    for history in (the_run(runs).history(), the_run(runs).history(ranks="all"), the_run(runs).history(raw=True)):
+        column = history.column("loss").drop_null().to_numpy()
+        assert [struct.unpack("<Q", struct.pack("<d", value))[0] for value in column] == payloads
+        assert history.column("loss").null_count == len(history) - len(values)
+
+
+def test_by_default_only_the_keys_of_the_user_are_columns(runs: Path, journal: Make) -> None:
+    with journal() as rank:
+        rank.log(0, {"loss": 1.0, "watch/grad_norm": 2.0, "system/cpu": 3.0, "_tt/dropped_rows": 0.0})
+    run = the_run(runs)
+    assert run.history().schema.names == ["step", "time", "loss"]
+    assert run.history(["watch/grad_norm", "loss"]).schema.names == ["step", "time", "watch/grad_norm", "loss"]
+    assert run.history("system/cpu").column("system/cpu").to_pylist() == [3.0]
+    assert run.keys() == ["_tt/dropped_rows", "loss", "system/cpu", "watch/grad_norm"]
+    assert run.keys("watch/") == ["watch/grad_norm"]
+
+
+@pytest.mark.parametrize(("reduce", "expected"), [("mean", 3.0), ("sum", 9.0), ("min", 1.0), ("max", 6.0)])
+def test_ranks_are_combined_as_the_row_says(runs: Path, journal: Make, reduce: str, expected: float) -> None:
+    for number, value in enumerate([2.0, 6.0, 1.0]):
+        with journal(rank=number, world_size=3) as rank:
+            rank.log(5, {"x": value}, reduce=reduce)
+    assert rows(the_run(runs).history(), "step", "x") == [(5, expected)]
+
+
+def test_the_time_of_a_row_is_that_of_the_lowest_rank_there(runs: Path, journal: Make) -> None:
+    with journal(rank=1, world_size=2) as rank:
+        rank.log(0, {"x": 1.0}, time_us=START_US + 5)
+        rank.log(1, {"x": 1.0}, time_us=START_US + 6)
+    with journal(rank=0, world_size=2) as rank:
+        rank.log(0, {"x": 1.0}, time_us=START_US + 9)
+    times = the_run(runs).history().column("time").cast(pa.int64()).to_pylist()
+    assert times == [START_US + 9, START_US + 6]
+
+
+def test_all_ranks_give_a_row_a_step_and_rank(runs: Path, journal: Make) -> None:
+    for number in (1, 0):
+        with journal(rank=number, world_size=2) as rank:
+            rank.log(0, {"x": float(number)})
+            rank.log(1, {"x": 10.0 + number})
+    history = the_run(runs).history(ranks="all")
+    assert history.schema.names == ["step", "time", "rank", "x"]
+    assert rows(history, "step", "rank", "x") == [(0, 0, 0.0), (0, 1, 1.0), (1, 0, 10.0), (1, 1, 11.0)]
+
+
+def test_one_rank_alone_and_an_unknown_rank(runs: Path, journal: Make) -> None:
+    for number in (0, 2):
+        with journal(rank=number, world_size=3) as rank:
+            rank.log(0, {"x": float(number)})
+    run = the_run(runs)
+    assert rows(run.history(ranks=2), "step", "x") == [(0, 2.0)]
+    with pytest.raises(ValueError, match="no rank 1: the run has 0, 2"):
+        run.history(ranks=1)
+
+
+def test_a_later_attempt_hides_earlier_ones_from_its_first_step_on(runs: Path, journal: Make) -> None:
+    with journal(attempt=1) as rank:
+        for step in range(6):
+            rank.log(step, {"x": 100.0 + step})
+    with journal(attempt=2) as rank:
+        rank.log(0, {"system/cpu": 1.0})
+        rank.log(3, {"x": 203.0})
+        rank.log(7, {"x": 207.0})
+    run = the_run(runs)
+    assert rows(run.history(), "step", "x") == [(0, 100.0), (1, 101.0), (2, 102.0), (3, 203.0), (7, 207.0)]
+    everything = run.history(attempts="all")
+    assert everything.schema.names == ["step", "time", "attempt", "x"]
+    assert rows(everything, "step", "attempt", "x")[-4:] == [(4, 1, 104.0), (5, 1, 105.0), (3, 2, 203.0), (7, 2, 207.0)]
+
+
+def test_the_last_of_repeated_values_counts_and_raw_gives_them_all(runs: Path, journal: Make) -> None:
+    with journal() as rank:
+        rank.log(1, {"x": 1.0, "y": 1.5})
+        rank.log(0, {"x": 2.0})
+        rank.log(1, {"x": 3.0})
+        rank.scalars([(1, "x", 4.0, "mean", rank.now_us), (1, "x", 5.0, "mean", rank.now_us)])
+    run = the_run(runs)
+    assert rows(run.history(), "step", "x", "y") == [(0, 2.0, None), (1, 5.0, 1.5)]
+    raw = run.history(raw=True)
+    assert raw.schema.names == ["step", "time", "rank", "attempt", "x", "y"]
+    assert rows(raw, "step", "x", "y") == [(1, 1.0, 1.5), (0, 2.0, None), (1, 3.0, None), (1, 4.0, None), (1, 5.0, None)]
+
+
+def test_a_value_that_came_late_from_the_device_does_not_win_over_one_logged_after_it(runs: Path, journal: Make) -> None:
+    with journal() as rank:
+        rank.log(0, {"x": 2.0}, time_us=START_US + 2000)
+        rank.log(0, {"x": 1.0}, time_us=START_US + 1000)
+    assert rows(the_run(runs).history(), "step", "x") == [(0, 2.0)]
+
+
+def test_start_and_stop_are_half_open(runs: Path, journal: Make) -> None:
+    with journal() as rank:
+        for step in range(10):
+            rank.log(step, {"x": float(step)})
+    run = the_run(runs)
+    assert run.history(start=3, stop=5).column("step").to_pylist() == [3, 4]
+    assert run.history(start=3, stop=5, raw=True).column("step").to_pylist() == [3, 4]
+    assert run.history(start=100).num_rows == 0
+
+
+def test_an_unknown_key_names_what_is_near(runs: Path, journal: Make) -> None:
+    with journal() as rank:
+        rank.log(0, {"train/loss": 1.0, "lr": 1.0})
+    with pytest.raises(ValueError, match="no metric 'train/los' in run .*; did you mean train/loss"):
+        the_run(runs).history(["train/los"])
+    with pytest.raises(ValueError, match='attempts=.*"latest" or "all"'):
+        the_run(runs).history(attempts="newest")  # type: ignore[arg-type]
+
+
+def test_a_run_without_scalars_has_an_empty_history(runs: Path, journal: Make) -> None:
+    with journal() as rank:
+        rank.about()
+    run = the_run(runs)
+    for history in (run.history(), run.history(ranks="all"), run.history(attempts="all"), run.history(raw=True)):
+        assert history.num_rows == 0
+        assert "step" in history.schema.names
+
+
+def test_steps_far_apart_do_not_cost_memory(runs: Path, journal: Make) -> None:
+    with journal() as rank:
+        for step in (0, 1 << 60, 5, 1 << 60):
+            rank.log(step, {"x": float(step)})
+    assert the_run(runs).history().column("step").to_pylist() == [0, 5, 1 << 60]
+
+
+def test_reading_while_writing_sees_each_new_row(runs: Path, journal: Make) -> None:
+    rank = journal(start_us=time.time_ns() // 1000)
+    rank.log(0, {"x": 0.0})
+    run = Api(runs).run(UID)
+    seen = []
+    for step in range(1, 6):
+        rank.log(step, {"x": float(step)})
+        seen.append(run.history().num_rows)
+    late = journal(rank=1)
+    late.log(9, {"y": 1.0})
+    assert seen == [2, 3, 4, 5, 6]
+    assert run.keys() == ["x", "y"]
+    assert run.state == "running"
+
+
+KEYS = ["a", "b", "system/c"]
+Row = tuple[int, int, int, str, float, str]
+
+logged = st.lists(
+    st.tuples(
+        st.integers(1, 3),  # attempt
+        st.integers(0, 2),  # rank
+        st.integers(0, 6),  # step
+        st.sampled_from(KEYS),
+        st.sampled_from([0.0, -0.0, 1.5, -2.0, math.inf, -math.inf, math.nan, 1e300]),
+        st.sampled_from(["mean", "sum", "min", "max"]),
+    ),
+    min_size=1,
+    max_size=30,
+)
+
+
+def naive(rows_: list[Row], keys: list[str]) -> dict[int, dict[str, float]]:
+    first: dict[int, int] = {}
+    for attempt, _, step, key, _, _ in rows_:
+        if not key.startswith("system/"):
+            first[attempt] = min(step, first.get(attempt, step))
+    last: dict[tuple[int, str, int], tuple[float, str]] = {}
+    for attempt, rank, step, key, value, reduce in rows_:
+        if not any(later > attempt and step >= begin for later, begin in first.items()):
+            last[step, key, rank] = (value, reduce)  # of one step only one attempt is seen, in logged order
+    result: dict[int, dict[str, float]] = {}
+    for step, key in {(step, key) for step, key, _ in last if key in keys}:
+        cells = [last[step, key, rank] for rank in range(3) if (step, key, rank) in last]
+        total, reduce = cells[0]
+        for value, _ in cells[1:]:
+            if reduce in ("mean", "sum"):
+                total = total + value
+            else:
+                total = float(np.minimum(total, value) if reduce == "min" else np.maximum(total, value))
+        result.setdefault(step, {})[key] = total / len(cells) if reduce == "mean" else total
+    return result
+
+
+def bits(value: float | None) -> bytes | None:
+    return None if value is None else b"nan" if math.isnan(value) else struct.pack("<d", value)
+
+
+@settings(max_examples=60)
+@given(rows_=logged)
+def test_history_equals_a_naive_model(rows_: list[Row]) -> None:
+    rows_ = sorted(rows_, key=lambda row: row[0])  # attempts follow each other
+    with tempfile.TemporaryDirectory() as folder:
+        writers: dict[tuple[int, int], RankJournal] = {}
+        for number, (attempt, rank, step, key, value, reduce) in enumerate(rows_):
+            if (attempt, rank) not in writers:
+                writers[attempt, rank] = RankJournal(Path(folder), rank=rank, attempt=attempt)
+            writers[attempt, rank].log(step, {key: value}, reduce=reduce, time_us=START_US + number)
+        for writer in writers.values():
+            writer.abandon()
+        run = the_run(Path(folder))
+        keys = [key for key in KEYS if key in run.keys()]  # noqa: SIM118  # not a mapping
+        history = run.history(keys)
+    expected = naive(rows_, keys)
+    assert history.column("step").to_pylist() == sorted(expected)
+    for key in keys:
+        wanted = [bits(expected[step].get(key)) for step in sorted(expected)]
+        assert [bits(value) for value in history.column(key).to_pylist()] == wanted

@@ -1,0 +1,77 @@
+"""What SyncGuard calls a wait, and what it lets pass."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from torchtrack.testing.syncguard import SyncGuard
+
+Operator = Callable[[torch.Tensor], object]
+
+WAITS: dict[str, Operator] = {
+    "nonzero": lambda x: x.nonzero(),
+    "bincount": lambda x: x.to(torch.int32).bincount(minlength=4),
+    "mask": lambda x: x.index_put_((x > 0,), torch.zeros((), device=x.device)),
+    "histc of a range from the data": lambda x: torch.histc(x, 10),
+    "copy to the host": lambda x: x.cpu(),
+    "copy to the host that only claims not to wait": lambda x: x.to("cpu", non_blocking=True),
+    "upload": lambda x: torch.ones(3).to(x.device),
+    "repeat_interleave": lambda x: x.repeat_interleave(torch.ones_like(x, dtype=torch.int64)),
+}
+PASSES: dict[str, Operator] = {
+    "histc of a given range": lambda x: torch.histc(x.to(torch.int32), 10, 0, 10),
+    "reduction": lambda x: x.sum(),
+    "gather": lambda x: x[torch.zeros(3, dtype=torch.int64, device=x.device)],
+    "slice": lambda x: x[2:5].fill_(0.0),
+    "where": lambda x: torch.where(x > 0, x, 0.0),
+    "repeat_interleave of a known size": lambda x: x.repeat_interleave(x.to(torch.int64), output_size=9),
+    "work on the host": lambda _: torch.ones(3).histc(10),
+}
+
+
+def run(operator: Operator) -> SyncGuard:
+    guard = SyncGuard()
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        x = torch.empty(64, device="lazy:0")
+        with guard:
+            try:
+                operator(x)
+            except RuntimeError:  # what depends on data has no shape on a fake device; the guard has seen it before
+                assert guard.violations
+    return guard
+
+
+@pytest.mark.parametrize("operator", WAITS.values(), ids=WAITS)
+def test_it_reports_what_waits(operator: Operator) -> None:
+    assert run(operator).violations
+
+
+@pytest.mark.parametrize("operator", PASSES.values(), ids=PASSES)
+def test_it_lets_pass_what_does_not_wait(operator: Operator) -> None:
+    assert run(operator).violations == []
+
+
+def test_a_copy_into_pinned_memory_that_does_not_wait_is_counted() -> None:
+    with FakeTensorMode():
+        host, x = torch.empty(8), torch.empty(8, device="lazy:0")
+        with SyncGuard(pinned=[host]) as guard:
+            host.copy_(x, non_blocking=True)
+        assert (guard.violations, guard.copies_to_host) == ([], 1)
+
+
+def test_it_judges_a_cpu_as_if_it_were_an_accelerator() -> None:
+    with SyncGuard(device_types={"cpu"}) as guard:
+        torch.ones(3).sum().item()
+    assert guard.violations == ["aten._local_scalar_dense.default: the host needs data of the device"]
+
+
+def test_views_and_empty_tensors_launch_nothing() -> None:
+    with SyncGuard(device_types={"cpu"}) as guard:
+        x = torch.empty(8)
+        x.view(2, 4)[:, 1].add_(1.0)
+        torch.cat([x] * 129)
+    assert guard.launches == {"aten.add_.Tensor": 1, "aten.cat.default": 2}

@@ -1,0 +1,265 @@
+"""The run of this process: init() starts it, module-level calls such as torchtrack.log go to it, its end is seen to."""
+
+from __future__ import annotations
+
+import atexit
+import logging
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from multiprocessing import parent_process
+from multiprocessing.util import Finalize, register_after_fork
+from typing import Any, Literal
+
+from torchtrack import guard
+from torchtrack.fields import Fields
+from torchtrack.environment import config_dict
+from torchtrack.errors import NoActiveRunError
+from torchtrack.job import Job, is_dataloader_worker
+from torchtrack.run import Reduce, Run, name_of, say
+from torchtrack.settings import Resume, Settings, environment_config
+
+logger = logging.getLogger("torchtrack")
+
+
+class _Process:
+    """What this process has: its runs (the last is the active one) and the handlers installed with the first."""
+
+    def __init__(self) -> None:
+        self.runs: list[Run] = []
+        self.ended: Run | None = None
+        self.hooked = False
+        self.error_before: BaseException | None = None
+
+
+_process = _Process()
+
+
+def init(
+    project: str | None = None,
+    *,
+    name: str | None = None,
+    id: str | None = None,  # noqa: A002  # the word users know
+    config: Any = None,
+    group: str | None = None,
+    job_type: str | None = None,
+    tags: Sequence[str] | None = None,
+    notes: str | None = None,
+    dir: str | os.PathLike[str] | None = None,  # noqa: A002
+    mode: Literal["offline", "disabled"] | None = None,
+    resume: Resume | bool | None = None,
+    mesh: Mapping[str, int] | None = None,
+    strict: bool | None = None,
+    console: bool | None = None,
+    sidecar: bool | None = None,
+    finish_timeout: float | None = None,
+    system_interval: float | None = None,
+) -> Run:
+    """Start a run, or join the one that the other ranks of this job start. Never waits for them.
+
+    Call it on every rank or on rank 0 only, before or after `init_process_group`. Each argument but the last few has an
+    environment variable (see docs/settings.md); an argument wins over it.
+
+    Args:
+        project: runs are listed by project (default "uncategorized").
+        name: for people (default two words and a number).
+        id: unique in its project; the same id again continues the run (default the run's uid).
+        config: hyper-parameters: a dict, argparse.Namespace, dataclass or any mapping.
+        group: a label that runs of one experiment share.
+        job_type: what the run does in its group.
+        tags: labels to filter by.
+        notes: free text.
+        dir: the folder runs are written to (default ./torchtrack-runs).
+        mode: "offline" writes to the folder; "disabled" accepts every call and does nothing.
+        resume: "auto" continues the run of this id, or of this launch after a restart; "must" insists that it exists;
+            "allow" continues it if the id exists; "never" refuses an existing one. True is "auto", False is "never".
+        mesh: this rank's coordinates in the device mesh, such as {"dp": 3, "tp": 0}.
+        strict: raise what log() would otherwise skip, count and warn of.
+        console: record the lines written to stdout and stderr.
+        sidecar: start the node's helper process, which learns how ranks end (default True).
+        finish_timeout: the most seconds finish() takes (default 10).
+        system_interval: seconds between samples of system metrics (default 10; 0 turns them off).
+
+    Returns:
+        The run; torchtrack.log and the other module-level calls go to it.
+
+    Raises:
+        TypeError: an argument of the wrong type.
+        ValueError: a value that is not allowed, resume="must" without such a run, resume="never" with one.
+    """
+    settings = Settings.resolve(
+        project=project,
+        name=name,
+        id=id,
+        config=config,
+        group=group,
+        job_type=job_type,
+        tags=tags,
+        notes=notes,
+        dir=dir,
+        mode=mode,
+        resume={True: "auto", False: "never"}.get(resume, resume) if isinstance(resume, bool) else resume,
+        mesh=mesh,
+        strict=strict,
+        console=console,
+        sidecar=sidecar,
+        finish_timeout=finish_timeout,
+        system_interval=system_interval,
+    )
+    values = {**environment_config(), **(config_dict(config) if config is not None else {})}
+    _end_previous()
+    if settings.mode == "disabled" or is_dataloader_worker():
+        run = Run(settings, values, None)
+    else:
+        run = _open(settings, values)
+    _process.runs.append(run)
+    _hook()
+    return run
+
+
+def _open(settings: Settings, values: dict[str, Any]) -> Run:
+    job = Job.start(
+        dir=settings.dir, project=settings.project, id=settings.id, resume=settings.resume, name=settings.name
+    )
+    opened: list[Run] = []
+    guard.attempt("init()", lambda: opened.append(Run(settings, values, job)))
+    if not opened:
+        job.close()
+        return Run(settings, values, None)
+    run, identity = opened[0], job.identity
+    _check_folder(settings)
+    if identity.rank == 0 and not identity.provisional:
+        again = f", attempt {identity.attempt}" if identity.attempt > 1 else ""
+        name = identity.name or settings.name or name_of(identity.uid)
+        say(f"run {name} ({identity.project}/{identity.id}{again}) is recorded in {settings.dir}")
+    return run
+
+
+def _check_folder(settings: Settings) -> None:
+    try:
+        settings.dir.mkdir(parents=True, exist_ok=True, mode=0o700)
+        if os.access(settings.dir, os.W_OK | os.X_OK):
+            return
+        why = "no permission to write there"
+    except OSError as error:
+        why = str(error)
+    logger.warning(
+        "torchtrack cannot write to %s: %s. Training goes on; nothing is recorded until it can. Set dir= or TORCHTRACK_DIR to "
+        "a folder that can be written.",
+        settings.dir,
+        why,
+    )
+
+
+def _end_previous() -> None:
+    for run in list(_process.runs):
+        if not run._finished:
+            logger.warning(
+                "torchtrack: init() was called while run %s was active; it has been finished. Call run.finish() first to "
+                "say where it ends.",
+                run._who().uid,
+            )
+        run._end("finish", None, quiet=True)
+    _process.runs.clear()
+
+
+def active() -> Run | None:
+    """The run that init() started last, None before it and after finish()."""
+    while _process.runs and _process.runs[-1]._finished and not _process.runs[-1].disabled:
+        _process.ended = _process.runs.pop()
+    return _process.runs[-1] if _process.runs else None
+
+
+def _current(what: str) -> Run:
+    run = active() or _process.ended
+    if run is None:
+        raise NoActiveRunError(f"torchtrack.{what} needs a run: call torchtrack.init(project=...) first")
+    return run
+
+
+def log(metrics: Mapping[str, Any], step: int | None = None, commit: bool = True, reduce: Reduce = "mean") -> None:
+    """`Run.log` of the active run."""
+    _current("log()").log(metrics, step, commit, reduce)
+
+
+def watch(models: Any, *args: Any, **kwargs: Any) -> None:
+    """`Run.watch` of the active run."""
+    _current("watch()").watch(models, *args, **kwargs)
+
+
+def unwatch(models: Any = None) -> None:
+    """`Run.unwatch` of the active run."""
+    _current("unwatch()").unwatch(models)
+
+
+def define_metric(name: str, *args: Any, **kwargs: Any) -> None:
+    """`Run.define_metric` of the active run."""
+    _current("define_metric()").define_metric(name, *args, **kwargs)
+
+
+def alert(title: str, text: str = "", level: str = "INFO") -> None:
+    """`Run.alert` of the active run."""
+    _current("alert()").alert(title, text, level)
+
+
+def mark(title: str, text: str = "") -> None:
+    """`Run.mark` of the active run."""
+    _current("mark()").mark(title, text)
+
+
+def finish(exit_code: int | None = None, quiet: bool | None = None) -> None:
+    """`Run.finish` of the active run; nothing if there is none."""
+    run = active()
+    if run is not None:
+        run.finish(exit_code, quiet)
+        if run.disabled:
+            _process.runs.remove(run)
+
+
+def config() -> Fields:
+    """The active run's config."""
+    return _current("config").config
+
+
+def summary() -> Fields:
+    """The active run's summary."""
+    return _current("summary").summary
+
+
+# -- the end of the process -------------------------------------------------------------------------------------------
+
+
+def _hook() -> None:
+    if _process.hooked:
+        return
+    _process.hooked = True
+    _process.error_before = getattr(sys, "last_value", None)
+    atexit.register(_at_exit)
+    os.register_at_fork(after_in_child=_after_fork)
+    if parent_process() is not None:
+        _finish_in_child(None)
+    register_after_fork(_process, _finish_in_child)
+
+
+def _finish_in_child(_: object) -> None:
+    """A multiprocessing child leaves by os._exit, without atexit; its own finalizers do run."""
+    Finalize(None, _at_exit, exitpriority=100)
+
+
+def _at_exit() -> None:
+    error = getattr(sys, "last_value", None)
+    uncaught = error is not None and error is not _process.error_before and not hasattr(sys, "ps1")
+    for run in list(_process.runs):
+        if uncaught:
+            run._end("exception", f"{type(error).__name__}: {error}")
+        else:
+            run._end("exit", None)
+    _process.runs.clear()
+
+
+def _after_fork() -> None:
+    for run in _process.runs:
+        if not run.disabled:
+            guard.attempt("fork", run.after_fork_in_child)
+
+

@@ -1,0 +1,460 @@
+"""One run as it is on disk now: what it is, what it logged, what became of it."""
+
+from __future__ import annotations
+
+import difflib
+import json
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta, timezone
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from torchtrack.api import charts, history, summary, tensors
+from torchtrack.api.history import Part, Window
+from torchtrack.api.streams import OWN_PREFIXES, StreamRows
+from torchtrack.histogram import Histogram
+from torchtrack.records import SCHEMAS, Table
+
+if TYPE_CHECKING:
+    from torchtrack.api.source import Source
+    from torchtrack.journal.reader import Damage
+
+Ranks = Literal["mean", "all"] | int
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """One launch of a run."""
+
+    number: int
+    world_size: int
+    start: datetime
+    end: datetime
+    """When the last of its ranks wrote for the last time."""
+    ranks: tuple[int, ...]
+    """Ranks that recorded anything."""
+    hosts: tuple[str, ...]
+    state: str
+    why: str
+    """What decided the state, in words: "exit code 1" and the like, with the rank; empty if there is nothing to say."""
+
+    @property
+    def duration(self) -> timedelta:
+        """From the first rank's start to the last sign of life."""
+        return self.end - self.start
+
+
+@dataclass(frozen=True)
+class Event:
+    """Something a rank said about its run, as a JSON object."""
+
+    time: datetime
+    step: int | None
+    type: str
+    rank: int
+    attempt: int
+    data: Mapping[str, Any]
+
+
+class Run:
+    """A run. Every access looks for what was written since the last one."""
+
+    def __init__(self, source: Source, uid: str) -> None:
+        self._source = source
+        self._uid = uid
+        self._cache: dict[Any, Any] = {}
+        self._version: tuple[int, ...] = ()
+
+    def __repr__(self) -> str:
+        return f"<Run {self.project}/{self.id} {self.name!r} {self.state}>"
+
+    # -- what it is ---------------------------------------------------------------------------------------------------
+
+    @property
+    def uid(self) -> str:
+        """The 16 hex digits that name the run everywhere."""
+        self._sync()
+        return self._uid
+
+    @property
+    def aliases(self) -> tuple[str, ...]:
+        """Provisional uids that ranks used before they agreed; they find the run too."""
+        return tuple(sorted({uid for stream in self._streams() for uid in stream.uids} - {self._uid}))
+
+    @property
+    def id(self) -> str:
+        """The user's id, else the uid."""
+        return str(self._about().get("id") or self._uid)
+
+    @property
+    def name(self) -> str:
+        """The run's name for people."""
+        return str(self._about().get("name") or self.id)
+
+    @property
+    def project(self) -> str:
+        """The project, `uncategorized` by default."""
+        return str(self._about().get("project") or "uncategorized")
+
+    @property
+    def group(self) -> str | None:
+        """The group, if the user gave one."""
+        return self._about().get("group")
+
+    @property
+    def job_type(self) -> str | None:
+        """The job type, if the user gave one."""
+        return self._about().get("job_type")
+
+    @property
+    def tags(self) -> tuple[str, ...]:
+        """The tags."""
+        return tuple(self._about().get("tags") or ())
+
+    @property
+    def notes(self) -> str | None:
+        """The notes."""
+        return self._about().get("notes")
+
+    def _about(self) -> dict[str, Any]:
+        return self._newest("run")
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """Rank 0's configuration, all attempts merged. What other ranks had otherwise is in events of type config_difference."""
+        events = self._by_authority("config")
+        lowest = min((event.rank for event in events), default=0)
+        return {key: value for event in events if event.rank == lowest for key, value in event.data.items()}
+
+    @property
+    def environment(self) -> dict[str, Any]:
+        """Machine, versions, git, packages, command: rank 0's, the parts merged."""
+        return {key: value for event in self._by_authority("environment") for key, value in event.data.items()}
+
+    # -- what became of it --------------------------------------------------------------------------------------------
+
+    @property
+    def state(self) -> str:
+        """running, finished, failed, killed, crashed or lost: that of the newest attempt."""
+        attempts = self.attempts
+        return attempts[-1].state if attempts else "lost"
+
+    @property
+    def attempts(self) -> list[Attempt]:
+        """Every launch of the run, oldest first."""
+        groups: dict[int, list[StreamRows]] = {}
+        for stream in self._streams():
+            groups.setdefault(stream.attempt, []).append(stream)
+        return [_attempt(number, streams, self._source) for number, streams in sorted(groups.items())]
+
+    @property
+    def world_size(self) -> int:
+        """Ranks of the newest attempt."""
+        attempts = self.attempts
+        return attempts[-1].world_size if attempts else 0
+
+    @property
+    def created(self) -> datetime:
+        """When the first rank started."""
+        return _when(min((stream.start_ns for stream in self._streams()), default=0))
+
+    @property
+    def duration(self) -> timedelta:
+        """How long the attempts ran, together."""
+        return sum((attempt.duration for attempt in self.attempts), timedelta())
+
+    @property
+    def dropped(self) -> int:
+        """Rows the run could not record: what the gaps in the journals say, or the ranks' own counters where those say more."""
+        total = 0
+        for stream in self._streams():
+            counted = [stream.last_value(name) for name in ("_tt/dropped_rows", "_tt/dropped")]
+            total += max(stream.dropped_rows, *(int(value) for value in counted))
+        return total
+
+    @property
+    def damages(self) -> list[Damage]:
+        """Parts of the journals that cannot be read."""
+        streams = self._streams()
+        for stream in streams:
+            for table in Table:
+                stream.load_scalars() if table is Table.SCALARS else stream.table(table)
+        return [damage for stream in streams for damage in stream.damages]
+
+    # -- what it logged -----------------------------------------------------------------------------------------------
+
+    def keys(self, prefix: str = "") -> list[str]:
+        """Names of all metrics, sorted: the user's, and those under watch/, system/ and _tt/."""
+        names = self._source.names.names
+        codes = {code for stream in self._streams() for code in stream.load_scalars().by_code()}
+        return sorted(names[code] for code in codes if names[code].startswith(prefix))
+
+    def history(
+        self,
+        keys: str | Sequence[str] | None = None,
+        ranks: Ranks = "mean",
+        start: int | None = None,
+        stop: int | None = None,
+        attempts: Literal["latest", "all"] = "latest",
+        raw: bool = False,
+    ) -> pa.Table:
+        """Scalars as a table: one row a step, a float64 column a metric.
+
+        What was not logged is null; NaN is NaN. Where a metric was logged twice at a step the later value counts.
+
+        Args:
+            keys: metrics, by default all the user's (not those under watch/, system/ and _tt/).
+            ranks: "mean" combines ranks as `reduce` of `log` said; "all" gives a row a step and rank, with a column
+                `rank`; a number gives that rank alone.
+            start: the first step.
+            stop: the step after the last.
+            attempts: "latest" hides an attempt from the first step of a later one on; "all" gives the rows of each
+                attempt, with a column `attempt`.
+            raw: everything as it was logged, nothing combined or hidden: step, time, rank, attempt, then the metrics. A
+                row holds what one rank logged at one step and moment; a metric logged twice there makes a second row.
+
+        Returns:
+            Columns `step`, `time` (UTC; of the lowest rank), `rank` and `attempt` where asked for, then the metrics.
+
+        Raises:
+            ValueError: a metric or rank is not there, or an argument is none of the allowed ones.
+        """
+        names = self._known_keys([keys] if isinstance(keys, str) else keys)
+        if attempts not in ("latest", "all"):
+            raise ValueError(f'attempts={attempts!r}: it is "latest" or "all"')
+        parts = self._parts()
+        if isinstance(ranks, str):
+            if ranks not in ("mean", "all"):
+                raise ValueError(f'ranks={ranks!r}: it is "mean", "all" or a rank')
+        else:
+            parts = _of_rank(parts, ranks)
+        coded = [(name, self._source.names.codes[name]) for name in names]
+        if raw:
+            return history.raw(parts, coded, Window(start, stop))
+        make = history.by_rank if ranks == "all" else history.combined
+        if attempts == "latest":
+            return make(parts, coded, Window(start, stop, self._cuts()))
+        numbers = sorted({part.attempt for part in parts})
+        each = [(n, make([p for p in parts if p.attempt == n], coded, Window(start, stop))) for n in numbers]
+        return history.by_attempt(each or [(0, make([], coded, Window()))])
+
+    def series(self, key: str, max_points: int = 1000, ranks: Ranks = "mean") -> pa.Table:
+        """A metric in at most `max_points` buckets of steps, each with min, max and mean, so that spikes survive.
+
+        Columns: step (the first), last_step, min, max, mean (over finite values), count (of them), nonfinite.
+        """
+        return charts.series(self.history([key], ranks=ranks), key, _positive("max_points", max_points))
+
+    @property
+    def summary(self) -> dict[str, Any]:
+        """One value a metric (all but those under _tt/): the last, or what `define_metric` or the user said."""
+        return dict(self._cached("summary", self._summary))
+
+    def _summary(self) -> dict[str, Any]:
+        codes = self._source.names.codes
+        wanted = {name: codes[name] for name in self.keys() if not name.startswith("_tt/")}
+        defined = [event.data for event in self._by_authority("metric")]
+        values: dict[str, Any] = dict(summary.values(self._parts(), wanted, self._cuts(), defined))
+        for event in self._by_authority("summary"):
+            values.update(event.data)
+        return values
+
+    def tensors(
+        self, kind: str | None = None, name: str | None = None, start: int | None = None, stop: int | None = None
+    ) -> pa.Table:
+        """Statistics of tensors, a row each (kind, name, stage, sample), every element counted once over all ranks.
+
+        Args:
+            kind: gradient, parameter, logged; may be a pattern such as `*`.
+            name: a parameter's name; may be a pattern such as `layers.*.weight`.
+            start: the first step.
+            stop: the step after the last.
+
+        Returns:
+            The columns of `records.TENSORS`, then `norm`, `coverage` (share of the elements that was counted) and
+            `attempt`. From its first step on a later attempt hides earlier ones.
+        """
+        parts = [
+            tensors.TensorPart(s.attempt, s.rank, tensors.select(s.table(Table.TENSORS), kind, name))
+            for s in self._streams()
+        ]
+        return tensors.combined(parts, Window(start, stop, self._cuts()))
+
+    def histogram(self, kind: str, name: str, step: int, stage: str | None = None) -> Histogram:
+        """The histogram of a tensor at a step; of all tensors that match, added exactly, if `name` is a pattern.
+
+        Args:
+            kind: gradient, parameter, logged.
+            name: the parameter's name.
+            step: a step that was sampled.
+            stage: pre_clip, step or skipped; by default the earliest of these that was recorded.
+
+        Raises:
+            ValueError: nothing was recorded at that step; the message names the nearest steps that were.
+        """
+        rows = tensors.one_stage(self.tensors(kind, name, step, step + 1), stage)
+        if not rows.num_rows:
+            raise ValueError(self._no_histogram(kind, name, step, stage))
+        return tensors.histogram(rows)
+
+    def _no_histogram(self, kind: str, name: str, step: int, stage: str | None) -> str:
+        rows = tensors.one_stage(self.tensors(kind, name), stage)
+        if rows.num_rows:
+            steps = np.unique(rows.column("step").to_numpy())
+            near = sorted(steps[np.argsort(np.abs(steps - step), kind="stable")[:4]].tolist())
+            return f"{kind} {name!r} was not sampled at step {step}; the nearest sampled steps are {', '.join(map(str, near))}"
+        known = sorted(set(self.tensors(kind).column("name").to_pylist()))
+        return f"no {kind} {name!r} was recorded{_did_you_mean(name, known)}"
+
+    def heatmap(self, kind: str, name: str, max_columns: int = 500, stage: str | None = None) -> charts.Heatmap:
+        """Histograms over steps in at most `max_columns` columns; adjacent samples are added exactly."""
+        rows = tensors.one_stage(self.tensors(kind, name), stage)
+        return charts.heatmap(rows, _positive("max_columns", max_columns))
+
+    def texts(self) -> pa.Table:
+        """Logged strings, with rank and attempt."""
+        return self._rows(Table.TEXTS)
+
+    def logs(self) -> pa.Table:
+        """Lines the ranks printed, with rank and attempt."""
+        return self._rows(Table.LOGS)
+
+    def media(self) -> pa.Table:
+        """Logged media, with rank and attempt; the bytes lie in `media/<sha256>` of the run's folder."""
+        return self._rows(Table.MEDIA)
+
+    def events(self, type: str | None = None) -> list[Event]:  # noqa: A002
+        """What ranks said about the run, in the order of time; of one type if given."""
+        events = self._cached("events", lambda: list(_events(self._streams())))
+        return [event for event in events if type is None or event.type == type]
+
+    def findings(self) -> list[Event]:
+        """What the stability rules concluded: the events of type finding."""
+        return self.events("finding")
+
+    # -- inside -------------------------------------------------------------------------------------------------------
+
+    def _sync(self) -> list[StreamRows]:
+        self._uid, streams = self._source.refresh(self._uid)
+        version = tuple(stream.version for stream in streams)
+        if version != self._version:
+            self._version = version
+            self._cache.clear()
+        return streams
+
+    def _streams(self) -> list[StreamRows]:
+        """The ranks' streams: by attempt, rank and time of opening."""
+        streams = [stream for stream in self._sync() if stream.role == "rank"]
+        return sorted(streams, key=lambda s: (s.attempt, s.rank, s.start_ns, str(s.path)))
+
+    def _cached(self, key: Any, make: Callable[[], Any]) -> Any:
+        self._sync()
+        if key in self._cache:
+            return self._cache[key]
+        version, value = self._version, make()
+        if version == self._version:  # else more was written meanwhile, and the value may hold part of it
+            self._cache[key] = value
+        return value
+
+    def _parts(self) -> list[Part]:
+        groups: dict[tuple[int, int], list[Any]] = {}
+        for stream in self._streams():
+            groups.setdefault((stream.attempt, stream.rank), []).append(stream.load_scalars())
+        return [Part(attempt, rank, tuple(scalars)) for (attempt, rank), scalars in groups.items()]
+
+    def _cuts(self) -> dict[int, int]:
+        """From which step on each attempt is hidden. A step of an attempt is one of its metrics or tensors."""
+        first: dict[int, int | None] = {}
+        for stream in self._streams():
+            step = stream.load_scalars().first_step
+            if step is None:
+                step = pc.min(stream.table(Table.TENSORS).column("step")).as_py()
+            steps = [known for known in (step, first.get(stream.attempt)) if known is not None]
+            first[stream.attempt] = min(steps, default=None)
+        return history.cuts(first)
+
+    def _known_keys(self, keys: Sequence[str] | None) -> list[str]:
+        known = self.keys()
+        if keys is None:
+            return [key for key in known if not key.startswith(OWN_PREFIXES)]
+        for key in keys:
+            if key not in known:
+                raise ValueError(f"no metric {key!r} in run {self.name}{_did_you_mean(key, known)}")
+        return list(dict.fromkeys(keys))
+
+    def _newest(self, type_: str) -> dict[str, Any]:
+        events = self._by_authority(type_)
+        return dict(events[-1].data) if events else {}
+
+    def _by_authority(self, type_: str) -> list[Event]:
+        """Events of a type, those that win last: newest attempt, lowest rank, newest."""
+        return sorted(self.events(type_), key=lambda event: (event.attempt, -event.rank, event.time))
+
+    def _rows(self, table: Table) -> pa.Table:
+        tables = []
+        for stream in self._streams():
+            rows = stream.table(table)
+            for name, number in (("rank", stream.rank), ("attempt", stream.attempt)):
+                rows = rows.append_column(name, pa.array(np.full(rows.num_rows, number, np.int64)))
+            tables.append(rows)
+        schema = pa.schema([*SCHEMAS[table], ("rank", pa.int64()), ("attempt", pa.int64())])
+        rows = pa.concat_tables([schema.empty_table(), *tables]).unify_dictionaries().combine_chunks()
+        return rows.take(pc.sort_indices(rows, sort_keys=[("time", "ascending")]))
+
+
+def _attempt(number: int, streams: Sequence[StreamRows], source: Source) -> Attempt:
+    state = source.state(streams)
+    return Attempt(
+        number=number,
+        world_size=max(int(stream.place.get("world_size") or 1) for stream in streams),
+        start=_when(min(stream.start_ns for stream in streams)),
+        end=_when(max(stream.last_ns for stream in streams)),
+        ranks=tuple(sorted({stream.rank for stream in streams})),
+        hosts=tuple(dict.fromkeys(str(stream.opening.get("host", "?")) for stream in streams)),
+        state=state.name,
+        why=f"rank {state.rank}: {state.why}" if state.why and state.rank is not None else state.why,
+    )
+
+
+def _when(time_ns: int) -> datetime:
+    return datetime.fromtimestamp(time_ns / 1e9, timezone.utc)
+
+
+def _of_rank(parts: list[Part], rank: int) -> list[Part]:
+    chosen = [part for part in parts if part.rank == rank]
+    if not chosen:
+        ranks = sorted({part.rank for part in parts})
+        raise ValueError(f"no rank {rank}: the run has {', '.join(map(str, ranks)) or 'none'}")
+    return chosen
+
+
+def _positive(name: str, value: int) -> int:
+    if value < 1:
+        raise ValueError(f"{name}={value}: it is at least 1")
+    return value
+
+
+def _did_you_mean(name: str, known: Sequence[str]) -> str:
+    near = difflib.get_close_matches(name, known, n=5, cutoff=0.4)
+    near += [other for other in known if re.search(re.escape(name), other) and other not in near][: 5 - len(near)]
+    if near:
+        return f"; did you mean {', '.join(near)}?"
+    return f"; there are {', '.join(known[:8])}{', ...' if len(known) > 8 else ''}" if known else "; there are none yet"
+
+
+def _events(streams: Sequence[StreamRows]) -> Iterator[Event]:
+    found = []
+    for stream in streams:
+        for row in stream.table(Table.EVENTS).to_pylist():
+            try:
+                data = json.loads(row["json"])
+            except (TypeError, ValueError):
+                continue
+            if isinstance(data, dict) and row["time"] is not None:
+                found.append(Event(row["time"], row["step"], row["type"], stream.rank, stream.attempt, data))
+    yield from sorted(found, key=lambda event: event.time)

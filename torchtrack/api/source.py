@@ -1,0 +1,240 @@
+"""Where runs are found: a folder of runs, one run's folder, or a single journal.
+
+Streams are grouped by the uid that their newest record names, never by folder: a rank that started before the ranks
+agreed wrote into a folder of its own.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+from torchtrack.api.run import Run
+from torchtrack.api.streams import Names, StreamRows
+from torchtrack.errors import RunNotFoundError
+from torchtrack.journal.reader import find_streams
+from torchtrack.sidecar.state import State, StreamFacts, run_state
+
+SHORTEST_PREFIX: Final = 4
+
+
+class Source:
+    """The streams below a path and the runs they make up."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.names = Names()
+        self._streams: dict[Path, StreamRows] = {}
+        self._groups: dict[str, list[StreamRows]] = {}
+        self._aliases: dict[str, str] = {}
+
+    def refresh_all(self) -> dict[str, list[StreamRows]]:
+        """Look for new streams and new frames everywhere; the streams of each run by uid."""
+        found = [self.path] if self.path.is_file() else find_streams(self.path)
+        self._poll([self._stream(path) for path in found])
+        self._group()
+        return self._groups
+
+    def refresh(self, uid: str) -> tuple[str, list[StreamRows]]:
+        """Look for what is new of one run: its folders, its streams, and streams that may turn out to be its own.
+
+        Returns:
+            Its uid, which differs from the one asked for once ranks agreed on another, and its streams.
+        """
+        streams = self._groups.get(self._aliases.get(uid, uid), [])
+        folders = {stream.path.parent.parent for stream in streams} if self.path.is_dir() else set()
+        mine = [self._stream(path) for folder in folders for path in find_streams(folder)]
+        if self._poll([*mine, *(stream for stream in self._streams.values() if stream.loose)]):
+            self._group()
+        uid = self._aliases.get(uid, uid)
+        return uid, self._groups.get(uid, [])
+
+    def state(self, streams: Sequence[StreamRows]) -> State:
+        """What became of the processes that wrote some rank streams."""
+        exits, beats = self._node_records()
+        facts = []
+        for stream in streams:
+            ended, exit_ = stream.ended or {}, exits.get(stream.key, {})
+            facts.append(
+                StreamFacts(
+                    attempt=stream.attempt,
+                    rank=stream.rank,
+                    sealed=stream.seal is not None,
+                    ended_reason=ended.get("reason"),
+                    ended_error=ended.get("error"),
+                    exit_code=exit_.get("code"),
+                    exit_signal=exit_.get("signal"),
+                    exit_time_ns=exit_.get("time_ns"),
+                    last_heartbeat_ns=beats.get(stream.key),
+                    last_frame_ns=stream.last_ns,
+                )
+            )
+        return run_state(facts, time.time_ns())
+
+    def _node_records(self) -> tuple[dict[str, dict[str, Any]], dict[str, int]]:
+        """By stream: how its process ended, and when its node last said that it lives."""
+        exits: dict[str, dict[str, Any]] = {}
+        beats: dict[str, int] = {}
+        for node in self._streams.values():
+            exits.update((str(record.get("stream")), record) for record in node.exits)
+            for beat in node.heartbeats:
+                for key in beat.get("streams", ()):
+                    beats[key] = max(int(beat.get("time_ns", 0)), beats.get(key, 0))
+        return exits, beats
+
+    def _stream(self, path: Path) -> StreamRows:
+        if path not in self._streams:
+            self._streams[path] = StreamRows(path, self.names)
+        return self._streams[path]
+
+    def _poll(self, streams: Iterable[StreamRows]) -> bool:
+        changed = False
+        for stream in set(streams):
+            before = stream.version
+            stream.poll()
+            changed |= stream.version != before
+        return changed
+
+    def _group(self) -> None:
+        self._groups, self._aliases = {}, {}
+        known = [stream for stream in self._streams.values() if stream.known]
+        for stream in known:
+            if stream.role == "rank":
+                self._aliases.update((uid, stream.uid) for uid in stream.uids - {stream.uid})
+                self._groups.setdefault(stream.uid, []).append(stream)
+        for stream in known:
+            if stream.role == "node":
+                self._groups.get(self._aliases.get(stream.uid, stream.uid), []).append(stream)
+
+    def resolve(self, prefix: str) -> list[str]:
+        """The uids of runs that have a uid, now or at first, beginning with `prefix`."""
+        matches = {uid for uid in self._groups if uid.startswith(prefix)}
+        return sorted(matches | {uid for alias, uid in self._aliases.items() if alias.startswith(prefix)})
+
+    def unread(self) -> list[StreamRows]:
+        """Files that look like journals and could not be placed."""
+        return [stream for stream in self._streams.values() if not stream.known and stream.path.stat().st_size]
+
+
+class Api:
+    """Reads runs, also while they are being written.
+
+    Args:
+        source: a folder of runs (the `dir` of `init`), one run's folder, or a single `.ttj` file.
+
+    Raises:
+        ValueError: the source is a URL.
+        FileNotFoundError: there is no such file or folder.
+    """
+
+    def __init__(self, source: str | os.PathLike[str]) -> None:
+        if "://" in str(source):
+            raise ValueError(f"{source}: reading from a server comes with a later version; give the folder of the runs")
+        path = Path(source)
+        if not path.exists():
+            raise FileNotFoundError(f"{path}: no such folder; runs are written to `dir` of init, TORCHTRACK_DIR, or ./torchtrack-runs")
+        self._source = Source(path)
+        self._runs: dict[str, Run] = {}
+
+    def runs(self, project: str | None = None, filters: Mapping[str, Any] | None = None) -> list[Run]:
+        """The runs, newest first.
+
+        Args:
+            project: of this project only.
+            filters: field to value or to a function of the value, all of which must hold: an attribute of a run such as
+                `state`, or `config.lr`, `summary.loss`. For `tags`, a text asks for that one tag.
+        """
+        found = [self._run(uid) for uid in self._source.refresh_all()]
+        kept = [run for run in found if project in (None, run.project) and _matches(run, filters or {})]
+        return sorted(kept, key=lambda run: (run.created, run.uid), reverse=True)
+
+    def run(self, name: str) -> Run:
+        """One run by `project/id`, id, uid, a unique beginning of the uid (4 characters or more), or name.
+
+        Raises:
+            RunNotFoundError: none or several runs are called so; the message says what to type.
+        """
+        runs = self.runs()
+        for finds in _LOOKUPS:
+            found = [run for run in runs if finds(run, name)]
+            if len(found) == 1:
+                return found[0]
+            if found:
+                raise RunNotFoundError(_ambiguous(name, found))
+        uids = self._source.resolve(name) if len(name) >= SHORTEST_PREFIX else []
+        if len(uids) == 1:
+            return self._run(uids[0])
+        if uids:
+            raise RunNotFoundError(_ambiguous(name, [run for run in runs if run.uid in uids]))
+        raise RunNotFoundError(_not_found(name, runs, self._source.path))
+
+    @property
+    def unread(self) -> dict[Path, str]:
+        """Files named like journals of which not even the first record can be read, and why."""
+        self._source.refresh_all()
+        reasons = {stream.path: [damage.reason for damage in stream.damages] for stream in self._source.unread()}
+        return {path: (reason or ["it does not begin with a journal's opening record"])[0] for path, reason in reasons.items()}
+
+    def _run(self, uid: str) -> Run:
+        if uid not in self._runs:
+            self._runs[uid] = Run(self._source, uid)
+        return self._runs[uid]
+
+
+_LOOKUPS: Final[tuple[Callable[[Run, str], bool], ...]] = (
+    lambda run, name: run.uid == name,
+    lambda run, name: f"{run.project}/{run.id}" == name,
+    lambda run, name: run.id == name,
+    lambda run, name: name in (run.name, f"{run.project}/{run.name}"),
+)
+"""The ways to name a run; an earlier one wins."""
+
+
+def _ambiguous(name: str, runs: Sequence[Run]) -> str:
+    options = "\n  ".join(f"{run.uid}  {run.project}/{run.name}" for run in runs[:8])
+    return f"{name!r} is {len(runs)} runs; give the uid of one:\n  {options}"
+
+
+def _not_found(name: str, runs: Sequence[Run], path: Path) -> str:
+    if not runs:
+        return f"no run {name!r}: there are no runs in {path}"
+    labels = {label: run for run in reversed(runs) for label in (run.id, run.name, f"{run.project}/{run.id}", run.uid)}
+    near = [labels[label] for label in difflib.get_close_matches(name, list(labels), n=5, cutoff=0.4)]
+    chosen = list(dict.fromkeys(near)) or list(runs[:5])
+    options = "\n  ".join(f"{run.uid}  {run.project}/{run.name}" for run in chosen)
+    return f"no run {name!r} in {path}; {'the nearest are' if near else 'the newest are'} (give a uid, an id or a name):\n  {options}"
+
+
+def _matches(run: Run, filters: Mapping[str, Any]) -> bool:
+    return all(_holds(_field(run, field), wanted) for field, wanted in filters.items())
+
+
+_MISSING: Final = object()
+
+
+def _field(run: Run, field: str) -> Any:
+    head, _, key = field.partition(".")
+    if head.startswith("_") or not hasattr(Run, head):
+        raise ValueError(f"no field {field!r} to filter by: it is an attribute of a run, or config.<key> or summary.<key>")
+    value: Any = getattr(run, head)
+    if not key:
+        return value
+    if key in value:
+        return value[key]
+    for part in key.split("."):
+        value = value.get(part, _MISSING) if isinstance(value, Mapping) else _MISSING
+    return value
+
+
+def _holds(value: Any, wanted: Any) -> bool:
+    if value is _MISSING:
+        return False
+    if callable(wanted):
+        return bool(wanted(value))
+    if isinstance(value, tuple) and isinstance(wanted, str):
+        return wanted in value
+    return bool(value == wanted)

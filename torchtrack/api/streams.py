@@ -1,0 +1,319 @@
+"""One journal stream as tables: polls the journal, decodes frames when a table is first asked for, keeps what was decoded.
+
+Scalars become plain columns with interned names, so that a history is numpy all the way. A frame that does not decode is
+a damage of the run, never an exception.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from torchtrack import records
+from torchtrack.errors import JournalError
+from torchtrack.journal.frame import Kind
+from torchtrack.journal.reader import Damage, Stream
+
+OWN_PREFIXES: Final = ("watch/", "system/", "_tt/")
+REDUCES: Final = ("mean", "sum", "min", "max")
+
+Ints = npt.NDArray[np.int64]
+Floats = npt.NDArray[np.float64]
+
+
+class Names:
+    """Metric names as small integers, shared by all streams of a source."""
+
+    def __init__(self) -> None:
+        self.codes: dict[str, int] = {}
+        self.names: list[str] = []
+        self._background = np.zeros(0, np.bool_)
+
+    def intern(self, names: list[str]) -> Ints:
+        """The code of each name."""
+        for name in names:
+            if name not in self.codes:
+                self.codes[name] = len(self.names)
+                self.names.append(name)
+        return np.array([self.codes[name] for name in names], np.int64)
+
+    def background(self) -> npt.NDArray[np.bool_]:
+        """By code: whether the metric is sampled in the background, so that its step says nothing about the attempt's."""
+        if len(self._background) < len(self.names):
+            self._background = np.array([name.startswith(("system/", "_tt/")) for name in self.names], np.bool_)
+        return self._background
+
+
+@dataclass(frozen=True)
+class Points:
+    """Values of one metric in the order they were logged."""
+
+    step: Ints
+    time: Ints  # microseconds since the epoch, UTC
+    value: Floats
+    reduce: npt.NDArray[np.int8]  # index into REDUCES
+
+    def __len__(self) -> int:
+        return len(self.step)
+
+    def where(self, keep: npt.NDArray[np.bool_] | Ints) -> Points:
+        """Some of them."""
+        return Points(self.step[keep], self.time[keep], self.value[keep], self.reduce[keep])
+
+    @classmethod
+    def concat(cls, parts: list[Points]) -> Points:
+        """Several stretches as one, in the order of their times where those disagree with the order written.
+
+        A number that came late from a device is written after later ones; its time is when it was logged.
+        """
+        if len(parts) == 1:
+            points = parts[0]
+        else:
+            columns = zip(*((p.step, p.time, p.value, p.reduce) for p in parts), strict=True)
+            points = cls(*(np.concatenate(column) for column in columns))
+        if len(points) > 1 and bool((points.time[1:] < points.time[:-1]).any()):
+            points = points.where(np.argsort(points.time, kind="stable"))
+        return points
+
+
+class Scalars:
+    """The scalars of one stream, a column each, and split by metric on demand."""
+
+    def __init__(self, names: Names) -> None:
+        self._names = names
+        self._parts: list[tuple[Ints, Points]] = []
+        self._by_code: dict[int, Points] | None = None
+        self.first_step: int | None = None
+
+    def add(self, rows: pa.Table) -> None:
+        """Append the rows of a frame. Rows without step, time or name are not ours and are left out."""
+        if any(rows.column(name).null_count for name in ("step", "time", "name")):
+            rows = rows.filter(_all_valid(rows, ("step", "time", "name")))
+        if not rows.num_rows:
+            return
+        if rows.column("name").num_chunks > 1:
+            rows = rows.unify_dictionaries().combine_chunks()
+        code = self._codes(rows.column("name").chunk(0))
+        reduce = rows.column("reduce").chunk(0)
+        known = np.array([REDUCES.index(r) if r in REDUCES else 0 for r in reduce.dictionary.to_pylist()] + [0], np.int8)
+        points = Points(
+            rows.column("step").to_numpy(),
+            rows.column("time").chunk(0).cast(pa.int64()).to_numpy(),
+            rows.column("value").chunk(0).to_numpy(zero_copy_only=False),
+            known[reduce.indices.fill_null(-1).to_numpy(zero_copy_only=False)],
+        )
+        self._parts.append((code, points))
+        self._by_code = None
+        leading = points.step[~self._names.background()[code]]
+        if len(leading):
+            first = int(leading.min())
+            self.first_step = first if self.first_step is None else min(first, self.first_step)
+
+    def _codes(self, column: pa.DictionaryArray) -> Ints:
+        codes: Ints = self._names.intern(column.dictionary.to_pylist())[column.indices.to_numpy()]
+        return codes
+
+    def by_code(self) -> dict[int, Points]:
+        """The points of each metric."""
+        if self._by_code is None:
+            if len(self._parts) > 1:
+                code = np.concatenate([part[0] for part in self._parts])
+                columns = zip(*((p.step, p.time, p.value, p.reduce) for _, p in self._parts), strict=True)
+                self._parts = [(code, Points(*(np.concatenate(column) for column in columns)))]
+            self._by_code = _split(*self._parts[0]) if self._parts else {}
+        return self._by_code
+
+
+def _split(code: Ints, points: Points) -> dict[int, Points]:
+    """Rows grouped by code, each group in its old order."""
+    narrow = code.astype(np.uint16) if int(code.max(initial=0)) < 1 << 16 else code  # 16 bits sort by radix
+    order = np.argsort(narrow, kind="stable")
+    codes, starts = np.unique(code[order], return_index=True)
+    bounds = [*starts.tolist(), len(order)]
+    groups = zip(codes.tolist(), bounds, bounds[1:], strict=False)
+    return {c: Points.concat([points.where(order[lo:hi])]) for c, lo, hi in groups}
+
+
+def _all_valid(rows: pa.Table, names: tuple[str, ...]) -> pa.Array:
+    valid = np.ones(rows.num_rows, np.bool_)
+    for name in names:
+        valid &= rows.column(name).is_valid().to_numpy()
+    return pa.array(valid)
+
+
+class StreamRows:
+    """A stream and its rows so far."""
+
+    def __init__(self, path: Path, names: Names) -> None:
+        self.path = path
+        self.version = 0
+        self._names = names
+        self._stream = Stream(path)
+        self._start_over()
+
+    def _start_over(self) -> None:
+        self.scalars = Scalars(self._names)
+        self.exits: list[dict[str, Any]] = []
+        self.heartbeats: list[dict[str, Any]] = []
+        self._waiting: dict[records.Table, list[tuple[int, bytes]]] = {}
+        self._tables: dict[records.Table, pa.Table] = {}
+        self._damages: list[Damage] = []
+        self._last_seq = -1
+        self._last_mono_ns: int | None = None
+
+    def poll(self) -> None:
+        """Take what was written since the last poll."""
+        try:
+            frames = self._stream.poll()
+        except (OSError, JournalError) as error:
+            if not self._damages or self._damages[-1].reason != str(error):
+                self._damage(0, str(error))
+                self.version += 1
+            return
+        if frames and frames[0].seq <= self._last_seq:  # the file was replaced, and is read from its start again
+            self._start_over()
+        for frame in frames:
+            self._last_seq, self._last_mono_ns = frame.seq, frame.mono_ns
+            if frame.kind is Kind.DATA:
+                self._keep(frame.table, frame.seq, frame.payload)
+            elif frame.kind in (Kind.META, Kind.HEARTBEAT) and self.role == "node":
+                self._node_record(frame.seq, frame.kind, frame.payload)
+        self.version += bool(frames)
+
+    def _keep(self, table: int, seq: int, payload: bytes) -> None:
+        try:
+            self._waiting.setdefault(records.Table(table), []).append((seq, payload))
+        except ValueError:
+            self._damage(seq, f"unknown table {table}")
+
+    def _node_record(self, seq: int, kind: int, payload: bytes) -> None:
+        try:
+            record = json.loads(payload)
+        except ValueError:
+            self._damage(seq, "a record is no JSON")
+            return
+        if kind == Kind.HEARTBEAT:
+            self.heartbeats[:] = [record]  # only the newest counts
+        elif record.get("type") == "exit":
+            self.exits.append(record)
+
+    def _damage(self, seq: int, reason: str) -> None:
+        self._damages.append(Damage(self.path, 0, 0, seq, seq, reason))
+
+    def load_scalars(self) -> Scalars:
+        """The scalars, decoded up to the last poll."""
+        for rows in self._decode(records.Table.SCALARS):
+            self.scalars.add(rows)
+        return self.scalars
+
+    def table(self, table: records.Table) -> pa.Table:
+        """All rows of a table other than scalars, with their dictionaries unified."""
+        fresh = self._decode(table)
+        if table not in self._tables:
+            self._tables[table] = records.SCHEMAS[table].empty_table()
+        if fresh:
+            self._tables[table] = pa.concat_tables([self._tables[table], *fresh]).unify_dictionaries().combine_chunks()
+        return self._tables[table]
+
+    def _decode(self, table: records.Table) -> list[pa.Table]:
+        decoded = []
+        for seq, payload in self._waiting.pop(table, ()):
+            try:
+                decoded.append(records.decode(table, payload))
+            except (ValueError, pa.ArrowException, OSError) as error:
+                self._damage(seq, f"a {table.name.lower()} frame does not decode: {error}")
+        return decoded
+
+    @property
+    def damages(self) -> list[Damage]:
+        """What the journal found damaged, and frames that did not decode."""
+        return [*self._stream.damages, *self._damages]
+
+    @property
+    def dropped_rows(self) -> int:
+        """Rows the writer says it dropped."""
+        return sum(int(gap.get("rows", 0)) for gap in self._stream.gaps)
+
+    def last_value(self, name: str) -> float:
+        """The newest value of a counter; 0 if it was never written."""
+        points = self.load_scalars().by_code().get(self._names.codes.get(name, -1))
+        value = float(points.value[-1]) if points is not None and len(points) else 0.0
+        return value if value == value else 0.0
+
+    @property
+    def known(self) -> bool:
+        """Whether the opening has been read: without it nothing says where the rows belong."""
+        return bool(self._stream.opening)
+
+    @property
+    def loose(self) -> bool:
+        """Whether a record may still come that moves this stream to another run."""
+        return self.role == "rank" and self._stream.joined is None and self._stream.seal is None
+
+    @property
+    def opening(self) -> dict[str, Any]:
+        """The opening record."""
+        return dict(self._stream.opening)
+
+    @property
+    def place(self) -> dict[str, Any]:
+        """uid, attempt, rank, world_size: the newest joined record, over the opening."""
+        return {**self._stream.opening, **(self._stream.joined or {})}
+
+    @property
+    def attempt(self) -> int:
+        """The attempt these rows are of."""
+        return int(self.place.get("attempt") or 1)
+
+    @property
+    def rank(self) -> int:
+        """The rank that wrote them."""
+        return int(self.place.get("rank") or 0)
+
+    @property
+    def uid(self) -> str:
+        """The run they belong to."""
+        return str(self.place.get("uid", ""))
+
+    @property
+    def role(self) -> str:
+        """rank or node."""
+        return str(self._stream.opening.get("role", "rank"))
+
+    @property
+    def key(self) -> str:
+        """The stream's number as records of other streams name it."""
+        return str(self._stream.opening.get("stream", ""))
+
+    @property
+    def uids(self) -> set[str]:
+        """The uid and, if it was provisional at first, that one too."""
+        return {str(self._stream.opening.get("uid", "")), self.uid}
+
+    @property
+    def seal(self) -> dict[str, Any] | None:
+        """The seal, if the writer closed the stream."""
+        return self._stream.seal
+
+    @property
+    def ended(self) -> dict[str, Any] | None:
+        """The record of how the process ended, if it wrote one."""
+        return self._stream.ended
+
+    @property
+    def start_ns(self) -> int:
+        """Wall time of the opening."""
+        return int(self._stream.opening.get("start_time_ns", 0))
+
+    @property
+    def last_ns(self) -> int:
+        """Wall time of the newest frame, by the writer's monotonic clock."""
+        if self._last_mono_ns is None:
+            return self.start_ns
+        return self.start_ns + max(0, self._last_mono_ns - int(self._stream.opening.get("start_mono_ns", 0)))

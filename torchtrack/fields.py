@@ -1,0 +1,67 @@
+"""The two mappings of a run that people write to: its config and its summary."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, MutableMapping
+from typing import Any
+
+from torchtrack.environment import config_dict
+
+
+class Fields(MutableMapping[str, Any]):
+    """A mapping whose keys are attributes too, and that tells what was written to it.
+
+    Args:
+        values: the first content; not told.
+        changed: called with every update.
+    """
+
+    def __init__(self, values: Mapping[str, Any], changed: Callable[[dict[str, Any]], None]) -> None:
+        object.__setattr__(self, "_values", dict(values))
+        object.__setattr__(self, "_changed", changed)
+
+    def update(self, *values: Any, allow_val_change: bool = True, **more: Any) -> None:
+        """Set several keys, from a dict, a Namespace, a dataclass or any mapping.
+
+        Args:
+            values: at most one of these.
+            allow_val_change: accepted for scripts written for other trackers; values may always change.
+            more: further keys.
+        """
+        del allow_val_change
+        fresh = {**(config_dict(values[0]) if values and values[0] is not None else {}), **more}
+        self._values.update(fresh)
+        if fresh:
+            self._changed(fresh)
+
+    def as_dict(self) -> dict[str, Any]:
+        """A copy as a plain dict."""
+        return dict(self._values)
+
+    def __getitem__(self, key: str) -> Any:
+        return self._values[key]
+
+    def __setitem__(self, key: str, value: Any) -> None:
+        self._values[key] = value
+        self._changed({key: value})
+
+    def __delitem__(self, key: str) -> None:
+        raise TypeError(f"{key!r} cannot be deleted: what was recorded stays; set another value instead")
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._values)
+
+    def __len__(self) -> int:
+        return len(self._values)
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return self._values[name]
+        except KeyError:
+            raise AttributeError(f"no {name!r} here; there are: {', '.join(map(str, self._values)) or 'no keys yet'}") from None
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        self[name] = value
+
+    def __repr__(self) -> str:
+        return repr(self._values)

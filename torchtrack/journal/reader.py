@@ -1,0 +1,370 @@
+"""Reads a stream while it is written, from any file system, and never takes a late page for damage.
+
+A reader opens, reads and closes at every poll, and maps nothing: that is what a network file system keeps coherent. It
+trusts nothing but verified frames in the order of their seqs. Whatever else it meets has one of two meanings:
+
+- Bytes after the last verified frame are *pending*: a frame is being written, or was torn when its writer died.
+- A seq that is missing before a verified frame is *pending* as well, since pages may become visible out of order. It is
+  *damaged* once that cannot be the reason any more: the seal is there, or the writer is gone and the file has not
+  changed for a grace period. Until then nothing behind it is returned; then it is counted, named and skipped.
+
+Bytes between two consecutive seqs cost no frame; they are noted as damage that lost nothing.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import re
+import time
+from collections.abc import Callable, Generator, Iterator, Mapping
+from pathlib import Path
+from typing import Any, Final, NamedTuple
+
+from torchtrack.errors import FormatVersionError, JournalError
+from torchtrack.journal import frame
+from torchtrack.journal.frame import HEADER_SIZE, Found, Kind
+from torchtrack.version import __version__
+
+GRACE_S: Final = 60.0
+SILENCE_S: Final = 600.0
+_WINDOW: Final = 1 << 20
+_TAIL: Final = 4096
+_STREAM: Final = re.compile(r"[0-9a-f]{16}")
+_NAME: Final = re.compile(r"(?:\d+-)?([0-9a-f]{16})(?:\.(\d+))?\.ttj")
+
+
+class Frame(NamedTuple):
+    """A verified frame; the payload is decompressed."""
+
+    seq: int
+    kind: Kind
+    table: int
+    payload: bytes
+    mono_ns: int
+
+
+class Damage(NamedTuple):
+    """A piece of a file that holds no frame, and the seqs that were lost with it.
+
+    `last_seq` is `first_seq - 1` where nothing was lost.
+    """
+
+    path: Path
+    offset: int
+    length: int
+    first_seq: int
+    last_seq: int
+    reason: str
+
+    @property
+    def lost(self) -> int:
+        """How many frames are lost."""
+        return self.last_seq - self.first_seq + 1
+
+
+def find_streams(folder: Path) -> list[Path]:
+    """The first file of every stream under a folder of runs, or in one run's folder."""
+    patterns = ("[0-9]*/*.ttj", "nodes/*.ttj", "*/[0-9]*/*.ttj", "*/nodes/*.ttj")
+    names = {path: _NAME.fullmatch(path.name) for pattern in patterns for path in folder.glob(pattern)}
+    return sorted(path for path, name in names.items() if name and name[2] is None)
+
+
+def writer_gone(opening: Mapping[str, Any], silent_s: float) -> bool:
+    """Whether the process that wrote this opening has ended: it ran here and does not, or has been silent for long."""
+    if silent_s > SILENCE_S:
+        return True
+    try:
+        if Path("/proc/sys/kernel/random/boot_id").read_text().strip() != opening.get("boot_id"):
+            return False
+        os.kill(int(opening["pid"]), 0)
+    except ProcessLookupError:
+        return True
+    except (OSError, KeyError, TypeError, ValueError):
+        return False
+    return False
+
+
+@contextlib.contextmanager
+def _opened(path: Path) -> Iterator[int | None]:
+    """A descriptor for reading, None if the file is not there (yet, or as far as the network knows)."""
+    try:
+        file = path.open("rb", buffering=0)
+    except OSError as error:
+        if error.errno not in (errno.ENOENT, errno.ESTALE):
+            raise JournalError(f"{path} cannot be read: {error.strerror}") from error
+        yield None
+        return
+    with file:
+        try:
+            yield file.fileno()
+        except OSError as error:
+            raise JournalError(f"{path} cannot be read: {error.strerror}") from error
+
+
+class Stream:
+    """All files of one stream, from the first; each poll goes on where the last one stopped.
+
+    A file that has become shorter or belongs to another stream is read again from its start, under the same (stream,
+    seq) keys.
+
+    Args:
+        path: the stream's first file. It need not exist yet.
+        grace_s: how long a hole may take to become visible after the file last changed.
+        clock: wall time, for comparison with the file's modification time.
+        gone: tells from the opening and the seconds since the last change whether the writer has ended.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        *,
+        grace_s: float = GRACE_S,
+        clock: Callable[[], float] = time.time,
+        gone: Callable[[Mapping[str, Any], float], bool] = writer_gone,
+    ) -> None:
+        self.path = Path(path)
+        self._grace_s = grace_s
+        self._clock = clock
+        self._gone = gone
+        self._start_over()
+
+    def _start_over(self) -> None:
+        name = _NAME.fullmatch(self.path.name)
+        self.stream = int(name[1], 16) if name else 0
+        self.opening: dict[str, Any] = {}
+        self.joined: dict[str, Any] | None = None
+        self.ended: dict[str, Any] | None = None
+        self.seal: dict[str, Any] | None = None
+        self.gaps: list[dict[str, Any]] = []
+        self.damages: list[Damage] = []
+        self.segment = 0
+        self.frames = 0
+        self.crc = 0
+        self.torn = 0
+        self.next_seq = 0
+        self._offset = 0
+        self._head = b""
+        self._held = False  # behind a hole that nothing proves to be damage
+        self._proof = False  # a hole is damage
+        self._again = False  # this file has been read once more since the next one was seen
+        self._last_segment = max(self._segments(), default=0)
+
+    @property
+    def uid(self) -> str | None:
+        """The run this stream belongs to, None while no frame has told."""
+        uid: str | None = self._place("uid")
+        return uid
+
+    @property
+    def attempt(self) -> int | None:
+        """The attempt of the run."""
+        attempt: int | None = self._place("attempt")
+        return attempt
+
+    @property
+    def rank(self) -> int | None:
+        """The rank that wrote it, None for a node's stream."""
+        rank: int | None = self._place("rank")
+        return rank
+
+    @property
+    def world_size(self) -> int | None:
+        """How many ranks the attempt has."""
+        world_size: int | None = self._place("world_size")
+        return world_size
+
+    @property
+    def role(self) -> str | None:
+        """`rank` or `node`."""
+        role: str | None = self._place("role")
+        return role
+
+    @property
+    def state(self) -> str:
+        """The worst that is known: damaged, then sealed, pending, ok."""
+        if self.damages:
+            return "damaged"
+        if self.seal is not None:
+            return "sealed"
+        return "pending" if self.torn or self._held else "ok"
+
+    def poll(self) -> list[Frame]:
+        """The frames that are complete, verified and new since the last poll.
+
+        Raises:
+            FormatVersionError: a file was written in another format.
+            JournalError: a file cannot be read.
+        """
+        frames = []
+        for found in self.stored():
+            header = found.header
+            try:
+                payload = found.payload()
+            except ValueError as error:
+                self._note(self._offset - len(found.raw), len(found.raw), header.seq, header.seq, str(error))
+                continue
+            frames.append(Frame(header.seq, header.kind, header.table, payload, header.mono_ns))
+        return frames
+
+    def stored(self) -> Iterator[Found]:
+        """As `poll`, one frame at a time, as it lies in the file of the current `segment`: for those who copy it."""
+        if self._was_replaced():
+            self._start_over()
+        self._proof = self._held = self._again = False
+        while True:
+            yield from self._read_file()
+            if self._held or not self._go_to_next_file():
+                return
+
+    def _place(self, key: str) -> Any:
+        return (self.joined or {}).get(key, self.opening.get(key))
+
+    def _segments(self) -> list[int]:
+        numbers = (path.suffixes[-2][1:] for path in self.path.parent.glob(f"{self.path.stem}.*.ttj"))
+        return [int(number) for number in numbers if number.isdecimal()]
+
+    def _read_file(self) -> Iterator[Found]:
+        with _opened(frame.segment_path(self.path, self.segment)) as fd:
+            if fd is None:
+                return
+            size, window = os.fstat(fd).st_size, _WINDOW
+            while self._offset < size:
+                start = self._offset
+                data = os.pread(fd, window, start)
+                hole = yield from self._take(data)
+                if hole:
+                    self._proof = self._is_proven()
+                    if not self._proof:
+                        self._held = True
+                        break
+                    continue  # what was missing may have come before the proof
+                if not data or start + len(data) >= size:
+                    break
+                window = _WINDOW if self._offset > start else 2 * window
+            self.torn = max(0, size - self._offset)
+
+    def _take(self, data: bytes) -> Generator[Found, None, bool]:
+        """Go through the frames of this window. True if it stopped at a hole."""
+        base = self._offset
+        for found in frame.scan(data, self.stream, opening=base == 0 and self._is_opening(data, self.segment)):
+            start, seq = base + found.offset, found.header.seq
+            if seq < self.next_seq and start > self._offset:
+                continue  # a frame that is quoted inside a payload, or was copied by damage
+            if seq > self.next_seq and not self._proof:
+                return True
+            if seq < self.next_seq:
+                self._note(start, len(found.raw), self.next_seq, self.next_seq - 1, "a repeated frame")
+            elif seq > self.next_seq or start > self._offset:
+                between = data[self._offset - base : found.offset]
+                self._note(self._offset, len(between), self.next_seq, seq - 1, _reason(between))
+            if any(found.padding):
+                self._note(base + found.end - len(found.padding), len(found.padding), seq, seq - 1, "padding")
+            self._offset = base + found.end
+            self._head = self._head or data[:HEADER_SIZE]
+            if seq >= self.next_seq:
+                self.next_seq = seq + 1
+                self._learn(found)
+                yield found
+        return False
+
+    def _is_opening(self, data: bytes, segment: int) -> bool:
+        """Whether a file begins with an opening frame of this stream, which the first file's opening names."""
+        version = frame.other_version(data)
+        if version is not None:
+            raise FormatVersionError(
+                f"{frame.segment_path(self.path, segment)} is written in journal format {version}; "
+                f"torchtrack {__version__} reads format {frame.FORMAT}"
+            )
+        found = frame.read_frame(data, 0, 0)
+        if found is None or found.header.kind is not Kind.META:
+            return False
+        name = str(found.record().get("stream"))
+        if _STREAM.fullmatch(name) is None:
+            return False
+        if segment == 0:
+            self.stream = int(name, 16)
+        return self.stream == int(name, 16)
+
+    def _learn(self, found: Found) -> None:
+        kind = found.header.kind
+        if kind is Kind.SEAL:
+            self.seal = found.record()
+            return
+        self.frames += 1
+        self.crc = frame.roll(self.crc, found.header.crc)
+        if kind is Kind.GAP:
+            self.gaps.append(found.record())
+        elif kind is Kind.META:
+            record = found.record()
+            if record.get("type") == "opening":
+                self.opening = self.opening or record
+            elif record.get("type") == "joined":
+                self.joined = record
+            elif record.get("type") == "ended":
+                self.ended = record
+
+    def _note(self, offset: int, length: int, first_seq: int, last_seq: int, reason: str) -> None:
+        path = frame.segment_path(self.path, self.segment)
+        self.damages.append(Damage(path, offset, length, first_seq, last_seq, reason))
+
+    def _go_to_next_file(self) -> bool:
+        """Whether there is more to read, in the next file or (its end may have come after it was read) in this one."""
+        following, first_seq = self._following()
+        if following is None:
+            return False
+        if first_seq > self.next_seq and not self._again:
+            self._again = True
+            self._proof = self._proof or self._is_proven()
+            return True
+        if first_seq > self.next_seq and not self._proof:
+            self._held = True
+            return False
+        if first_seq > self.next_seq and self.torn:
+            self._note(self._offset, self.torn, self.next_seq, first_seq - 1, "a torn end")
+            self.next_seq = first_seq
+        self.segment = following
+        self._offset = self.torn = 0
+        self._head = b""
+        self._again = False
+        return True
+
+    def _following(self) -> tuple[int | None, int]:
+        """The next file that holds a frame, and the seq of its first."""
+        for segment in range(self.segment + 1, max(self.segment + 1, self._last_segment) + 1):
+            for window in (_WINDOW, 2 * frame.MAX_PAYLOAD):
+                with _opened(frame.segment_path(self.path, segment)) as fd:
+                    data = b"" if fd is None else os.pread(fd, window, 0)
+                for found in frame.scan(data, self.stream, opening=self._is_opening(data, segment)):
+                    return segment, found.header.seq
+        return None, 0
+
+    def _was_replaced(self) -> bool:
+        if not self._offset:
+            return False
+        with _opened(frame.segment_path(self.path, self.segment)) as fd:
+            if fd is None:
+                return False
+            return os.fstat(fd).st_size < self._offset or os.pread(fd, HEADER_SIZE, 0) != self._head
+
+    def _is_proven(self) -> bool:
+        """Whether what is missing by now will not come."""
+        last = frame.segment_path(self.path, max(self._segments(), default=0))
+        with _opened(last) as fd:
+            if fd is None:
+                return False
+            stat = os.fstat(fd)
+            tail = os.pread(fd, _TAIL, max(0, stat.st_size - _TAIL))
+        if any(found.header.kind is Kind.SEAL for found in frame.scan(tail, self.stream)):
+            return True
+        silent_s = self._clock() - stat.st_mtime
+        return silent_s > self._grace_s and self._gone(self.opening, silent_s)
+
+
+def _reason(between: bytes) -> str:
+    if not between:
+        return "frames are missing"
+    if between.count(0) == len(between):
+        return "zeros"
+    return "unreadable bytes" if frame.read_header(between) is None else "a payload that does not match its checksum"

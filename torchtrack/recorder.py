@@ -1,0 +1,399 @@
+"""From log() to the journal: the training thread appends to typed buffers, a thread hands whole buffers to Arrow.
+
+    training thread                      recorder thread, every 0.1 s
+    Recorder.row -> Layout.buffer  --->  numpy view -> Arrow columns -> one frame -> journal.Writer
+    Recorder.put -> queue          --->  rows of the rare tables (texts, events, media, tensors)
+
+A row of the hot path is one struct in a bytearray: order, step, time, then one double a metric. Rows with the same metric
+names and types share a `Layout`, so that the thread splits a buffer into columns without running Python for each value
+and never keeps the interpreter from the training loop.
+"""
+
+from __future__ import annotations
+
+import struct
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final, Protocol
+
+import numpy as np
+import pyarrow as pa
+
+from torchtrack import guard, records
+from torchtrack.journal.frame import Kind
+
+if TYPE_CHECKING:
+    from torchtrack.journal.writer import Writer
+
+FLUSH_INTERVAL_S: Final = 0.1
+MEMORY_BYTES: Final = 64 << 20
+VALUES_PER_FRAME: Final = 1 << 16
+ROWS_PER_TURN: Final = 4096
+_HEAD: Final = 3  # order, step, time
+_LARGEST_EXACT_INT: Final = 1 << 53
+_REPORT_INTERVAL_S: Final = 10.0
+
+_EXACT: Final = frozenset(
+    {float, bool, np.float64, np.float32, np.float16, np.bool_, np.int8, np.int16, np.int32, np.uint8, np.uint16, np.uint32}
+)
+_INTEGERS: Final = frozenset({int, np.int64, np.uint64})
+PLAIN: Final = _EXACT | _INTEGERS
+"""Types whose values are float64 values already; integers only up to 2^53 in size."""
+
+
+class Later(Protocol):
+    """A number that is not on the host yet."""
+
+    def ready(self) -> bool:
+        """Whether `value` can be called without waiting."""
+
+    def value(self) -> float:
+        """The number."""
+
+
+class Ticket:
+    """The step a captured sample will carry: that of the next committed row, else the current one."""
+
+    __slots__ = ("step",)
+
+    def __init__(self) -> None:
+        self.step: int | None = None
+
+
+class Layout:
+    """The names of a row and the buffer of the rows that have them."""
+
+    __slots__ = ("buffer", "integers", "names", "pack", "partial", "reduce", "row_bytes")
+
+    def __init__(self, names: Sequence[str], reduce: str, integers: Sequence[int] = (), *, partial: bool = False) -> None:
+        packer = struct.Struct(f"={_HEAD}q{len(names)}d")
+        self.names = tuple(names)
+        self.reduce = reduce
+        self.partial = partial
+        self.integers = tuple(integers)
+        self.pack: Callable[..., bytes] = packer.pack
+        self.row_bytes = packer.size
+        self.buffer = bytearray()
+
+    @classmethod
+    def of(cls, metrics: Mapping[str, Any], reduce: str) -> Layout | None:
+        """The layout of a row, or None if it holds anything but plain numbers."""
+        kinds = [type(value) for value in metrics.values()]
+        if not kinds or not PLAIN.issuperset(kinds) or not all(type(name) is str for name in metrics):
+            return None
+        return cls(list(metrics), reduce, [i for i, kind in enumerate(kinds) if kind in _INTEGERS])
+
+
+def is_exact(value: Any) -> bool:
+    """Whether float64 holds this integer exactly."""
+    return -_LARGEST_EXACT_INT <= value <= _LARGEST_EXACT_INT
+
+
+@dataclass(slots=True)
+class _Gap:
+    """Rows that found no room in memory."""
+
+    rows: int = 0
+    since_ns: int = 0
+    until_ns: int = 0
+
+
+class Recorder:
+    """Takes rows from any thread without waiting; owns the thread that writes them.
+
+    **Threads:** `row`, `put`, `later` and `ticket` may be called from any thread and never wait for the disk: the lock they
+    take is held elsewhere only to swap buffers. Everything that touches the writer runs on the recorder's own thread.
+    **The writer** is opened on that thread at its first turn, when the run may already know which ranks it has.
+    **Memory:** at most `memory_bytes` of rows wait; beyond it the newest are dropped, counted, and the count is logged.
+    """
+
+    def __init__(
+        self, open_writer: Callable[[], Writer], *, flush_interval_s: float = FLUSH_INTERVAL_S, memory_bytes: int = MEMORY_BYTES
+    ) -> None:
+        self.step = 0
+        self.dropped_rows = 0
+        self._open_writer = open_writer
+        self._opened: Writer | None = None
+        self._interval_s = flush_interval_s
+        self._lock = threading.Lock()
+        self._room = memory_bytes
+        self._order = 0
+        self._gap = _Gap()
+        self._tickets: list[Ticket] = []
+        self._dirty: list[Layout] = []
+        self._layouts: dict[tuple[str, str, bool], Layout] = {}
+        self._rows: deque[tuple[records.Table, Callable[[], dict[str, Any] | pa.RecordBatch], int]] = deque()
+        self._commands: deque[Callable[[Writer], Any]] = deque()
+        self._later: deque[tuple[Later, str, int, int, str, bool]] = deque()
+        self._own: dict[str, Callable[[], float]] = {}
+        self._reported: dict[str, float] = {}
+        self._next_report = time.monotonic() + _REPORT_INTERVAL_S
+        self._wake = threading.Event()
+        self._flushed = threading.Condition()
+        self._turns = 0
+        self._stopping = False
+        self._thread = threading.Thread(target=self._main, name="torchtrack-recorder", daemon=True)
+
+    def start(self) -> None:
+        """Start the thread."""
+        self._thread.start()
+
+    # -- any thread -------------------------------------------------------------------------------------------------
+
+    def row(self, layout: Layout, values: Iterable[Any], step: int | None, *, commit: bool) -> None:
+        """Append one row of plain numbers at `step` (None: the run's current one); `commit` moves the counter past it."""
+        now = time.time_ns()
+        with self._lock:
+            at = self.step if step is None else step
+            self._room -= layout.row_bytes
+            if self._room < 0:
+                self._drop(len(layout.names), layout.row_bytes, now)
+            else:
+                self._order += 1
+                if not layout.buffer:
+                    self._dirty.append(layout)
+                layout.buffer += layout.pack(self._order, at, now, *values)
+            if commit:
+                self._commit(at)
+
+    def put(self, table: records.Table, make: Callable[[], dict[str, Any] | pa.RecordBatch], size: int = 512) -> None:
+        """Queue one row (a dict) or one batch of a rare table; `make` runs on the recorder's thread.
+
+        Args:
+            table: which table.
+            make: returns the row by column name, or a whole RecordBatch of the table.
+            size: about how many bytes it keeps in memory until then.
+        """
+        with self._lock:
+            self._room -= size
+            if self._room < 0:
+                self._drop(1, size, time.time_ns())
+            else:
+                self._rows.append((table, make, size))
+
+    def later(self, value: Later, name: str, step: int | None, *, reduce: str = "mean", partial: bool = False) -> None:
+        """Queue a number that is still on its way from a device."""
+        now = time.time_ns()
+        with self._lock:
+            self._later.append((value, name, self.step if step is None else step, now, reduce, partial))
+
+    def number(self, name: str, value: float, step: int | None) -> None:
+        """Log one of our own metrics at a step (None: the current one) without moving the counter."""
+        self.row(self._layout(name, "mean", partial=False), (value,), step, commit=False)
+
+    def command(self, call: Callable[[Writer], Any]) -> None:
+        """Have the recorder's thread call something with the writer (a `joined` record, the seal)."""
+        self._commands.append(call)
+        self._wake.set()
+
+    def commit(self, step: int | None = None) -> None:
+        """Close the current step, as the last part of a row that went in pieces."""
+        with self._lock:
+            self._commit(self.step if step is None else step)
+
+    def ticket(self) -> Ticket:
+        """A ticket that the next committed row stamps; one that is still open gets the current step."""
+        ticket = Ticket()
+        with self._lock:
+            self._stamp(self.step)
+            self._tickets.append(ticket)
+        return ticket
+
+    def stamp(self) -> None:
+        """Give every open ticket the current step: no row will come any more."""
+        with self._lock:
+            self._stamp(self.step)
+
+    def report(self, name: str, read: Callable[[], float]) -> None:
+        """Log what `read` returns as the metric `name` whenever it changed, at most every ten seconds."""
+        self._own[name] = read
+
+    def flush(self, timeout_s: float) -> bool:
+        """Wait until all rows logged so far are in the journal (or in its backlog). False after the timeout."""
+        with self._flushed:
+            target = self._turns + 2  # the turn under way may have swapped its buffers already
+            self._wake.set()
+            return self._flushed.wait_for(lambda: self._turns >= target or not self._thread.is_alive(), timeout_s)
+
+    def stop(self, timeout_s: float) -> bool:
+        """Write what is there and end the thread. False if it did not end in time (a disk that hangs)."""
+        self._stopping = True
+        self._wake.set()
+        self._thread.join(timeout_s)
+        return not self._thread.is_alive()
+
+    # -- under the lock ---------------------------------------------------------------------------------------------
+
+    def _commit(self, step: int) -> None:
+        self.step = step + 1
+        if self._tickets:
+            self._stamp(step)
+
+    def _stamp(self, step: int) -> None:
+        for ticket in self._tickets:
+            ticket.step = step
+        self._tickets.clear()
+
+    def _drop(self, rows: int, size: int, now_ns: int) -> None:
+        self._room += size
+        self._gap.since_ns = self._gap.since_ns or now_ns
+        self._gap.until_ns = now_ns
+        self._gap.rows += rows
+        self.dropped_rows += rows
+
+    @property
+    def _writer(self) -> Writer:
+        if self._opened is None:
+            self._opened = self._open_writer()
+        return self._opened
+
+    # -- the recorder's thread --------------------------------------------------------------------------------------
+
+    def _main(self) -> None:
+        while not self._stopping:
+            self._wake.wait(self._interval_s)
+            self._wake.clear()
+            guard.attempt("recorder", self._turn)
+            with self._flushed:
+                self._turns += 1
+                self._flushed.notify_all()
+        self._next_report = 0.0
+        while guard.attempt("recorder", self._turn) and (self._rows or self._commands):
+            pass
+        with self._flushed:
+            self._flushed.notify_all()
+
+    def _turn(self) -> None:
+        self._resolve()
+        self._report()
+        self._write_scalars()
+        self._write_rows()
+        while self._commands:
+            self._commands.popleft()(self._writer)
+        with self._lock:
+            gap, self._gap = self._gap, _Gap()
+        if gap.rows:
+            self._writer.gap(gap.rows, "out of memory", gap.since_ns, gap.until_ns)
+
+    def _resolve(self) -> None:
+        while self._later and (self._later[0][0].ready() or self._stopping):
+            value, name, step, time_ns, reduce, partial = self._later.popleft()
+            layout = self._layout(name, reduce, partial)
+            with self._lock:
+                self._order += 1
+                if not layout.buffer:
+                    self._dirty.append(layout)
+                layout.buffer += layout.pack(self._order, step, time_ns, value.value())
+                self._room -= layout.row_bytes
+
+    def _layout(self, name: str, reduce: str, partial: bool) -> Layout:
+        key = (name, reduce, partial)
+        layout = self._layouts.get(key)
+        if layout is None:
+            layout = self._layouts[key] = Layout([name], reduce, partial=partial)
+        return layout
+
+    def _report(self) -> None:
+        if time.monotonic() < self._next_report:
+            return
+        self._next_report = time.monotonic() + _REPORT_INTERVAL_S
+        for name, read in self._own.items():
+            value = float(read())
+            if self._reported.get(name) != value:
+                self._reported[name] = value
+                self.row(self._layout(name, "sum", partial=False), (value,), None, commit=False)
+
+    def _write_scalars(self) -> None:
+        with self._lock:
+            full = [(layout, layout.buffer) for layout in self._dirty]
+            for layout in self._dirty:
+                layout.buffer = bytearray()
+            self._dirty = []
+        rows = [(layout, np.frombuffer(buffer, np.int64).reshape(-1, _HEAD + len(layout.names))) for layout, buffer in full]
+        if len(rows) == 1:
+            layout, table = rows[0]
+            step = max(1, VALUES_PER_FRAME // len(layout.names))
+            for start in range(0, len(table), step):
+                self._append_scalars([(layout, table[start : start + step])])
+        elif rows:
+            for part in _windows(rows):
+                self._append_scalars(part)
+        with self._lock:
+            self._room += sum(len(buffer) for _, buffer in full)
+
+    def _append_scalars(self, rows: list[tuple[Layout, np.ndarray[Any, Any]]]) -> None:
+        batch = scalars_batch(rows)
+        self._writer.append(Kind.DATA, records.encode(batch), table=records.Table.SCALARS, rows=batch.num_rows)
+
+    def _write_rows(self) -> None:
+        waiting: dict[records.Table, list[dict[str, Any]]] = {}
+        for _ in range(min(len(self._rows), ROWS_PER_TURN)):
+            table, make, size = self._rows.popleft()
+            made: list[dict[str, Any] | pa.RecordBatch] = []
+            guard.attempt(f"{table.name.lower()} row", lambda m=make, out=made: out.append(m()))  # type: ignore[misc]
+            for row in made:
+                if isinstance(row, pa.RecordBatch):
+                    self._append(table, row)
+                else:
+                    waiting.setdefault(table, []).append(row)
+            with self._lock:
+                self._room += size
+        for table, dicts in waiting.items():
+            self._append(table, pa.RecordBatch.from_pylist(dicts, schema=records.SCHEMAS[table]))
+
+    def _append(self, table: records.Table, batch: pa.RecordBatch) -> None:
+        self._writer.append(Kind.DATA, records.encode(batch), table=table, rows=batch.num_rows)
+
+
+def _windows(rows: list[tuple[Layout, np.ndarray[Any, Any]]]) -> Iterable[list[tuple[Layout, np.ndarray[Any, Any]]]]:
+    """Cut buffers of several layouts at common points of their order, so that each frame holds a bounded stretch of it."""
+    first = min(int(table[0, 0]) for _, table in rows)
+    last = max(int(table[-1, 0]) for _, table in rows)
+    width = max(len(layout.names) for layout, _ in rows)
+    stride = max(1, VALUES_PER_FRAME // width)
+    for start in range(first, last + 1, stride):
+        cuts = [(layout, table, *np.searchsorted(table[:, 0], (start, start + stride))) for layout, table in rows]
+        part = [(layout, table[lo:hi]) for layout, table, lo, hi in cuts if lo < hi]
+        if part:
+            yield part
+
+
+def scalars_batch(rows: Sequence[tuple[Layout, np.ndarray[Any, Any]]]) -> pa.RecordBatch:
+    """The scalars table of some buffers, in the order the rows were logged.
+
+    Args:
+        rows: layout and int64 array [rows, 3 + metrics]: order, step, time in ns, then the bits of the float64 values.
+    """
+    names = list(dict.fromkeys(name for layout, _ in rows for name in layout.names))
+    reduces = list(dict.fromkeys(layout.reduce for layout, _ in rows))
+    code = {name: i for i, name in enumerate(names)}
+    columns: list[tuple[np.ndarray[Any, Any], ...]] = []
+    for layout, table in rows:
+        width, n = len(layout.names), len(table)
+        columns.append(
+            (
+                np.repeat(table[:, 0], width),
+                np.repeat(table[:, 1], width),
+                np.repeat(table[:, 2] // 1000, width),
+                np.tile(np.array([code[name] for name in layout.names], np.int32), n),
+                np.ascontiguousarray(table[:, _HEAD:]).reshape(-1).view(np.float64),
+                np.full(n * width, reduces.index(layout.reduce), np.int32),
+                np.full(n * width, layout.partial),
+            )
+        )
+    order, step, stamp, name, value, reduce, partial = (np.concatenate(parts) for parts in zip(*columns, strict=True))
+    if len(rows) > 1:
+        by = np.argsort(order, kind="stable")
+        step, stamp, name, value, reduce, partial = (part[by] for part in (step, stamp, name, value, reduce, partial))
+    arrays = [
+        pa.array(step),
+        pa.array(stamp).view(pa.timestamp("us", tz="UTC")),
+        pa.DictionaryArray.from_arrays(pa.array(name), pa.array(names, pa.string())),
+        pa.array(value),
+        pa.DictionaryArray.from_arrays(pa.array(reduce), pa.array(reduces, pa.string())),
+        pa.array(partial),
+    ]
+    return pa.RecordBatch.from_arrays(arrays, schema=records.SCALARS)

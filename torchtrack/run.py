@@ -1,0 +1,698 @@
+"""A run as the training script holds it: log, watch, config, summary, finish."""
+
+from __future__ import annotations
+
+import json
+import logging
+import operator
+import os
+import secrets
+import socket
+import sys
+import threading
+import time
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, Literal
+
+import pyarrow as pa
+
+from torchtrack import environment, guard, records
+from torchtrack.background import Background
+from torchtrack.fields import Fields
+from torchtrack.console import ConsoleCapture
+from torchtrack.histogram import Histogram
+from torchtrack.job import Identity, Job, is_dataloader_worker
+from torchtrack.journal.writer import Writer
+from torchtrack.blobs import store
+from torchtrack.media import Pending
+from torchtrack.recorder import Layout, Recorder, is_exact
+from torchtrack.redact import Redactor
+from torchtrack.settings import Settings
+from torchtrack.sidecar.client import Sidecar
+from torchtrack.system import SystemSampler
+from torchtrack.values import REDUCES, RESERVED, Deferred, Text, convert, flatten
+from torchtrack.version import __version__
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
+    from torchtrack.watch import Watcher
+
+Reduce = Literal["mean", "sum", "min", "max"]
+
+SUMMARIES: Final = ("last", "min", "max", "mean", "best", "none")
+LEVELS: Final = ("INFO", "WARN", "ERROR")
+_MAX_LAYOUTS: Final = 4096
+_INT64: Final = 1 << 63
+_JOIN_BEFORE_OPEN_S: Final = 0.2
+_SIDECAR_INTERVAL_S: Final = 10.0
+_WATCH_SHARE: Final = 0.6
+_QUALITIES: Final = (
+    "amber ample bold brave bright brisk calm clear cosy crisp deep eager fair fine fresh glad "
+    "grand keen kind light lively lucid mild neat nimble plain proud quick quiet stable sunny swift"
+).split()
+_THINGS: Final = (
+    "anchor apple arrow bay beacon birch bridge brook canyon cedar cliff cloud comet coral delta ember "
+    "fern field forest glade harbor heron island lagoon lantern maple meadow orchard pebble river summit valley"
+).split()
+_NOBODY: Final = Identity("0" * 16, "disabled", "", None, 1, 0, 0, 0, 1, False)
+logger = logging.getLogger("torchtrack")
+
+
+class Run:
+    """One rank's handle of the run; made by `torchtrack.init`.
+
+    **Threads:** every method may be called from any thread. None waits for a network, a disk, a device or another rank,
+    except `finish` (bounded by `finish_timeout`) and reading `id`, `name`, `uid` or `dir` on a rank that has not yet heard
+    from rank 0 (at most five seconds, once).
+    """
+
+    def __init__(self, settings: Settings, config: Mapping[str, Any], job: Job | None) -> None:
+        self.settings = settings
+        self.disabled = job is None
+        """Whether every call is accepted and nothing recorded."""
+        self.bad_values: Counter[str] = Counter()
+        """How many values of each name log() could not record."""
+        self._redactor = Redactor()
+        self._job = job
+        self._layouts: dict[tuple[Any, ...], Layout] = {}
+        self._lock = threading.Lock()
+        self._finished = self.disabled
+        self._forked = False
+        self._watchers: list[Watcher] = []
+        self._watched_models = 0
+        self._watches = 0
+        self._labels: dict[str, Any] = {
+            "name": self._who().name or settings.name,
+            "group": settings.group,
+            "job_type": settings.job_type,
+            "tags": list(settings.tags),
+            "notes": settings.notes,
+        }
+        self._stream = secrets.randbits(64)
+        self._recorder = self._new_recorder()
+        self.config = Fields(config, lambda fresh: self._event("config", fresh))
+        """Hyper-parameters; reading and writing as a mapping or by attribute."""
+        self.summary = Fields({}, lambda fresh: self._event("summary", fresh))
+        """Values that describe the run as a whole; one set here wins over the one derived from the history."""
+        self._background = Background()
+        self._console: ConsoleCapture | None = None
+        self._sidecar: Sidecar | None = None
+        if job is not None:
+            self._begin(job)
+
+    def _who(self, *, wait: bool = False) -> Identity:
+        if self._job is None:
+            return _NOBODY
+        return self._job.wait() if wait else self._job.identity
+
+    def _begin(self, job: Job) -> None:
+        self._background.start()
+        self._recorder.start()
+        job.on_joined(self._joined)
+        self._tell_labels()
+        self._event("config", self.config.as_dict())
+        self._event("environment", environment.quick())
+        if self.settings.mesh is not None:
+            self._event("mesh", {"rank": job.identity.rank, "coordinates": dict(self.settings.mesh)})
+        background, settings = self._background, self.settings
+        background.submit("environment", lambda: self._event("environment", environment.slow()))
+        if settings.sidecar:
+            self._sidecar = Sidecar(settings.dir)
+            background.every(_SIDECAR_INTERVAL_S, "sidecar", self._register)
+        if settings.system_interval > 0:
+            local_rank = job.identity.local_rank
+            self._sampler = SystemSampler(local_rank, node_leader=local_rank == 0, folder=settings.dir)
+            background.every(settings.system_interval, "system metrics", self._sample_system)
+        if settings.console:
+            self._console = ConsoleCapture(self._line)
+            self._console.start()
+
+    # -- who this is ------------------------------------------------------------------------------------------------
+
+    @property
+    def uid(self) -> str:
+        """Sixteen hexadecimal digits, the same on all ranks and attempts."""
+        return self._who(wait=True).uid
+
+    @property
+    def id(self) -> str:
+        """The id given to init, else the uid."""
+        return self._who(wait=True).id
+
+    @property
+    def name(self) -> str:
+        """For people."""
+        return self._who(wait=True).name or str(self._labels["name"] or name_of(self.uid))
+
+    @name.setter
+    def name(self, value: str) -> None:
+        self._relabel("name", value)
+
+    @property
+    def project(self) -> str:
+        """The project the run is listed in."""
+        return self.settings.project if self._job is None else self._who().project
+
+    @property
+    def group(self) -> str | None:
+        """The label that runs of one experiment share."""
+        return self._labels["group"]  # type: ignore[no-any-return]
+
+    @property
+    def job_type(self) -> str | None:
+        """What the run does in its group."""
+        return self._labels["job_type"]  # type: ignore[no-any-return]
+
+    @property
+    def tags(self) -> tuple[str, ...]:
+        """Labels to filter by; assign a sequence to change them."""
+        return tuple(self._labels["tags"])
+
+    @tags.setter
+    def tags(self, value: Sequence[str]) -> None:
+        self._relabel("tags", [value] if isinstance(value, str) else list(value))
+
+    @property
+    def notes(self) -> str | None:
+        """Free text."""
+        return self._labels["notes"]  # type: ignore[no-any-return]
+
+    @notes.setter
+    def notes(self, value: str | None) -> None:
+        self._relabel("notes", value)
+
+    @property
+    def url(self) -> str | None:
+        """Where to look at it; None while the run is only on this machine."""
+        return None
+
+    @property
+    def dir(self) -> str:
+        """The folder of the run."""
+        return str(self.settings.dir / self.uid)
+
+    @property
+    def step(self) -> int:
+        """The step the next row gets."""
+        return self._recorder.step
+
+    @property
+    def rank(self) -> int:
+        """This process's rank in the job."""
+        return self._who().rank
+
+    @property
+    def world_size(self) -> int:
+        """How many ranks the job has."""
+        return self._who().world_size
+
+    @property
+    def attempt(self) -> int:
+        """1 for the first launch, one more for every restart or resume."""
+        return self._who(wait=True).attempt
+
+    @property
+    def resumed(self) -> bool:
+        """Whether this continues an earlier attempt."""
+        return self.attempt > 1
+
+    # -- logging ----------------------------------------------------------------------------------------------------
+
+    def log(
+        self, metrics: Mapping[str, Any], step: int | None = None, commit: bool = True, reduce: Reduce = "mean"
+    ) -> None:
+        """Record values at a step. Never waits, never talks to other ranks and never raises (unless strict=True).
+
+        Args:
+            metrics: numbers, strings, 0-dim tensors on any device, nested dicts, Histogram, Image, Audio, Table, figures.
+                What cannot be recorded is left out, counted and warned of once a name; the rest of the row is kept.
+            step: the x axis; the run's own counter if not given. Repeated and decreasing steps are kept.
+            commit: True closes the step: the counter moves past it. False leaves it open for further values.
+            reduce: how readers combine the values of several ranks: "mean", "sum", "min" or "max".
+        """
+        if self.settings.strict:
+            self._log(metrics, step, commit, reduce)
+        else:
+            self._log_guarded(metrics, step, commit, reduce)
+
+    def _log(self, metrics: Mapping[str, Any], step: int | None, commit: bool, reduce: Any) -> None:
+        if type(metrics) is dict and (step is None or type(step) is int and -_INT64 <= step < _INT64):
+            values = metrics.values()
+            layout = self._layouts.get((reduce, *metrics, *map(type, values)))
+            if layout is not None and (not layout.integers or _exact(layout, values)):
+                self._recorder.row(layout, values, step, commit=commit)
+                return
+        self._log_mixed(metrics, step, commit, reduce)
+
+    _log_guarded = guard.never_raise("log()")(_log)
+
+    def _log_mixed(self, metrics: Any, step: Any, commit: bool, reduce: Any) -> None:
+        if self.disabled:
+            return
+        if self._finished or (self._forked and not self._reopen_after_fork()):
+            self._bad("log", RuntimeError("log() after finish() records nothing; call it before, or start a new run"))
+            return
+        if not isinstance(metrics, Mapping):
+            self._bad("log", TypeError(f"log() takes a dict of metrics, got {type(metrics).__name__}: {str(metrics)[:60]!r}"))
+            return
+        at = self._step_of(step)
+        if reduce not in REDUCES:
+            self._bad("reduce", ValueError(f"log(reduce=) takes one of {', '.join(REDUCES)}; got {reduce!r}; took 'mean'"))
+            reduce = "mean"
+        if self._learn(metrics, reduce):
+            self._log(metrics, at, commit, reduce)
+            return
+        numbers: dict[str, float] = {}
+        now = self._recorder.step if at is None else at
+        for name, value in flatten(metrics):
+            if name.startswith(RESERVED):
+                what = name.split("/", 1)[0]
+                self._bad(name, ValueError(f"names under {what}/ are torchtrack's own; log {name!r} under another name"))
+                continue
+            try:
+                converted = convert(value)
+            except (TypeError, ValueError, ImportError, OSError) as error:
+                self._bad(name, error)
+                continue
+            if isinstance(converted, float):
+                numbers[name] = converted
+            else:
+                self._put(name, converted, now, reduce)
+        if numbers:
+            self._recorder.row(self._layout_of(tuple(numbers), reduce), numbers.values(), now, commit=False)
+        if commit:
+            self._recorder.commit(now)
+
+    def _step_of(self, step: Any) -> int | None:
+        if step is None:
+            return None
+        try:
+            if isinstance(step, bool) or not -_INT64 <= (at := operator.index(step)) < _INT64:
+                raise TypeError
+        except TypeError:
+            error = TypeError(f"log(step=) takes a whole number, got {type(step).__name__} {str(step)[:40]!r}; took the run's")
+            self._bad("step", error)
+            return None
+        return at
+
+    def _learn(self, metrics: Mapping[str, Any], reduce: str) -> bool:
+        """Whether this row holds plain numbers only; its layout is then known for the next time."""
+        if type(metrics) is not dict or any(type(name) is not str or name.startswith(RESERVED) for name in metrics):
+            return False
+        layout = Layout.of(metrics, reduce)
+        if layout is None or not _exact(layout, metrics.values()):
+            return False
+        if len(self._layouts) >= _MAX_LAYOUTS:
+            self._layouts = {}
+        self._layouts[(reduce, *metrics, *map(type, metrics.values()))] = layout
+        return True
+
+    def _layout_of(self, names: tuple[str, ...], reduce: str) -> Layout:
+        key = (reduce, *names)
+        layout = self._layouts.get(key)
+        if layout is None:
+            layout = self._layouts[key] = Layout(names, reduce)
+        return layout
+
+    def _put(self, name: str, value: Text | Deferred | Histogram | tuple[Pending, ...], step: int, reduce: str) -> None:
+        now = time.time_ns()
+        if isinstance(value, Text):
+            text = None if value.text is None else self._redactor.text(value.text)
+            row = {"step": step, "time": now // 1000, "name": name, "text": text}
+            self._recorder.put(records.Table.TEXTS, lambda: row, 256 + len(text or ""))
+        elif isinstance(value, Deferred):
+            self._recorder.later(value.later, name, step, reduce=value.reduce or reduce, partial=value.partial)
+        elif isinstance(value, Histogram):
+            self._recorder.put(records.Table.TENSORS, lambda: histogram_row(name, value, step, now), 3000)
+        else:
+            for pending in value:
+                if not self._background.submit("media", lambda p=pending: self._store(name, p, step, now)):  # type: ignore[misc]
+                    self._bad(name, RuntimeError("media come faster than they can be written; this one was dropped"))
+
+    def _store(self, name: str, pending: Pending, step: int, time_ns: int) -> None:
+        blob = pending.encode()
+        sha256 = store(blob, Path(self.dir))
+        row = {
+            "step": step,
+            "time": time_ns // 1000,
+            "name": name,
+            "sha256": sha256,
+            "mime": blob.mime,
+            "size": len(blob.data),
+            "caption": blob.caption,
+        }
+        self._recorder.put(records.Table.MEDIA, lambda: row)
+
+    def _bad(self, name: str, error: Exception) -> None:
+        """Count a value that cannot be recorded and say so once; strict=True raises it."""
+        if self.settings.strict:
+            raise error
+        with self._lock:
+            self.bad_values[name] += 1
+            first = self.bad_values[name] == 1
+        if first:
+            logger.warning("torchtrack: %r was not recorded: %s", name, error)
+            if not self._finished:
+                self._event("warning", {"key": name, "message": str(error)})
+
+    # -- watching ---------------------------------------------------------------------------------------------------
+
+    def watch(
+        self,
+        models: Any,
+        criterion: Any = None,
+        log: Literal["all", "gradients", "parameters"] | None = "all",
+        log_freq: int = 100,
+        idx: int | None = None,
+        log_graph: bool = False,
+        *,
+        name: str | None = None,
+        include: str | Sequence[str] | None = None,
+        exclude: str | Sequence[str] | None = None,
+    ) -> None:
+        """Record histograms and norms of parameters and gradients, merged over all ranks, every `log_freq` optimizer steps.
+
+        Gradients are those the optimizer step uses: accumulated, averaged over ranks, unscaled, before clipping.
+
+        Args:
+            models: a torch.nn.Module or a list of them, before or after it is wrapped in DistributedDataParallel.
+            criterion: accepted for scripts written for other trackers; not used.
+            log: what to record; None records the model's structure only.
+            log_freq: optimizer steps from one sample to the next; the first step is always sampled. (Other trackers
+                count backward passes.)
+            idx: accepted for scripts written for other trackers; not used.
+            log_graph: accepted for scripts written for other trackers; the structure is recorded in any case.
+            name: prefix of the parameters' names; a second watched model gets "model1/" by itself.
+            include: patterns, as in fnmatch, of parameters to watch.
+            exclude: patterns of parameters to leave out.
+
+        Raises:
+            TypeError: something that is no module, or an argument of the wrong type.
+            ValueError: a value that is not allowed.
+        """
+        del criterion, idx, log_graph
+        from torchtrack.watch import describe, start
+
+        if self.disabled:
+            return
+        if self._finished:
+            self._bad("watch", RuntimeError("watch() after finish() records nothing; call it before, or start a new run"))
+            return
+        watcher = start(
+            models,
+            log=log,
+            log_freq=log_freq,
+            name=name,
+            include=include,
+            exclude=exclude,
+            recorder=self._recorder,
+            job=self._job,
+            ordinal=self._watches,
+            watched=self._watched_models,
+        )
+        self._watches += 1
+        self._watched_models += len(watcher.models)
+        self._watchers.append(watcher)
+        self._recorder.report(f"_tt/watch{self._watches - 1}/dropped_samples", lambda: watcher.merger.dropped_samples)
+        guard.attempt("watch()", lambda: self._event("model", describe(watcher.models)))
+
+    def unwatch(self, models: Any = None) -> None:
+        """Stop watching these models, or all. What was sampled is kept; hooks and shims are gone when it returns.
+
+        Args:
+            models: a module or several; None for all that are watched.
+        """
+        chosen = None if models is None else [models] if not isinstance(models, (list, tuple)) else list(models)
+        for watcher in list(self._watchers):
+            held = [model for _, model in watcher.models]
+            if chosen is None or any(model is mine for model in chosen for mine in held):
+                self._watchers.remove(watcher)
+                guard.attempt("unwatch()", watcher.close)
+
+    # -- describing the run -----------------------------------------------------------------------------------------
+
+    def define_metric(
+        self,
+        name: str,
+        step_metric: str | None = None,
+        summary: str | None = None,
+        goal: str | None = None,
+    ) -> None:
+        """Say how a metric is summarised and what its x axis is.
+
+        Args:
+            name: the metric; may hold `*` and `?`.
+            step_metric: the metric to draw it against.
+            summary: "last" (the default), "min", "max", "mean", "best" (by `goal`) or "none".
+            goal: "minimize" or "maximize", for "best".
+
+        Raises:
+            TypeError: name or step_metric is no string.
+            ValueError: another summary or goal.
+        """
+        if not isinstance(name, str) or not name or not isinstance(step_metric, (str, type(None))):
+            raise TypeError(f"define_metric() takes names as strings, got {name!r} and step_metric={step_metric!r}")
+        if summary is not None and summary not in SUMMARIES:
+            raise ValueError(f"define_metric(summary=) takes one of {', '.join(SUMMARIES)}; got {summary!r}")
+        if goal not in (None, "minimize", "maximize"):
+            raise ValueError(f"define_metric(goal=) takes 'minimize' or 'maximize'; got {goal!r}")
+        if summary == "best" and goal is None:
+            raise ValueError("define_metric(summary='best') needs goal='minimize' or goal='maximize'")
+        self._event("metric", {"name": name, "step_metric": step_metric, "summary": summary, "goal": goal})
+
+    @guard.never_raise("alert()")
+    def alert(self, title: str, text: str = "", level: str = "INFO") -> None:
+        """Record something people should see.
+
+        Args:
+            title: one line.
+            text: details.
+            level: "INFO", "WARN" or "ERROR".
+        """
+        level = str(getattr(level, "value", level)).upper()
+        if level not in LEVELS:
+            self._bad("alert", ValueError(f"alert(level=) takes one of {', '.join(LEVELS)}; got {level!r}; took 'INFO'"))
+            level = "INFO"
+        self._event("alert", {"title": str(title), "text": str(text), "level": level})
+
+    @guard.never_raise("mark()")
+    def mark(self, title: str, text: str = "") -> None:
+        """Mark the current step, such as "warm-up ends", so that charts can show it."""
+        self._event("mark", {"title": str(title), "text": str(text)})
+
+    def flush(self, timeout_s: float = 5.0) -> bool:
+        """Wait until everything logged so far is in the journal. False if that took longer than `timeout_s` seconds."""
+        return self._recorder.flush(timeout_s)
+
+    # -- the end ----------------------------------------------------------------------------------------------------
+
+    def finish(self, exit_code: int | None = None, quiet: bool | None = None) -> None:
+        """End the run: write what is left, within `finish_timeout` seconds. Further calls do nothing.
+
+        Args:
+            exit_code: not 0 marks the run as failed.
+            quiet: True prints nothing.
+        """
+        error = f"finish(exit_code={exit_code})" if exit_code else None
+        self._end("exception" if error else "finish", error, quiet=bool(quiet))
+
+    @guard.never_raise("finish()")
+    def _end(self, reason: str, error: str | None, *, quiet: bool = False) -> None:
+        with self._lock:
+            if self._finished:
+                return
+            self._finished = True
+        self._layouts = {}
+        deadline = time.monotonic() + self.settings.finish_timeout
+        if self._console is not None:
+            self._console.stop()
+        watchers, self._watchers = self._watchers, []
+        for watcher in watchers:
+            guard.attempt("unwatch()", watcher.close, max(0.1, (deadline - time.monotonic()) * _WATCH_SHARE))
+        self._background.submit("sidecar", lambda: self._sidecar and self._sidecar.ended(f"{self._stream:016x}", reason))
+        self._background.close(max(0.1, (deadline - time.monotonic()) / 2))
+        ended = {"type": "ended", "reason": reason, "error": error and self._redactor.text(error), "time_ns": time.time_ns()}
+        self._recorder.command(lambda writer: (writer.meta(ended), writer.seal(reason), writer.close()))
+        written = self._recorder.stop(max(0.1, deadline - time.monotonic()))
+        if self._sidecar is not None:
+            self._sidecar.close()
+        if self._job is not None:
+            self._job.close()
+        if not quiet and self._who().rank == 0:
+            self._say_goodbye(written=written)
+
+    def _say_goodbye(self, *, written: bool) -> None:
+        identity = self._who()
+        dropped = self._recorder.dropped_rows
+        trouble = "" if written else "; the disk did not take everything in time"
+        trouble += f"; {dropped} rows were dropped" if dropped else ""
+        say(f"run {self.name} ended{trouble}; look: torchtrack show {identity.uid} --dir {_shown(self.settings.dir)}")
+
+    def __enter__(self) -> Run:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if kind is None or (kind is SystemExit and getattr(error, "code", None) in (None, 0)):
+            self._end("finish", None)
+        else:
+            self._end("exception", f"{kind.__name__}: {error}")
+
+    # -- inside -----------------------------------------------------------------------------------------------------
+
+    def _event(self, kind: str, data: Mapping[str, Any]) -> None:
+        """Queue an event; secrets in it are not recorded."""
+        if self.disabled:
+            return
+        now, step = time.time_ns() // 1000, self._recorder.step
+        content = self._redactor.value(dict(data))
+
+        def row() -> dict[str, Any]:
+            return {"time": now, "step": step, "type": kind, "json": json.dumps(content, default=str)}
+
+        self._recorder.put(records.Table.EVENTS, row)
+
+    def _relabel(self, label: str, value: Any) -> None:
+        self._labels[label] = value
+        self._tell_labels()
+
+    def _tell_labels(self) -> None:
+        identity = self._who()
+        self._event("run", {"id": identity.id, **self._labels, "project": identity.project})
+
+    def _joined(self, identity: Identity) -> None:
+        place = {
+            "type": "joined",
+            "uid": identity.uid,
+            "attempt": identity.attempt,
+            "rank": identity.rank,
+            "local_rank": identity.local_rank,
+            "node": identity.node,
+            "world_size": identity.world_size,
+        }
+        self._recorder.command(lambda writer: writer.meta(place))
+        self._labels["name"] = identity.name or self._labels["name"]
+        self._tell_labels()
+        if self._sidecar is not None:
+            sidecar, stream = self._sidecar, f"{self._stream:016x}"
+            self._background.submit("sidecar", lambda: sidecar.joined(stream, identity.uid))
+
+    def _register(self) -> None:
+        if self._sidecar is not None:
+            self._sidecar.register(f"{self._stream:016x}", self._who().uid, os.getpid())
+
+    def _sample_system(self) -> None:
+        for name, value in self._sampler.sample().items():
+            self._recorder.number(name, value, None)
+
+    def _line(self, stream: str, line: str) -> None:
+        row = {"time": time.time_ns() // 1000, "stream": stream, "line": self._redactor.text(line)}
+        self._recorder.put(records.Table.LOGS, lambda: row, 128 + len(line))
+
+    def _new_recorder(self) -> Recorder:
+        recorder = Recorder(self._open)
+        recorder.report("_tt/dropped_rows", lambda: recorder.dropped_rows)
+        recorder.report("_tt/bad_values", lambda: self.bad_values.total())
+        recorder.report("_tt/errors", lambda: guard.failures.total())
+        return recorder
+
+    def _open(self) -> Writer:
+        """The journal of this process, on the recorder's thread; the folder is that of the run if it is known by now."""
+        identity = self._job.wait(_JOIN_BEFORE_OPEN_S) if self._job else _NOBODY
+        opening = {
+            "role": "rank",
+            "uid": identity.uid,
+            "attempt": identity.attempt,
+            "rank": identity.rank,
+            "local_rank": identity.local_rank,
+            "node": identity.node,
+            "world_size": identity.world_size,
+            "host": socket.gethostname(),
+            "pid": os.getpid(),
+            "writer": f"torchtrack {__version__}",
+        }
+        folder = self.settings.dir / identity.uid / f"{identity.rank // 1000:03d}"
+        return Writer(folder, f"{identity.rank}-{self._stream:016x}", self._stream, opening)
+
+    def after_fork_in_child(self) -> None:
+        """In a forked child: let go of the parent's threads and rows. The child's first log() starts a stream of its own."""
+        self._forked = True
+        self._layouts = {}
+        self._watchers = []
+        self._console = None
+        self._sidecar = None
+        self._lock = threading.Lock()
+        if self._job is not None:
+            self._job.after_fork_in_child()
+
+    def _reopen_after_fork(self) -> bool:
+        """Whether this child process may log: a stream of its own in the same run. DataLoader workers may not."""
+        with self._lock:
+            if not self._forked:
+                return True
+            if is_dataloader_worker():
+                return False
+            step = self._recorder.step
+            self._stream = secrets.randbits(64)
+            self._recorder = self._new_recorder()
+            self._recorder.step = step
+            self._background = Background()
+            self._background.start()
+            self._recorder.start()
+            self._forked = False
+        return True
+
+
+def _exact(layout: Layout, values: Any) -> bool:
+    held = list(values)
+    return all(is_exact(held[i]) for i in layout.integers)
+
+
+def histogram_row(name: str, histogram: Histogram, step: int, time_ns: int) -> pa.RecordBatch:
+    """A histogram that the user logged, as a row of the tensors table."""
+    buckets, counts = histogram.sparse()
+    row = {
+        "sample": step,
+        "step": step,
+        "time": time_ns // 1000,
+        "kind": "logged",
+        "name": name,
+        "stage": "step",
+        "ranks": 1,
+        "numel": histogram.count,
+        "covers": "",
+        "count": histogram.count,
+        "sum": histogram.sum,
+        "sum_sq": histogram.sum_sq,
+        "min": histogram.min,
+        "max": histogram.max,
+        "zeros": histogram.zeros,
+        "nans": histogram.nans,
+        "pos_infs": histogram.pos_infs,
+        "neg_infs": histogram.neg_infs,
+        "buckets": buckets.tolist(),
+        "counts": counts.tolist(),
+    }
+    return pa.RecordBatch.from_pylist([row], schema=records.TENSORS)
+
+
+def name_of(uid: str) -> str:
+    """Two words and a number that follow from the uid."""
+    number = int(uid, 16)
+    return f"{_QUALITIES[number % 32]}-{_THINGS[number // 32 % 32]}-{number // 1024 % 1000}"
+
+
+def say(message: str) -> None:
+    """One line to the person at the terminal, on stderr: stdout is the script's own."""
+    guard.attempt("a message", lambda: (sys.stderr.write(f"torchtrack: {message}\n"), sys.stderr.flush()))
+
+
+def _shown(folder: Path) -> str:
+    try:
+        return str(folder.relative_to(Path.cwd()))
+    except (ValueError, OSError):
+        return str(folder)

@@ -1,0 +1,161 @@
+"""What a run is set up with: an argument of init() wins over its environment variable, which wins over the default."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any, Final, Literal
+
+Mode = Literal["offline", "disabled"]
+Resume = Literal["auto", "must", "allow", "never"]
+
+MODES: Final = ("offline", "disabled")
+RESUMES: Final = ("auto", "must", "allow", "never")
+ENVIRONMENT: Final = {
+    "project": "TORCHTRACK_PROJECT",
+    "name": "TORCHTRACK_NAME",
+    "id": "TORCHTRACK_RUN_ID",
+    "config": "TORCHTRACK_CONFIG",
+    "group": "TORCHTRACK_GROUP",
+    "tags": "TORCHTRACK_TAGS",
+    "dir": "TORCHTRACK_DIR",
+    "mode": "TORCHTRACK_MODE",
+    "sidecar": "TORCHTRACK_SIDECAR",
+}
+"""The environment variable of each setting that has one."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Settings:
+    """The settings of one run, checked."""
+
+    project: str = "uncategorized"
+    """Runs are listed by project."""
+    name: str | None = None
+    """For people; two words and a number if not given."""
+    id: str | None = None
+    """Unique in its project; the run's uid if not given. The same id again continues the run."""
+    config: Any = field(default_factory=dict)
+    """Hyper-parameters: a dict, argparse.Namespace, dataclass or any mapping."""
+    group: str | None = None
+    """A label that runs of one experiment share."""
+    job_type: str | None = None
+    """What the run does in its group: train, eval."""
+    tags: tuple[str, ...] = ()
+    """Labels to filter by."""
+    notes: str | None = None
+    """Free text."""
+    dir: Path = Path("torchtrack-runs")
+    """The folder runs are written to."""
+    mode: Mode = "offline"
+    """offline: to the folder; disabled: every call is accepted and nothing happens."""
+    resume: Resume = "auto"
+    """auto: continue the run of this id, or of this launch after a restart; must: it has to exist; allow: continue it if
+    the id exists; never: it must not exist."""
+    mesh: Mapping[str, int] | None = None
+    """Coordinates of this rank in the device mesh, such as {"dp": 3, "tp": 0}."""
+    strict: bool = False
+    """Raise what log() would otherwise skip, count and warn of."""
+    console: bool = False
+    """Record the lines written to stdout and stderr."""
+    sidecar: bool = True
+    """Start the helper process of the node that learns how ranks end."""
+    finish_timeout: float = 10.0
+    """The most seconds finish() takes."""
+    system_interval: float = 10.0
+    """Seconds between two samples of system metrics; 0 turns them off."""
+
+    @classmethod
+    def resolve(cls, **arguments: Any) -> Settings:
+        """Settings from arguments (None: not given), then the environment, then the defaults.
+
+        Raises:
+            TypeError: an argument of the wrong type or with an unknown name.
+            ValueError: a value that is not allowed. Either says what was passed, what is allowed and where it came from.
+        """
+        names = {f.name for f in fields(cls)}
+        unknown = sorted(set(arguments) - names)
+        if unknown:
+            raise TypeError(f"init() got the unknown argument {unknown[0]!r}; it takes {', '.join(sorted(names))}")
+        given = {name: value for name, value in arguments.items() if value is not None}
+        chosen: dict[str, Any] = {"dir": Path("torchtrack-runs").absolute()}
+        for name in names:
+            variable = ENVIRONMENT.get(name)
+            if name in given:
+                chosen[name] = _check(name, given[name], f"{name}=")
+            elif variable and os.environ.get(variable):
+                chosen[name] = _check(name, _parse(name, os.environ[variable], variable), variable)
+        if "config" in given and os.environ.get(ENVIRONMENT["config"]):
+            _check("config", _parse("config", os.environ[ENVIRONMENT["config"]], ENVIRONMENT["config"]), "config")
+        return cls(**chosen)
+
+
+def environment_config() -> dict[str, Any]:
+    """The mapping in TORCHTRACK_CONFIG, which lies under the config argument key by key."""
+    text = os.environ.get(ENVIRONMENT["config"])
+    return dict(_parse("config", text, ENVIRONMENT["config"])) if text else {}
+
+
+def _parse(name: str, text: str, variable: str) -> Any:
+    if name == "tags":
+        return [tag.strip() for tag in text.split(",") if tag.strip()]
+    if name == "sidecar":
+        return text.strip().lower() not in {"0", "false", "off", "no"}
+    if name == "config":
+        try:
+            value = json.loads(text)
+        except ValueError as error:
+            raise ValueError(f"{variable} is not JSON ({error}); write it like '{{\"lr\": 0.001}}'") from None
+        if not isinstance(value, dict):
+            raise ValueError(f"{variable} is the JSON value {text!r}; it has to be an object like '{{\"lr\": 0.001}}'")
+        return value
+    return text
+
+
+def _check(name: str, value: Any, source: str) -> Any:
+    if name in {"project", "name", "id", "group", "job_type", "notes"}:
+        if not isinstance(value, str):
+            raise TypeError(f"{source} takes a string, got {type(value).__name__} {value!r}")
+        if name != "notes" and (not value.strip() or len(value) > 256):
+            raise ValueError(f"{source} takes a string of 1 to 256 characters, got {value[:40]!r} ({len(value)} characters)")
+        if name in {"project", "id"} and "/" in value:
+            raise ValueError(f"{source} must not hold '/', since runs are named project/id; got {value!r}")
+        return value
+    if name == "tags":
+        tags = [value] if isinstance(value, str) else list(value) if isinstance(value, Iterable) else [value]
+        if not all(isinstance(tag, str) for tag in tags):
+            raise TypeError(f"{source} takes a list of strings, got {value!r}")
+        return tuple(dict.fromkeys(tags))
+    if name == "dir":
+        if not isinstance(value, (str, os.PathLike)):
+            raise TypeError(f"{source} takes a path, got {type(value).__name__} {value!r}")
+        return Path(value).expanduser().absolute()
+    if name in {"mode", "resume"}:
+        return _choice(value, MODES if name == "mode" else RESUMES, source)
+    if name in {"finish_timeout", "system_interval"}:
+        if isinstance(value, bool) or not isinstance(value, (int, float)):
+            raise TypeError(f"{source} takes seconds, got {type(value).__name__} {value!r}")
+        if not 0 <= value < float("inf"):
+            raise ValueError(f"{source} takes seconds, zero or more, got {value!r}")
+        return float(value)
+    if name in {"strict", "console", "sidecar"} and not isinstance(value, bool):
+        raise TypeError(f"{source} takes True or False, got {type(value).__name__} {value!r}")
+    if name == "mesh" and not (
+        isinstance(value, Mapping) and all(isinstance(k, str) and isinstance(v, int) for k, v in value.items())
+    ):
+        raise TypeError(f'{source} takes coordinates like {{"dp": 3, "tp": 0}}, got {value!r}')
+    return value
+
+
+def _choice(value: Any, allowed: tuple[str, ...], source: str) -> Any:
+    if value == "online":
+        raise ValueError(
+            f'{source} got "online", but this version has no server to send to; use "offline" (the default): the run is '
+            "recorded completely and can be sent later"
+        )
+    if value not in allowed:
+        raise ValueError(f"{source} takes one of {', '.join(map(repr, allowed))}; got {value!r}")
+    return value

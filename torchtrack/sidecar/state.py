@@ -1,0 +1,92 @@
+"""What became of a run, from what its streams and the sidecars recorded. No clock, no files: facts in, a state out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final, Literal
+
+LOST_AFTER_NS: Final = 60_000_000_000
+"""A stream without heartbeat, frame or exit for so long is lost."""
+
+Name = Literal["running", "finished", "failed", "killed", "crashed", "lost"]
+
+
+@dataclass(frozen=True)
+class StreamFacts:
+    """What is recorded about one stream (one rank in one attempt). Times are wall times in nanoseconds."""
+
+    attempt: int
+    rank: int
+    sealed: bool = False
+    ended_reason: str | None = None
+    """The rank's own last word: "finish" | "exit" | "exception" | "signal"."""
+    ended_error: str | None = None
+    exit_code: int | None = None
+    exit_signal: int | None = None
+    exit_time_ns: int | None = None
+    """When the sidecar saw the process gone; how is unknown if the parent was faster to collect it."""
+    last_heartbeat_ns: int | None = None
+    last_frame_ns: int | None = None
+
+
+@dataclass(frozen=True)
+class State:
+    """The state of a run, whose rank decided it, and why, in words for people."""
+
+    name: Name
+    rank: int | None = None
+    why: str = ""
+
+
+def run_state(streams: Sequence[StreamFacts], now_ns: int) -> State:
+    """The state of a run: its latest attempt decides, and there the first rank that went wrong: others die of it.
+
+    Args:
+        streams: all streams of the run.
+        now_ns: wall time.
+    """
+    latest = max((stream.attempt for stream in streams), default=0)
+    states = [(_bad_since(stream), _stream_state(stream, now_ns)) for stream in streams if stream.attempt == latest]
+    bad = [(since, state) for since, state in states if state.name in ("failed", "killed", "crashed")]
+    if bad:
+        return min(bad, key=lambda item: item[0])[1]
+    for name in ("running", "lost", "finished"):
+        for _, state in states:
+            if state.name == name:
+                return state
+    return State("crashed", None, "nothing was recorded")
+
+
+def _stream_state(stream: StreamFacts, now_ns: int) -> State:
+    rank = stream.rank
+    if stream.ended_reason == "exception":
+        return State("failed", rank, stream.ended_error or "an exception ended it")
+    if stream.exit_code:
+        return State("failed", rank, f"exit code {stream.exit_code}")
+    if stream.ended_reason == "finish":
+        # What happens to a process after its run was finished is not the run's: a notebook is killed in the evening.
+        return State("finished", rank)
+    if stream.exit_signal is not None:
+        return State("killed", rank, f"signal {stream.exit_signal}")
+    if stream.ended_reason == "signal":
+        return State("killed", rank, stream.ended_error or "a signal ended it")
+    if stream.ended_reason is not None or stream.sealed:
+        return State("finished", rank)
+    if stream.exit_time_ns is not None:
+        return State("crashed", rank, "the process ended without a word")
+    if now_ns - (_last_sign(stream) or 0) > LOST_AFTER_NS:
+        return State("lost", rank, "no sign of life for a minute")
+    return State("running", rank)
+
+
+def _bad_since(stream: StreamFacts) -> float:
+    """When a stream went wrong; a rank that raised may take long to die, so its own word counts first."""
+    told = stream.last_frame_ns if stream.ended_reason in ("exception", "signal") else None
+    times = [time_ns for time_ns in (told, stream.exit_time_ns) if time_ns is not None]
+    return min(times, default=float("inf"))
+
+
+def _last_sign(stream: StreamFacts) -> int | None:
+    signs = [sign for sign in (stream.last_heartbeat_ns, stream.last_frame_ns) if sign is not None]
+    return max(signs, default=None)

@@ -1,0 +1,124 @@
+"""What a value passed to log() becomes: a number, a text, a number still on a device, a histogram, or media."""
+
+from __future__ import annotations
+
+import numbers
+import sys
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+
+from torchtrack.histogram import Histogram
+from torchtrack.media import Pending, as_media
+from torchtrack.recorder import PLAIN, is_exact
+
+if TYPE_CHECKING:
+    from torchtrack.recorder import Later
+
+RESERVED: Final = ("watch/", "system/", "_tt/")
+REDUCES: Final = ("mean", "sum", "min", "max")
+_MAX_TEXT: Final = 1 << 20
+_MAX_DEPTH: Final = 16
+
+
+@dataclass(frozen=True, slots=True)
+class Text:
+    """A string, None, or an integer float64 cannot hold."""
+
+    text: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Deferred:
+    """A number on its way from a device; `partial` and `reduce` as its DTensor placement says."""
+
+    later: Later
+    reduce: str | None = None
+    partial: bool = False
+
+
+Value = float | Text | Deferred | Histogram | tuple[Pending, ...]
+
+
+def flatten(metrics: Mapping[Any, Any], prefix: str = "", depth: int = 0) -> Iterator[tuple[str, Any]]:
+    """Nested dicts as one level, names joined by "/"."""
+    for key, value in metrics.items():
+        name = f"{prefix}{key}"
+        if isinstance(value, Mapping) and depth < _MAX_DEPTH:
+            yield from flatten(value, f"{name}/", depth + 1)
+        else:
+            yield name, value
+
+
+def convert(value: Any) -> Value:
+    """The value as one of the things that can be recorded.
+
+    Raises:
+        TypeError: it is none of them; the message says what to do.
+        ValueError: it is one of them but too large or malformed.
+    """
+    if type(value) in PLAIN or isinstance(value, np.generic):
+        return _number(value.item() if isinstance(value, np.generic) else value)
+    if value is None or isinstance(value, str):
+        if value is not None and len(value) > _MAX_TEXT:
+            raise ValueError(f"a text of {len(value)} characters; at most {_MAX_TEXT} are recorded")
+        return Text(value if value is None else value.encode("utf-8", "replace").decode())
+    if isinstance(value, Histogram):
+        return value
+    torch = sys.modules.get("torch")
+    if torch is not None and isinstance(value, torch.Tensor):
+        return _tensor(value)
+    if isinstance(value, np.ndarray):
+        return _array(value)
+    media = as_media(value)
+    if media is not None:
+        return tuple(medium.snapshot() for medium in media)
+    if isinstance(value, numbers.Real):
+        return _number(int(value)) if isinstance(value, numbers.Integral) else float(value)
+    if isinstance(value, bytes):
+        return Text(value.decode("utf-8", "backslashreplace"))
+    raise TypeError(
+        f"{type(value).__name__} cannot be logged; log() takes numbers, strings, 0-dim tensors and arrays, nested dicts, "
+        "torchtrack.Histogram, Image, Audio, Table and figures"
+    )
+
+
+def _number(value: Any) -> float | Text:
+    if isinstance(value, (complex, bytes, str)):
+        raise TypeError(f"{type(value).__name__} {value!r} is no real number; log its parts")
+    if isinstance(value, int) and not is_exact(value):
+        return Text(str(value))
+    return float(value)
+
+
+def _array(value: np.ndarray[Any, Any]) -> float | Text:
+    if value.size != 1:
+        raise TypeError(
+            f"an array of shape {value.shape} is no single number; log torchtrack.Histogram.of(array), its mean, or an Image"
+        )
+    return _number(value.reshape(()).item())
+
+
+def _tensor(value: Any) -> float | Text | Deferred:
+    if value.numel() != 1:
+        raise TypeError(
+            f"a tensor of shape {tuple(value.shape)} is no single number; log torchtrack.Histogram.of(tensor), tensor.mean(), "
+            "or an Image"
+        )
+    if value.is_complex():
+        raise TypeError("a complex tensor is no real number; log its real and imaginary part")
+    value = value.detach().reshape(())
+    reduce, partial = None, False
+    placements = getattr(value, "placements", None)
+    if placements is not None:
+        parts = [placement for placement in placements if placement.is_partial()]
+        partial = bool(parts)
+        reduce = {"avg": "mean"}.get(parts[0].reduce_op, parts[0].reduce_op) if parts else None
+        value = value.to_local()
+    if value.device.type == "cpu" and placements is None:
+        return _number(value.item())
+    from torchtrack.watch.drain import snapshot
+
+    return Deferred(snapshot(value), reduce if reduce in REDUCES else None, partial)

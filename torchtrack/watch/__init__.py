@@ -1,0 +1,114 @@
+"""watch(model): exact histograms and norms of parameters and gradients over all ranks, off the training thread's time.
+
+    hooks (when) -> watcher (what) -> kernels (how) -> drain (to the host) -> reduce (one all-reduce) -> rows
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from torch import nn
+
+from torchtrack.watch import layout
+from torchtrack.watch.watcher import LOGS, Watcher
+
+if TYPE_CHECKING:
+    from torchtrack.job import Job
+    from torchtrack.recorder import Recorder
+
+__all__ = ["Watcher", "describe", "start"]
+
+
+def start(
+    models: Any,
+    *,
+    log: Any,
+    log_freq: Any,
+    name: str | None,
+    include: str | Sequence[str] | None,
+    exclude: str | Sequence[str] | None,
+    recorder: Recorder,
+    job: Job | None,
+    ordinal: int,
+    watched: int,
+) -> Watcher:
+    """Check the arguments of `Run.watch` and begin to watch.
+
+    Args:
+        models: a module or several.
+        log: "all", "gradients", "parameters" or None.
+        log_freq: optimizer steps from one sample to the next.
+        name: prefix of the parameters' names.
+        include: patterns of names to watch.
+        exclude: patterns of names to leave out.
+        recorder: where rows go.
+        job: the other ranks.
+        ordinal: number of this watch in the run.
+        watched: how many models the run watches already: theirs have the names to themselves.
+
+    Raises:
+        TypeError: something that is no module, or an argument of the wrong type.
+        ValueError: a value that is not allowed.
+    """
+    modules = [models] if isinstance(models, nn.Module) else models
+    if not isinstance(modules, (list, tuple)) or not modules or not all(isinstance(m, nn.Module) for m in modules):
+        raise TypeError(f"watch() takes a torch.nn.Module or a list of them, got {_describe(models)}; pass the model itself")
+    if isinstance(log_freq, bool) or not isinstance(log_freq, int):
+        raise TypeError(f"watch(log_freq=) takes a whole number of optimizer steps, got {_describe(log_freq)}")
+    if log_freq < 1:
+        raise ValueError(f"watch(log_freq=) takes 1 (every optimizer step) or more, got {log_freq}")
+    if log is not None and not isinstance(log, str):
+        raise TypeError(f'watch(log=) takes "all", "gradients", "parameters" or None, got {_describe(log)}')
+    if log not in LOGS:
+        raise ValueError(f'watch(log=) takes "all", "gradients", "parameters" or None, got {log!r}')
+    prefixes = [_prefix(name, i, watched) for i in range(len(modules))]
+    return Watcher(
+        list(zip(prefixes, modules, strict=True)),
+        LOGS[log],
+        log_freq,
+        recorder,
+        job,
+        ordinal,
+        _patterns("include", include),
+        _patterns("exclude", exclude),
+    )
+
+
+def describe(models: Sequence[tuple[str, nn.Module]]) -> dict[str, Any]:
+    """The structure of watched models: every module's class, every parameter's shape, dtype and device."""
+    tree = []
+    for prefix, model in models:
+        inner = layout.unwrap(model)
+        parameters: dict[str, list[dict[str, Any]]] = {}
+        for name, p in layout.named_parameters(model, prefix):
+            owner, _, leaf = name.rpartition(".")
+            described = {"name": leaf, "shape": list(p.shape), "dtype": str(p.dtype), "trainable": p.requires_grad}
+            parameters.setdefault(owner or prefix.rstrip("/"), []).append(described)
+        for name, module in inner.named_modules():
+            path = layout.strip(f"{prefix}{name}".rstrip("/"))
+            tree.append({"name": path, "class": type(module).__name__, "parameters": parameters.pop(path, [])})
+    return {"modules": tree}
+
+
+def _prefix(name: str | None, index: int, watched: int) -> str:
+    if name is not None:
+        if not isinstance(name, str) or not name.strip("/"):
+            raise TypeError(f"watch(name=) takes a non-empty string, got {_describe(name)}")
+        return name.strip("/") + (f"{index}/" if index else "/")
+    return f"model{watched + index}/" if watched + index else ""
+
+
+def _patterns(argument: str, value: Any) -> tuple[str, ...]:
+    if value is None:
+        return ()
+    patterns = [value] if isinstance(value, str) else value
+    if not isinstance(patterns, (list, tuple)) or not all(isinstance(p, str) for p in patterns):
+        raise TypeError(f'watch({argument}=) takes patterns such as "layers.*.weight", got {_describe(value)}')
+    return tuple(patterns)
+
+
+def _describe(value: Any) -> str:
+    if isinstance(value, (list, tuple)):
+        return f"a {type(value).__name__} of {sorted({type(v).__name__ for v in value}) or 'nothing'}"
+    return f"{type(value).__name__} {str(value)[:60]!r}"

@@ -1,0 +1,226 @@
+"""When: the points of a training step where gradients are final, found without touching the user's code.
+
+Process-wide and installed once, with the first watcher; the last `remove` puts back what is still ours. Four points:
+
+    clip          `clip_grad_norm_` and `clip_grad_value_`, in whatever way they were imported, just before they clip
+    step          a top-level `Optimizer.step`, before it changes anything; with a closure, after its first call
+    skipped       `GradScaler.step` that did not step, because a gradient is not finite
+    (nothing on unwatched optimizers, and one counter on steps that are not sampled)
+
+All shims pass through: arguments, return values and exceptions are those of the original.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+import sys
+import threading
+from collections.abc import Callable, Iterable
+from types import FrameType
+from typing import Any, Protocol
+
+import torch
+import torch.nn.utils as grad_utils
+from torch.nn.utils import clip_grad
+from torch.optim.optimizer import Optimizer, register_optimizer_step_pre_hook
+
+from torchtrack import guard
+
+logger = logging.getLogger("torchtrack")
+
+
+class Listener(Protocol):
+    """What a watcher does at each point. Called on the training thread; exceptions are caught around every call."""
+
+    def clipping(self, parameters: list[torch.Tensor], coefficient: Callable[[], torch.Tensor] | None) -> bool:
+        """Gradients of these parameters are about to be clipped. True: call `clipped` afterwards."""
+
+    def clipped(self, parameters: list[torch.Tensor]) -> None:
+        """They have been clipped."""
+
+    def begin(self, optimizer: Optimizer) -> bool:
+        """A top-level step begins. True: it is sampled, call `gradients_final`."""
+
+    def gradients_final(self, optimizer: Optimizer) -> None:
+        """The gradients this step will use are there and the parameters are unchanged."""
+
+    def skipped(self, optimizer: Optimizer) -> None:
+        """The gradient scaler left this step out."""
+
+
+class _Installed:
+    """What is installed in this process: the listeners, two hook handles and the shims with their originals."""
+
+    def __init__(self) -> None:
+        self.listeners: list[Listener] = []
+        self.handles: list[Any] = []
+        self.shims: list[tuple[Any, str, Any, Any]] = []
+        self.stepped = threading.local()
+
+
+_installed = _Installed()
+
+
+def add(listener: Listener) -> None:
+    """Tell a listener from now on."""
+    if not _installed.listeners:
+        _install()
+    _installed.listeners.append(listener)
+
+
+def remove(listener: Listener) -> None:
+    """Tell it no more. The last one takes the hooks and shims with it."""
+    if listener in _installed.listeners:
+        _installed.listeners.remove(listener)
+        if not _installed.listeners:
+            _uninstall()
+
+
+def active() -> int:
+    """How many listeners, hooks and shims are installed; 0 when nothing is left behind."""
+    return len(_installed.listeners) + len(_installed.handles) + len(_installed.shims)
+
+
+def _each(where: str, method: str, *args: Any) -> list[tuple[Listener, Any]]:
+    results = []
+    for listener in list(_installed.listeners):
+        result: list[Any] = []
+        call = getattr(listener, method)
+        guard.attempt(where, lambda call=call, result=result: result.append(call(*args)))  # type: ignore[misc]
+        results.append((listener, result[0] if result else None))
+    return results
+
+
+# -- the optimizer ----------------------------------------------------------------------------------------------------
+
+
+def enclosing_optimizer() -> Optimizer | None:
+    """The optimizer whose step is under way above the one that called this; read from the stack, so never stale."""
+    frame: FrameType | None = sys._getframe(1)
+    found = 0
+    while frame is not None:
+        code = frame.f_code
+        if code.co_name == "wrapper" and code.co_filename.endswith("optimizer.py"):
+            found += 1
+            if found == 2:
+                optimizer = frame.f_locals.get("self")
+                return optimizer if isinstance(optimizer, Optimizer) else None
+        frame = frame.f_back
+    return None
+
+
+def _is_part_of(optimizer: Optimizer, outer: Optimizer) -> bool:
+    held = {id(p) for group in outer.param_groups for p in group["params"]}
+    return all(id(p) in held for group in optimizer.param_groups for p in group["params"])
+
+
+@torch._disable_dynamo  # type: ignore[untyped-decorator]
+def _before_step(optimizer: Optimizer, args: Any, kwargs: Any) -> tuple[Any, Any] | None:
+    changed: list[tuple[Any, Any]] = []
+    guard.attempt("optimizer hook", lambda: changed.extend(_begin(optimizer, args, kwargs)))
+    return changed[0] if changed else None
+
+
+def _begin(optimizer: Optimizer, args: Any, kwargs: Any) -> Iterable[tuple[Any, Any]]:
+    outer = enclosing_optimizer()
+    if outer is not None and (outer is optimizer or _is_part_of(optimizer, outer)):
+        return []
+    _installed.stepped.last = optimizer
+    sampling = [listener for listener, armed in _each("watch", "begin", optimizer) if armed]
+    if not sampling:
+        return []
+    closure = kwargs.get("closure") or (args[1] if len(args) > 1 and callable(args[1]) else None)
+    if closure is None:
+        _final(sampling, optimizer)
+        return []
+
+    @functools.wraps(closure)
+    def observed(*inner: Any, **named: Any) -> Any:
+        result = closure(*inner, **named)
+        _final(sampling, optimizer)
+        sampling.clear()  # LBFGS calls the closure again: only its first gradients belong to the unchanged parameters
+        return result
+
+    if kwargs.get("closure") is not None:
+        return [(args, {**kwargs, "closure": observed})]
+    return [((args[0], observed, *args[2:]), kwargs)]
+
+
+def _final(sampling: list[Listener], optimizer: Optimizer) -> None:
+    for listener in sampling:
+        guard.attempt("watch", listener.gradients_final, optimizer)
+
+
+# -- clipping and scaling ---------------------------------------------------------------------------------------------
+
+
+def _around_clip(original: Callable[..., Any], limit: Callable[..., Callable[[], torch.Tensor] | None]) -> Callable[..., Any]:
+    @functools.wraps(original)
+    def shim(parameters: Any, *args: Any, **kwargs: Any) -> Any:
+        if torch.compiler.is_compiling() or not _installed.listeners:
+            return original(parameters, *args, **kwargs)
+        held = [parameters] if isinstance(parameters, torch.Tensor) else list(parameters)  # a generator runs only once
+        coefficient = limit(*args, **kwargs)
+        interested = [listener for listener, yes in _each("watch", "clipping", held, coefficient) if yes]
+        result = original(held, *args, **kwargs)
+        for listener in interested:
+            guard.attempt("watch", listener.clipped, held)
+        return result
+
+    return shim
+
+
+def _norm_limit(*args: Any, **kwargs: Any) -> Callable[[], torch.Tensor] | None:
+    max_norm = kwargs["max_norm"] if "max_norm" in kwargs else (args[0] if args else None)
+    total = kwargs["total_norm"] if "total_norm" in kwargs else (args[1] if len(args) > 1 else None)
+    if max_norm is None or not isinstance(total, torch.Tensor):
+        return None
+    return lambda: (float(max_norm) / (total.detach() + 1e-6)).clamp(max=1.0)
+
+
+def _no_limit(*args: Any, **kwargs: Any) -> None:
+    del args, kwargs
+
+
+def _around_scaler_step(original: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(original)
+    def step(self: Any, optimizer: Optimizer, *args: Any, **kwargs: Any) -> Any:
+        _installed.stepped.last = None
+        result = original(self, optimizer, *args, **kwargs)
+        if self.is_enabled() and getattr(_installed.stepped, "last", None) is not optimizer:
+            _each("watch", "skipped", optimizer)
+        return result
+
+    return step
+
+
+def _install() -> None:
+    _installed.handles = [register_optimizer_step_pre_hook(_before_step)]
+    norm, value = getattr(clip_grad, "_clip_grads_with_norm_", None), clip_grad.clip_grad_value_
+    if norm is None:
+        logger.warning("torchtrack: this torch has no _clip_grads_with_norm_; clipped gradients are seen at the step")
+    else:
+        shim = _around_clip(norm, _norm_limit)
+        _shim(clip_grad, "_clip_grads_with_norm_", shim)
+        _shim(grad_utils, "clip_grads_with_norm_", shim)
+    shim = _around_clip(value, _no_limit)
+    _shim(clip_grad, "clip_grad_value_", shim)
+    _shim(grad_utils, "clip_grad_value_", shim)
+    _shim(torch.amp.GradScaler, "step", _around_scaler_step(torch.amp.GradScaler.step))
+
+
+def _shim(owner: Any, name: str, shim: Any) -> None:
+    if hasattr(owner, name):
+        _installed.shims.append((owner, name, getattr(owner, name), shim))
+        setattr(owner, name, shim)
+
+
+def _uninstall() -> None:
+    for handle in _installed.handles:
+        handle.remove()
+    for owner, name, original, shim in reversed(_installed.shims):
+        if getattr(owner, name) is shim:
+            setattr(owner, name, original)
+    _installed.handles, _installed.shims = [], []
+    _installed.stepped = threading.local()

@@ -1,0 +1,114 @@
+"""Counted tensors as rows of the `tensors` table, without Python for each bucket."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+import numpy as np
+import pyarrow as pa
+
+from torchtrack import records
+from torchtrack.histogram import NUM_BUCKETS
+
+SUMS: Final = NUM_BUCKETS + 2
+"""Columns merged by SUM: the bucket counts, sum, sum of squares."""
+MAXES: Final = 2
+"""Columns merged by MAX: max, -min."""
+_NEG_INF, _ZERO, _POS_INF, _NAN = 0, 163, 326, 327
+
+
+@dataclass(slots=True)
+class Counted:
+    """What was counted of some tensors at one sample.
+
+    Attributes:
+        keys: (kind, name) a row.
+        sums: float64 [rows, SUMS].
+        maxes: float64 [rows, MAXES].
+        numels: elements of each whole tensor.
+        covers: the `covers` column of each row.
+        stages: the `stage` column of each row.
+        ranks: how many ranks are merged.
+    """
+
+    keys: list[tuple[str, str]]
+    sums: np.ndarray[Any, Any]
+    maxes: np.ndarray[Any, Any]
+    numels: list[int]
+    covers: list[str]
+    stages: list[str]
+    ranks: int = 1
+
+    def select(self, rows: Sequence[int]) -> Counted:
+        """Only these rows."""
+        return Counted(
+            [self.keys[i] for i in rows],
+            self.sums[list(rows)],
+            self.maxes[list(rows)],
+            [self.numels[i] for i in rows],
+            [self.covers[i] for i in rows],
+            [self.stages[i] for i in rows],
+            self.ranks,
+        )
+
+    def norm(self, kind: str) -> float | None:
+        """The global norm over all rows of a kind; None unless every tensor was counted whole. NaN if one is not finite."""
+        rows = [i for i, key in enumerate(self.keys) if key[0] == kind]
+        if not rows or any(self.covers[i] for i in rows):
+            return None
+        sums = self.sums[rows]
+        if sums[:, _NAN].any():
+            return float("nan")
+        if sums[:, [_NEG_INF, _POS_INF]].any():
+            return float("inf")
+        return float(np.sqrt(sums[:, NUM_BUCKETS + 1].sum()))
+
+
+def tensors_batch(counted: Counted, sample: int, step: int, time_ns: int) -> pa.RecordBatch | None:
+    """The rows of the `tensors` table; None if no element was counted. Rows that counted nothing are left out."""
+    counts = counted.sums[:, :NUM_BUCKETS]
+    totals = counts.sum(1)
+    keep = np.flatnonzero(totals > 0)
+    if not len(keep):
+        return None
+    part = counted.select(keep.tolist())
+    counts = part.sums[:, :NUM_BUCKETS]
+    n = len(keep)
+    row, bucket = np.nonzero(counts)
+    offsets = pa.array(np.concatenate([[0], np.cumsum(np.bincount(row, minlength=n))]).astype(np.int32))
+    integers = counts.astype(np.int64)
+    columns = {
+        "sample": np.full(n, sample),
+        "step": np.full(n, step),
+        "time": pa.array(np.full(n, time_ns // 1000)).view(pa.timestamp("us", tz="UTC")),
+        "kind": [kind for kind, _ in part.keys],
+        "name": [name for _, name in part.keys],
+        "stage": part.stages,
+        "ranks": np.full(n, part.ranks, np.int32),
+        "numel": part.numels,
+        "covers": part.covers,
+        "count": integers.sum(1),
+        "sum": part.sums[:, NUM_BUCKETS],
+        "sum_sq": part.sums[:, NUM_BUCKETS + 1],
+        "min": -part.maxes[:, 1],
+        "max": part.maxes[:, 0],
+        "zeros": integers[:, _ZERO],
+        "nans": integers[:, _NAN],
+        "pos_infs": integers[:, _POS_INF],
+        "neg_infs": integers[:, _NEG_INF],
+        "buckets": pa.ListArray.from_arrays(offsets, pa.array(bucket.astype(np.uint16))),
+        "counts": pa.ListArray.from_arrays(offsets, pa.array(counts[row, bucket].astype(np.uint64))),
+    }
+    arrays = [_array(columns[field.name], field.type) for field in records.TENSORS]
+    return pa.RecordBatch.from_arrays(arrays, schema=records.TENSORS)
+
+
+def _array(values: Any, kind: pa.DataType) -> pa.Array:
+    if isinstance(values, pa.Array):
+        return values
+    if pa.types.is_dictionary(kind):
+        encoded = pa.array(values, pa.string()).dictionary_encode()
+        return encoded.cast(kind)
+    return pa.array(values, kind)
