@@ -114,12 +114,12 @@ def test_stop_hands_over_an_incomplete_line() -> None:
 
 
 def test_attributes_are_those_of_the_original_stream(tmp_path: Path) -> None:
-    with (tmp_path / "out").open("w", encoding="latin-1") as file, contextlib.redirect_stdout(file):
-        with ConsoleCapture(lambda *_: None):
-            assert sys.stdout.fileno() == file.fileno()
-            assert sys.stdout.encoding == "latin-1"
-            assert not sys.stdout.isatty()
-            assert sys.stdout.buffer is file.buffer
+    file = (tmp_path / "out").open("w", encoding="latin-1")
+    with file, contextlib.redirect_stdout(file), ConsoleCapture(lambda *_: None):
+        assert sys.stdout.fileno() == file.fileno()
+        assert sys.stdout.encoding == "latin-1"
+        assert not sys.stdout.isatty()
+        assert sys.stdout.buffer is file.buffer
 
 
 def test_stop_puts_the_original_stream_back() -> None:

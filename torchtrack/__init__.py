@@ -32,7 +32,7 @@ _HOMES = {
     "media": ("Audio", "Image", "Table"),
     "run": ("Run",),
 }
-__all__ = [  # noqa: RUF022  # plain sorted, as the test says
+__all__ = [  # plain sorted, as the test says
     "Api", "Audio", "Histogram", "Image", "Run", "Table", "TorchtrackError", "__version__", "alert", "config",
     "define_metric", "finish", "init", "log", "mark", "run", "summary", "unwatch", "watch",
 ]  # fmt: skip
@@ -51,8 +51,10 @@ def __getattr__(name: str) -> Any:
 class _Package(types.ModuleType):
     """`torchtrack.run` is the active run or None and `torchtrack.watch` a function, whichever modules are imported."""
 
-    run = property(lambda self: a.active() if (a := sys.modules.get("torchtrack.active")) else None, lambda self, _: None)
-    watch = property(lambda self: importlib.import_module("torchtrack.active").watch, lambda self, _: None)
+    run = property(
+        lambda _: a.active() if (a := sys.modules.get("torchtrack.active")) else None, lambda *_: None
+    )
+    watch = property(lambda _: importlib.import_module("torchtrack.active").watch, lambda *_: None)
 
 
 sys.modules[__name__].__class__ = _Package

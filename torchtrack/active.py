@@ -12,11 +12,12 @@ from multiprocessing.util import Finalize, register_after_fork
 from typing import Any, Literal
 
 from torchtrack import guard
-from torchtrack.fields import Fields
 from torchtrack.environment import config_dict
 from torchtrack.errors import NoActiveRunError
+from torchtrack.fields import Fields
 from torchtrack.job import Job, is_dataloader_worker
-from torchtrack.run import Reduce, Run, name_of, say
+from torchtrack.naming import name_of
+from torchtrack.run import Reduce, Run, say
 from torchtrack.settings import Resume, Settings, environment_config
 
 logger = logging.getLogger("torchtrack")
@@ -144,8 +145,8 @@ def _check_folder(settings: Settings) -> None:
     except OSError as error:
         why = str(error)
     logger.warning(
-        "torchtrack cannot write to %s: %s. Training goes on; nothing is recorded until it can. Set dir= or TORCHTRACK_DIR to "
-        "a folder that can be written.",
+        "torchtrack cannot write to %s: %s. Training goes on; nothing is recorded until it can. Set dir= or "
+        "TORCHTRACK_DIR to a folder that can be written.",
         settings.dir,
         why,
     )
@@ -155,8 +156,8 @@ def _end_previous() -> None:
     for run in list(_process.runs):
         if not run._finished:
             logger.warning(
-                "torchtrack: init() was called while run %s was active; it has been finished. Call run.finish() first to "
-                "say where it ends.",
+                "torchtrack: init() was called while run %s was active; it has been finished. Call run.finish() first "
+                "to say where it ends.",
                 run._who().uid,
             )
         run._end("finish", None, quiet=True)
@@ -261,5 +262,3 @@ def _after_fork() -> None:
     for run in _process.runs:
         if not run.disabled:
             guard.attempt("fork", run.after_fork_in_child)
-
-

@@ -58,7 +58,9 @@ class Fields(MutableMapping[str, Any]):
         try:
             return self._values[name]
         except KeyError:
-            raise AttributeError(f"no {name!r} here; there are: {', '.join(map(str, self._values)) or 'no keys yet'}") from None
+            raise AttributeError(
+                f"no {name!r} here; there are: {', '.join(map(str, self._values)) or 'no keys yet'}"
+            ) from None
 
     def __setattr__(self, name: str, value: Any) -> None:
         self[name] = value

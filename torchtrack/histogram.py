@@ -41,7 +41,6 @@ NAN: Final = 327
 
 MIN_EXPONENT: Final = -56
 MAX_EXPONENT: Final = 24
-_TINY = 2.0**-127
 _OF_CHUNK = 1 << 20
 # The smallest positive and the largest number of the narrow formats.
 _LIMITS: Final = {
@@ -78,7 +77,7 @@ CODE_TO_BUCKET: Final[npt.NDArray[np.uint16]] = _frozen(_code_table(exponent_bit
 _CODE_TO_BUCKET_64 = _frozen(_code_table(exponent_bits=11))
 _k = np.arange(2 * (MAX_EXPONENT - MIN_EXPONENT) + 1)
 _MAGNITUDES = np.ldexp(np.where(_k % 2, 1.5, 1.0), _k // 2 + MIN_EXPONENT)
-_EDGES = _frozen(np.concatenate([[-np.inf], -_MAGNITUDES[::-1], [-_TINY, _TINY], _MAGNITUDES, [np.inf]]))
+_EDGES = _frozen(np.concatenate([[-np.inf], -_MAGNITUDES[::-1], [-(2.0**-127), 2.0**-127], _MAGNITUDES, [np.inf]]))
 
 
 def edges() -> _Floats:
@@ -152,11 +151,7 @@ class Histogram:
 
     @classmethod
     def of(cls, values: Any) -> Histogram:
-        """Count an array, a torch tensor on any device (this waits for it), or a (nested) list of numbers.
-
-        Raises:
-            TypeError: the elements are not real numbers of at most 64 bits.
-        """
+        """Count what `bucket_ids` takes; a tensor on an accelerator is waited for."""
         array = _flat(values)
         parts = [cls._of_part(array[at : at + _OF_CHUNK]) for at in range(0, array.size, _OF_CHUNK)]
         return cls.empty().merge(*parts)

@@ -4,9 +4,9 @@
     Recorder.row -> Layout.buffer  --->  numpy view -> Arrow columns -> one frame -> journal.Writer
     Recorder.put -> queue          --->  rows of the rare tables (texts, events, media, tensors)
 
-A row of the hot path is one struct in a bytearray: order, step, time, then one double a metric. Rows with the same metric
-names and types share a `Layout`, so that the thread splits a buffer into columns without running Python for each value
-and never keeps the interpreter from the training loop.
+A row of the hot path is one struct in a bytearray: order, step, time, then one double a metric. Rows with the same
+metric names and types share a `Layout`, so that the thread splits a buffer into columns without running Python for each
+value and never keeps the interpreter from the training loop.
 """
 
 from __future__ import annotations
@@ -37,7 +37,20 @@ _LARGEST_EXACT_INT: Final = 1 << 53
 _REPORT_INTERVAL_S: Final = 10.0
 
 _EXACT: Final = frozenset(
-    {float, bool, np.float64, np.float32, np.float16, np.bool_, np.int8, np.int16, np.int32, np.uint8, np.uint16, np.uint32}
+    {
+        float,
+        bool,
+        np.float64,
+        np.float32,
+        np.float16,
+        np.bool_,
+        np.int8,
+        np.int16,
+        np.int32,
+        np.uint8,
+        np.uint16,
+        np.uint32,
+    }
 )
 _INTEGERS: Final = frozenset({int, np.int64, np.uint64})
 PLAIN: Final = _EXACT | _INTEGERS
@@ -68,7 +81,9 @@ class Layout:
 
     __slots__ = ("buffer", "integers", "names", "pack", "partial", "reduce", "row_bytes")
 
-    def __init__(self, names: Sequence[str], reduce: str, integers: Sequence[int] = (), *, partial: bool = False) -> None:
+    def __init__(
+        self, names: Sequence[str], reduce: str, integers: Sequence[int] = (), *, partial: bool = False
+    ) -> None:
         packer = struct.Struct(f"={_HEAD}q{len(names)}d")
         self.names = tuple(names)
         self.reduce = reduce
@@ -89,7 +104,7 @@ class Layout:
 
 def is_exact(value: Any) -> bool:
     """Whether float64 holds this integer exactly."""
-    return -_LARGEST_EXACT_INT <= value <= _LARGEST_EXACT_INT
+    return bool(-_LARGEST_EXACT_INT <= value <= _LARGEST_EXACT_INT)
 
 
 @dataclass(slots=True)
@@ -104,14 +119,18 @@ class _Gap:
 class Recorder:
     """Takes rows from any thread without waiting; owns the thread that writes them.
 
-    **Threads:** `row`, `put`, `later` and `ticket` may be called from any thread and never wait for the disk: the lock they
-    take is held elsewhere only to swap buffers. Everything that touches the writer runs on the recorder's own thread.
+    **Threads:** `row`, `put`, `later` and `ticket` may be called from any thread and never wait for the disk: the lock
+    they take is held elsewhere only to swap buffers. What touches the writer runs on the recorder's own thread.
     **The writer** is opened on that thread at its first turn, when the run may already know which ranks it has.
     **Memory:** at most `memory_bytes` of rows wait; beyond it the newest are dropped, counted, and the count is logged.
     """
 
     def __init__(
-        self, open_writer: Callable[[], Writer], *, flush_interval_s: float = FLUSH_INTERVAL_S, memory_bytes: int = MEMORY_BYTES
+        self,
+        open_writer: Callable[[], Writer],
+        *,
+        flush_interval_s: float = FLUSH_INTERVAL_S,
+        memory_bytes: int = MEMORY_BYTES,
     ) -> None:
         self.step = 0
         self.dropped_rows = 0
@@ -144,7 +163,7 @@ class Recorder:
     # -- any thread -------------------------------------------------------------------------------------------------
 
     def row(self, layout: Layout, values: Iterable[Any], step: int | None, *, commit: bool) -> None:
-        """Append one row of plain numbers at `step` (None: the run's current one); `commit` moves the counter past it."""
+        """Append one row of plain numbers at `step` (None: the current one); `commit` moves the counter past it."""
         now = time.time_ns()
         with self._lock:
             at = self.step if step is None else step
@@ -312,7 +331,9 @@ class Recorder:
             for layout in self._dirty:
                 layout.buffer = bytearray()
             self._dirty = []
-        rows = [(layout, np.frombuffer(buffer, np.int64).reshape(-1, _HEAD + len(layout.names))) for layout, buffer in full]
+        rows = [
+            (layout, np.frombuffer(buffer, np.int64).reshape(-1, _HEAD + len(layout.names))) for layout, buffer in full
+        ]
         if len(rows) == 1:
             layout, table = rows[0]
             step = max(1, VALUES_PER_FRAME // len(layout.names))
@@ -333,7 +354,7 @@ class Recorder:
         for _ in range(min(len(self._rows), ROWS_PER_TURN)):
             table, make, size = self._rows.popleft()
             made: list[dict[str, Any] | pa.RecordBatch] = []
-            guard.attempt(f"{table.name.lower()} row", lambda m=make, out=made: out.append(m()))  # type: ignore[misc]
+            guard.attempt(f"{table.name.lower()} row", lambda m=make, out=made: out.append(m()))
             for row in made:
                 if isinstance(row, pa.RecordBatch):
                     self._append(table, row)
@@ -349,7 +370,7 @@ class Recorder:
 
 
 def _windows(rows: list[tuple[Layout, np.ndarray[Any, Any]]]) -> Iterable[list[tuple[Layout, np.ndarray[Any, Any]]]]:
-    """Cut buffers of several layouts at common points of their order, so that each frame holds a bounded stretch of it."""
+    """Cut buffers of several layouts at common points of their order: each frame holds a bounded stretch of it."""
     first = min(int(table[0, 0]) for _, table in rows)
     last = max(int(table[-1, 0]) for _, table in rows)
     width = max(len(layout.names) for layout, _ in rows)

@@ -2,37 +2,29 @@
 
 from __future__ import annotations
 
-import json
-import logging
-import operator
 import os
 import secrets
 import socket
 import sys
 import threading
 import time
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal
 
-import pyarrow as pa
-
-from torchtrack import environment, guard, records
+from torchtrack import environment, guard
 from torchtrack.background import Background
-from torchtrack.fields import Fields
 from torchtrack.console import ConsoleCapture
-from torchtrack.histogram import Histogram
+from torchtrack.fields import Fields
 from torchtrack.job import Identity, Job, is_dataloader_worker
 from torchtrack.journal.writer import Writer
-from torchtrack.blobs import store
-from torchtrack.media import Pending
-from torchtrack.recorder import Layout, Recorder, is_exact
+from torchtrack.logbook import Logbook
+from torchtrack.naming import name_of
+from torchtrack.recorder import Recorder
 from torchtrack.redact import Redactor
 from torchtrack.settings import Settings
 from torchtrack.sidecar.client import Sidecar
 from torchtrack.system import SystemSampler
-from torchtrack.values import REDUCES, RESERVED, Deferred, Text, convert, flatten
 from torchtrack.version import __version__
 
 if TYPE_CHECKING:
@@ -44,40 +36,26 @@ Reduce = Literal["mean", "sum", "min", "max"]
 
 SUMMARIES: Final = ("last", "min", "max", "mean", "best", "none")
 LEVELS: Final = ("INFO", "WARN", "ERROR")
-_MAX_LAYOUTS: Final = 4096
-_INT64: Final = 1 << 63
 _JOIN_BEFORE_OPEN_S: Final = 0.2
 _SIDECAR_INTERVAL_S: Final = 10.0
 _WATCH_SHARE: Final = 0.6
-_QUALITIES: Final = (
-    "amber ample bold brave bright brisk calm clear cosy crisp deep eager fair fine fresh glad "
-    "grand keen kind light lively lucid mild neat nimble plain proud quick quiet stable sunny swift"
-).split()
-_THINGS: Final = (
-    "anchor apple arrow bay beacon birch bridge brook canyon cedar cliff cloud comet coral delta ember "
-    "fern field forest glade harbor heron island lagoon lantern maple meadow orchard pebble river summit valley"
-).split()
-_NOBODY: Final = Identity("0" * 16, "disabled", "", None, 1, 0, 0, 0, 1, False)
-logger = logging.getLogger("torchtrack")
+_NOBODY: Final = Identity("0" * 16, "disabled", "", None, 1, 0, 0, 0, 1, provisional=False)
 
 
 class Run:
     """One rank's handle of the run; made by `torchtrack.init`.
 
     **Threads:** every method may be called from any thread. None waits for a network, a disk, a device or another rank,
-    except `finish` (bounded by `finish_timeout`) and reading `id`, `name`, `uid` or `dir` on a rank that has not yet heard
-    from rank 0 (at most five seconds, once).
+    except `finish` (bounded by `finish_timeout`) and reading `id`, `name`, `uid` or `dir` on a rank that has not yet
+    heard from rank 0 (at most five seconds, once).
     """
 
     def __init__(self, settings: Settings, config: Mapping[str, Any], job: Job | None) -> None:
         self.settings = settings
         self.disabled = job is None
         """Whether every call is accepted and nothing recorded."""
-        self.bad_values: Counter[str] = Counter()
-        """How many values of each name log() could not record."""
         self._redactor = Redactor()
         self._job = job
-        self._layouts: dict[tuple[Any, ...], Layout] = {}
         self._lock = threading.Lock()
         self._finished = self.disabled
         self._forked = False
@@ -91,17 +69,27 @@ class Run:
             "tags": list(settings.tags),
             "notes": settings.notes,
         }
-        self._stream = secrets.randbits(64)
-        self._recorder = self._new_recorder()
+        self._equip()
         self.config = Fields(config, lambda fresh: self._event("config", fresh))
         """Hyper-parameters; reading and writing as a mapping or by attribute."""
         self.summary = Fields({}, lambda fresh: self._event("summary", fresh))
         """Values that describe the run as a whole; one set here wins over the one derived from the history."""
-        self._background = Background()
         self._console: ConsoleCapture | None = None
         self._sidecar: Sidecar | None = None
         if job is not None:
             self._begin(job)
+
+    def _equip(self) -> None:
+        """A stream of this process's own, with the threads that serve it; not started."""
+        self._stream = secrets.randbits(64)
+        self._background = Background()
+        self._recorder = recorder = Recorder(self._open)
+        self._logbook = logbook = Logbook(
+            recorder, self._background, self._redactor, lambda: Path(self.dir), strict=self.settings.strict
+        )
+        recorder.report("_tt/dropped_rows", lambda: recorder.dropped_rows)
+        recorder.report("_tt/bad_values", lambda: sum(logbook.bad_values.values()))
+        recorder.report("_tt/errors", lambda: sum(guard.failures.values()))
 
     def _who(self, *, wait: bool = False) -> Identity:
         if self._job is None:
@@ -127,7 +115,7 @@ class Run:
             self._sampler = SystemSampler(local_rank, node_leader=local_rank == 0, folder=settings.dir)
             background.every(settings.system_interval, "system metrics", self._sample_system)
         if settings.console:
-            self._console = ConsoleCapture(self._line)
+            self._console = ConsoleCapture(self._logbook.line)
             self._console.start()
 
     # -- who this is ------------------------------------------------------------------------------------------------
@@ -227,8 +215,9 @@ class Run:
         """Record values at a step. Never waits, never talks to other ranks and never raises (unless strict=True).
 
         Args:
-            metrics: numbers, strings, 0-dim tensors on any device, nested dicts, Histogram, Image, Audio, Table, figures.
-                What cannot be recorded is left out, counted and warned of once a name; the rest of the row is kept.
+            metrics: numbers, strings, 0-dim tensors on any device, nested dicts, Histogram, Image, Audio, Table,
+                figures. What cannot be recorded is left out, counted and warned of once a name; the rest of the row
+                is kept.
             step: the x axis; the run's own counter if not given. Repeated and decreasing steps are kept.
             commit: True closes the step: the counter moves past it. False leaves it open for further values.
             reduce: how readers combine the values of several ranks: "mean", "sum", "min" or "max".
@@ -238,125 +227,15 @@ class Run:
         else:
             self._log_guarded(metrics, step, commit, reduce)
 
-    def _log(self, metrics: Mapping[str, Any], step: int | None, commit: bool, reduce: Any) -> None:
-        if type(metrics) is dict and (step is None or type(step) is int and -_INT64 <= step < _INT64):
-            values = metrics.values()
-            layout = self._layouts.get((reduce, *metrics, *map(type, values)))
-            if layout is not None and (not layout.integers or _exact(layout, values)):
-                self._recorder.row(layout, values, step, commit=commit)
-                return
-        self._log_mixed(metrics, step, commit, reduce)
+    @guard.never_raise("log()")
+    def _log_guarded(self, metrics: Any, step: Any, commit: bool, reduce: Any) -> None:
+        self._log(metrics, step, commit, reduce)
 
-    _log_guarded = guard.never_raise("log()")(_log)
-
-    def _log_mixed(self, metrics: Any, step: Any, commit: bool, reduce: Any) -> None:
-        if self.disabled:
-            return
-        if self._finished or (self._forked and not self._reopen_after_fork()):
-            self._bad("log", RuntimeError("log() after finish() records nothing; call it before, or start a new run"))
-            return
-        if not isinstance(metrics, Mapping):
-            self._bad("log", TypeError(f"log() takes a dict of metrics, got {type(metrics).__name__}: {str(metrics)[:60]!r}"))
-            return
-        at = self._step_of(step)
-        if reduce not in REDUCES:
-            self._bad("reduce", ValueError(f"log(reduce=) takes one of {', '.join(REDUCES)}; got {reduce!r}; took 'mean'"))
-            reduce = "mean"
-        if self._learn(metrics, reduce):
-            self._log(metrics, at, commit, reduce)
-            return
-        numbers: dict[str, float] = {}
-        now = self._recorder.step if at is None else at
-        for name, value in flatten(metrics):
-            if name.startswith(RESERVED):
-                what = name.split("/", 1)[0]
-                self._bad(name, ValueError(f"names under {what}/ are torchtrack's own; log {name!r} under another name"))
-                continue
-            try:
-                converted = convert(value)
-            except (TypeError, ValueError, ImportError, OSError) as error:
-                self._bad(name, error)
-                continue
-            if isinstance(converted, float):
-                numbers[name] = converted
-            else:
-                self._put(name, converted, now, reduce)
-        if numbers:
-            self._recorder.row(self._layout_of(tuple(numbers), reduce), numbers.values(), now, commit=False)
-        if commit:
-            self._recorder.commit(now)
-
-    def _step_of(self, step: Any) -> int | None:
-        if step is None:
-            return None
-        try:
-            if isinstance(step, bool) or not -_INT64 <= (at := operator.index(step)) < _INT64:
-                raise TypeError
-        except TypeError:
-            error = TypeError(f"log(step=) takes a whole number, got {type(step).__name__} {str(step)[:40]!r}; took the run's")
-            self._bad("step", error)
-            return None
-        return at
-
-    def _learn(self, metrics: Mapping[str, Any], reduce: str) -> bool:
-        """Whether this row holds plain numbers only; its layout is then known for the next time."""
-        if type(metrics) is not dict or any(type(name) is not str or name.startswith(RESERVED) for name in metrics):
-            return False
-        layout = Layout.of(metrics, reduce)
-        if layout is None or not _exact(layout, metrics.values()):
-            return False
-        if len(self._layouts) >= _MAX_LAYOUTS:
-            self._layouts = {}
-        self._layouts[(reduce, *metrics, *map(type, metrics.values()))] = layout
-        return True
-
-    def _layout_of(self, names: tuple[str, ...], reduce: str) -> Layout:
-        key = (reduce, *names)
-        layout = self._layouts.get(key)
-        if layout is None:
-            layout = self._layouts[key] = Layout(names, reduce)
-        return layout
-
-    def _put(self, name: str, value: Text | Deferred | Histogram | tuple[Pending, ...], step: int, reduce: str) -> None:
-        now = time.time_ns()
-        if isinstance(value, Text):
-            text = None if value.text is None else self._redactor.text(value.text)
-            row = {"step": step, "time": now // 1000, "name": name, "text": text}
-            self._recorder.put(records.Table.TEXTS, lambda: row, 256 + len(text or ""))
-        elif isinstance(value, Deferred):
-            self._recorder.later(value.later, name, step, reduce=value.reduce or reduce, partial=value.partial)
-        elif isinstance(value, Histogram):
-            self._recorder.put(records.Table.TENSORS, lambda: histogram_row(name, value, step, now), 3000)
-        else:
-            for pending in value:
-                if not self._background.submit("media", lambda p=pending: self._store(name, p, step, now)):  # type: ignore[misc]
-                    self._bad(name, RuntimeError("media come faster than they can be written; this one was dropped"))
-
-    def _store(self, name: str, pending: Pending, step: int, time_ns: int) -> None:
-        blob = pending.encode()
-        sha256 = store(blob, Path(self.dir))
-        row = {
-            "step": step,
-            "time": time_ns // 1000,
-            "name": name,
-            "sha256": sha256,
-            "mime": blob.mime,
-            "size": len(blob.data),
-            "caption": blob.caption,
-        }
-        self._recorder.put(records.Table.MEDIA, lambda: row)
-
-    def _bad(self, name: str, error: Exception) -> None:
-        """Count a value that cannot be recorded and say so once; strict=True raises it."""
-        if self.settings.strict:
-            raise error
-        with self._lock:
-            self.bad_values[name] += 1
-            first = self.bad_values[name] == 1
-        if first:
-            logger.warning("torchtrack: %r was not recorded: %s", name, error)
-            if not self._finished:
-                self._event("warning", {"key": name, "message": str(error)})
+    def _log(self, metrics: Any, step: Any, commit: bool, reduce: Any) -> None:
+        if self._forked:
+            self._reopen_after_fork()
+        if not self.disabled:
+            self._logbook.log(metrics, step, commit, reduce)
 
     # -- watching ---------------------------------------------------------------------------------------------------
 
@@ -373,7 +252,7 @@ class Run:
         include: str | Sequence[str] | None = None,
         exclude: str | Sequence[str] | None = None,
     ) -> None:
-        """Record histograms and norms of parameters and gradients, merged over all ranks, every `log_freq` optimizer steps.
+        """Record histograms and norms of parameters and gradients over all ranks, every `log_freq` optimizer steps.
 
         Gradients are those the optimizer step uses: accumulated, averaged over ranks, unscaled, before clipping.
 
@@ -399,7 +278,9 @@ class Run:
         if self.disabled:
             return
         if self._finished:
-            self._bad("watch", RuntimeError("watch() after finish() records nothing; call it before, or start a new run"))
+            self._logbook.refuse(
+                "watch", RuntimeError("watch() after finish() records nothing; call it before, or start a new run")
+            )
             return
         watcher = start(
             models,
@@ -453,7 +334,8 @@ class Run:
             TypeError: name or step_metric is no string.
             ValueError: another summary or goal.
         """
-        if not isinstance(name, str) or not name or not isinstance(step_metric, (str, type(None))):
+        names: tuple[Any, Any] = (name, step_metric or "")
+        if not name or not all(isinstance(given, str) for given in names):
             raise TypeError(f"define_metric() takes names as strings, got {name!r} and step_metric={step_metric!r}")
         if summary is not None and summary not in SUMMARIES:
             raise ValueError(f"define_metric(summary=) takes one of {', '.join(SUMMARIES)}; got {summary!r}")
@@ -474,7 +356,9 @@ class Run:
         """
         level = str(getattr(level, "value", level)).upper()
         if level not in LEVELS:
-            self._bad("alert", ValueError(f"alert(level=) takes one of {', '.join(LEVELS)}; got {level!r}; took 'INFO'"))
+            self._logbook.refuse(
+                "alert", ValueError(f"alert(level=) takes one of {', '.join(LEVELS)}; got {level!r}; took 'INFO'")
+            )
             level = "INFO"
         self._event("alert", {"title": str(title), "text": str(text), "level": level})
 
@@ -502,20 +386,33 @@ class Run:
     @guard.never_raise("finish()")
     def _end(self, reason: str, error: str | None, *, quiet: bool = False) -> None:
         with self._lock:
-            if self._finished:
+            if self._finished or self._forked:
                 return
             self._finished = True
-        self._layouts = {}
+        self._logbook.close("log() after finish() records nothing; call it before, or start a new run")
         deadline = time.monotonic() + self.settings.finish_timeout
         if self._console is not None:
             self._console.stop()
         watchers, self._watchers = self._watchers, []
         for watcher in watchers:
             guard.attempt("unwatch()", watcher.close, max(0.1, (deadline - time.monotonic()) * _WATCH_SHARE))
-        self._background.submit("sidecar", lambda: self._sidecar and self._sidecar.ended(f"{self._stream:016x}", reason))
+        self._background.submit(
+            "sidecar", lambda: self._sidecar and self._sidecar.ended(f"{self._stream:016x}", reason)
+        )
         self._background.close(max(0.1, (deadline - time.monotonic()) / 2))
-        ended = {"type": "ended", "reason": reason, "error": error and self._redactor.text(error), "time_ns": time.time_ns()}
-        self._recorder.command(lambda writer: (writer.meta(ended), writer.seal(reason), writer.close()))
+        ended = {
+            "type": "ended",
+            "reason": reason,
+            "error": error and self._redactor.text(error),
+            "time_ns": time.time_ns(),
+        }
+
+        def close(writer: Writer) -> None:
+            writer.meta(ended)
+            writer.seal(reason)
+            writer.close()
+
+        self._recorder.command(close)
         written = self._recorder.stop(max(0.1, deadline - time.monotonic()))
         if self._sidecar is not None:
             self._sidecar.close()
@@ -545,16 +442,8 @@ class Run:
     # -- inside -----------------------------------------------------------------------------------------------------
 
     def _event(self, kind: str, data: Mapping[str, Any]) -> None:
-        """Queue an event; secrets in it are not recorded."""
-        if self.disabled:
-            return
-        now, step = time.time_ns() // 1000, self._recorder.step
-        content = self._redactor.value(dict(data))
-
-        def row() -> dict[str, Any]:
-            return {"time": now, "step": step, "type": kind, "json": json.dumps(content, default=str)}
-
-        self._recorder.put(records.Table.EVENTS, row)
+        if not self.disabled:
+            self._logbook.event(kind, data)
 
     def _relabel(self, label: str, value: Any) -> None:
         self._labels[label] = value
@@ -589,19 +478,8 @@ class Run:
         for name, value in self._sampler.sample().items():
             self._recorder.number(name, value, None)
 
-    def _line(self, stream: str, line: str) -> None:
-        row = {"time": time.time_ns() // 1000, "stream": stream, "line": self._redactor.text(line)}
-        self._recorder.put(records.Table.LOGS, lambda: row, 128 + len(line))
-
-    def _new_recorder(self) -> Recorder:
-        recorder = Recorder(self._open)
-        recorder.report("_tt/dropped_rows", lambda: recorder.dropped_rows)
-        recorder.report("_tt/bad_values", lambda: self.bad_values.total())
-        recorder.report("_tt/errors", lambda: guard.failures.total())
-        return recorder
-
     def _open(self) -> Writer:
-        """The journal of this process, on the recorder's thread; the folder is that of the run if it is known by now."""
+        """The journal of this process, on the recorder's thread; in the folder of the run if that is known by now."""
         identity = self._job.wait(_JOIN_BEFORE_OPEN_S) if self._job else _NOBODY
         opening = {
             "role": "rank",
@@ -613,15 +491,17 @@ class Run:
             "world_size": identity.world_size,
             "host": socket.gethostname(),
             "pid": os.getpid(),
+            "boot_id": boot_id(),
+            "start_time_ns": time.time_ns(),
+            "start_mono_ns": time.monotonic_ns(),
             "writer": f"torchtrack {__version__}",
         }
         folder = self.settings.dir / identity.uid / f"{identity.rank // 1000:03d}"
         return Writer(folder, f"{identity.rank}-{self._stream:016x}", self._stream, opening)
 
     def after_fork_in_child(self) -> None:
-        """In a forked child: let go of the parent's threads and rows. The child's first log() starts a stream of its own."""
+        """In a forked child: let go of the parent's threads and rows; the first log() starts a stream of its own."""
         self._forked = True
-        self._layouts = {}
         self._watchers = []
         self._console = None
         self._sidecar = None
@@ -629,61 +509,28 @@ class Run:
         if self._job is not None:
             self._job.after_fork_in_child()
 
-    def _reopen_after_fork(self) -> bool:
-        """Whether this child process may log: a stream of its own in the same run. DataLoader workers may not."""
+    def _reopen_after_fork(self) -> None:
+        """A stream of this child's own in the same run; a DataLoader worker gets none."""
         with self._lock:
             if not self._forked:
-                return True
-            if is_dataloader_worker():
-                return False
+                return
             step = self._recorder.step
-            self._stream = secrets.randbits(64)
-            self._recorder = self._new_recorder()
-            self._recorder.step = step
-            self._background = Background()
-            self._background.start()
-            self._recorder.start()
+            self._equip()
+            if is_dataloader_worker():
+                self._logbook.close("log() in a DataLoader worker records nothing; log in the training process")
+            else:
+                self._recorder.step = step
+                self._background.start()
+                self._recorder.start()
             self._forked = False
-        return True
 
 
-def _exact(layout: Layout, values: Any) -> bool:
-    held = list(values)
-    return all(is_exact(held[i]) for i in layout.integers)
-
-
-def histogram_row(name: str, histogram: Histogram, step: int, time_ns: int) -> pa.RecordBatch:
-    """A histogram that the user logged, as a row of the tensors table."""
-    buckets, counts = histogram.sparse()
-    row = {
-        "sample": step,
-        "step": step,
-        "time": time_ns // 1000,
-        "kind": "logged",
-        "name": name,
-        "stage": "step",
-        "ranks": 1,
-        "numel": histogram.count,
-        "covers": "",
-        "count": histogram.count,
-        "sum": histogram.sum,
-        "sum_sq": histogram.sum_sq,
-        "min": histogram.min,
-        "max": histogram.max,
-        "zeros": histogram.zeros,
-        "nans": histogram.nans,
-        "pos_infs": histogram.pos_infs,
-        "neg_infs": histogram.neg_infs,
-        "buckets": buckets.tolist(),
-        "counts": counts.tolist(),
-    }
-    return pa.RecordBatch.from_pylist([row], schema=records.TENSORS)
-
-
-def name_of(uid: str) -> str:
-    """Two words and a number that follow from the uid."""
-    number = int(uid, 16)
-    return f"{_QUALITIES[number % 32]}-{_THINGS[number // 32 % 32]}-{number // 1024 % 1000}"
+def boot_id() -> str | None:
+    """Which boot of the machine monotonic times belong to; None where the system does not say."""
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    except OSError:
+        return None
 
 
 def say(message: str) -> None:

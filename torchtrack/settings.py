@@ -53,8 +53,8 @@ class Settings:
     mode: Mode = "offline"
     """offline: to the folder; disabled: every call is accepted and nothing happens."""
     resume: Resume = "auto"
-    """auto: continue the run of this id, or of this launch after a restart; must: it has to exist; allow: continue it if
-    the id exists; never: it must not exist."""
+    """auto: continue the run of this id, or of this launch after a restart; must: it has to exist; allow: continue it
+    if the id exists; never: it must not exist."""
     mesh: Mapping[str, int] | None = None
     """Coordinates of this rank in the device mesh, such as {"dp": 3, "tp": 0}."""
     strict: bool = False
@@ -74,7 +74,7 @@ class Settings:
 
         Raises:
             TypeError: an argument of the wrong type or with an unknown name.
-            ValueError: a value that is not allowed. Either says what was passed, what is allowed and where it came from.
+            ValueError: a value that is not allowed. Either says what was passed, where, and what is allowed.
         """
         names = {f.name for f in fields(cls)}
         unknown = sorted(set(arguments) - names)
@@ -120,7 +120,9 @@ def _check(name: str, value: Any, source: str) -> Any:
         if not isinstance(value, str):
             raise TypeError(f"{source} takes a string, got {type(value).__name__} {value!r}")
         if name != "notes" and (not value.strip() or len(value) > 256):
-            raise ValueError(f"{source} takes a string of 1 to 256 characters, got {value[:40]!r} ({len(value)} characters)")
+            raise ValueError(
+                f"{source} takes a string of 1 to 256 characters, got {value[:40]!r} ({len(value)} characters)"
+            )
         if name in {"project", "id"} and "/" in value:
             raise ValueError(f"{source} must not hold '/', since runs are named project/id; got {value!r}")
         return value
@@ -153,8 +155,8 @@ def _check(name: str, value: Any, source: str) -> Any:
 def _choice(value: Any, allowed: tuple[str, ...], source: str) -> Any:
     if value == "online":
         raise ValueError(
-            f'{source} got "online", but this version has no server to send to; use "offline" (the default): the run is '
-            "recorded completely and can be sent later"
+            f'{source} got "online", but this version has no server to send to; use "offline" (the default): the run '
+            "is recorded completely and can be sent later"
         )
     if value not in allowed:
         raise ValueError(f"{source} takes one of {', '.join(map(repr, allowed))}; got {value!r}")

@@ -38,6 +38,7 @@ class SystemSampler:
         folder: the folder whose file system's fullness is reported; the working directory by default.
         environ: where CUDA_VISIBLE_DEVICES is read; os.environ by default.
         pynvml: the NVML binding; the installed module by default.
+        clock: seconds that never go back.
     """
 
     def __init__(
@@ -48,10 +49,11 @@ class SystemSampler:
         folder: Path | None = None,
         environ: Mapping[str, str] | None = None,
         pynvml: Any = None,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         visible = (os.environ if environ is None else environ).get("CUDA_VISIBLE_DEVICES")
         self._nvml = _Nvml(pynvml)
-        self._rates = _Rates()
+        self._rates = _Rates(clock)
         self._find_gpu: Callable[[], Any] | None = lambda: _own_gpu(self._nvml.start(), visible, local_rank)
         self._sources: list[Callable[[], Readings]] = _process_sources(self._rates)
         if node_leader:
@@ -120,7 +122,7 @@ class _Nvml:
 class _Rates:
     """Turns counters into rates per second."""
 
-    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, clock: Callable[[], float]) -> None:
         self._clock = clock
         self._last: dict[str, tuple[float, float]] = {}
 

@@ -80,8 +80,8 @@ def convert(value: Any) -> Value:
     if isinstance(value, bytes):
         return Text(value.decode("utf-8", "backslashreplace"))
     raise TypeError(
-        f"{type(value).__name__} cannot be logged; log() takes numbers, strings, 0-dim tensors and arrays, nested dicts, "
-        "torchtrack.Histogram, Image, Audio, Table and figures"
+        f"{type(value).__name__} cannot be logged; log() takes numbers, strings, 0-dim tensors and arrays, nested "
+        "dicts, torchtrack.Histogram, Image, Audio, Table and figures"
     )
 
 
@@ -96,7 +96,8 @@ def _number(value: Any) -> float | Text:
 def _array(value: np.ndarray[Any, Any]) -> float | Text:
     if value.size != 1:
         raise TypeError(
-            f"an array of shape {value.shape} is no single number; log torchtrack.Histogram.of(array), its mean, or an Image"
+            f"an array of shape {value.shape} is no single number; log torchtrack.Histogram.of(array), its mean, or an "
+            "Image"
         )
     return _number(value.reshape(()).item())
 
@@ -104,8 +105,8 @@ def _array(value: np.ndarray[Any, Any]) -> float | Text:
 def _tensor(value: Any) -> float | Text | Deferred:
     if value.numel() != 1:
         raise TypeError(
-            f"a tensor of shape {tuple(value.shape)} is no single number; log torchtrack.Histogram.of(tensor), tensor.mean(), "
-            "or an Image"
+            f"a tensor of shape {tuple(value.shape)} is no single number; log torchtrack.Histogram.of(tensor), "
+            "tensor.mean(), or an Image"
         )
     if value.is_complex():
         raise TypeError("a complex tensor is no real number; log its real and imaginary part")

@@ -5,20 +5,22 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
-import torch.distributed as dist
+import torch.distributed
 
 from torchtrack.job import Job
 from torchtrack.job.handshake import Link
 
 Eventually = Callable[[Callable[[], object]], None]
+dist: Any = torch.distributed
 
 
 class Launch:
     """One launch of a job: its ranks share a store and the variables of torchrun."""
 
-    def __init__(self, directory: Path, store: dist.Store, *, size: int = 2, restart: int = 0, run_id: str = "launch"):
+    def __init__(self, directory: Path, store: Any, *, size: int = 2, restart: int = 0, run_id: str = "launch"):
         self.directory = directory
         self.store = store
         self.size = size
@@ -31,7 +33,7 @@ class Launch:
         place = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(self.size)}
         return {**place, "TORCHELASTIC_RUN_ID": self.run_id, "TORCHELASTIC_RESTART_COUNT": str(self.restart)}
 
-    def start(self, rank: int, *, ordinal: int = 0, **arguments: str) -> Job:
+    def start(self, rank: int, *, ordinal: int = 0, **arguments: Any) -> Job:
         """init() on a rank."""
         environ = self.environ(rank)
         project = arguments.pop("project", "p")
@@ -41,14 +43,14 @@ class Launch:
             environ=environ,
             ordinal=ordinal,
             connector=lambda: Link(self.store.clone()),
-            **arguments,  # type: ignore[arg-type]
+            **arguments,
         )
         self.jobs.append(job)
         return job
 
     def joins(self, ordinal: int = 0) -> int:
         """How many ranks have asked."""
-        return dist.PrefixStore(f"torchtrack/{ordinal}", self.store).add("joins", 0)
+        return int(dist.PrefixStore(f"torchtrack/{ordinal}", self.store).add("joins", 0))
 
     def close(self) -> None:
         """finish() on every rank."""
@@ -62,8 +64,8 @@ def launch(tmp_path: Path) -> Iterator[Callable[..., Launch]]:
     launches: list[Launch] = []
     store = dist.HashStore()
 
-    def make(directory: Path = tmp_path, **arguments: object) -> Launch:
-        made = Launch(directory, arguments.pop("store", store), **arguments)  # type: ignore[arg-type]
+    def make(directory: Path = tmp_path, **arguments: Any) -> Launch:
+        made = Launch(directory, arguments.pop("store", store), **arguments)
         launches.append(made)
         return made
 

@@ -1,3 +1,5 @@
+"""Ranks as threads agree on a run over a store."""
+
 from __future__ import annotations
 
 import os
@@ -5,15 +7,16 @@ import threading
 from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
-import torch.distributed as dist
+import torch.distributed
 
 from torchtrack.job import Identity, Job
 from torchtrack.job.handshake import Link
 
 Eventually = Callable[[Callable[[], object]], None]
-Launches = Callable[..., "object"]
+dist: Any = torch.distributed
 
 
 def settled(jobs: list[Job]) -> set[tuple[str, int, bool]]:
@@ -22,8 +25,13 @@ def settled(jobs: list[Job]) -> set[tuple[str, int, bool]]:
     return {(identity.uid, identity.attempt, identity.provisional) for identity in identities}
 
 
+def losses(job: Job) -> int:
+    """How often the job could not use its store."""
+    return job._handshake.losses if job._handshake is not None else 0
+
+
 @pytest.mark.parametrize("order", [(0, 1, 2), (2, 1, 0), (1, 0, 2)])
-def test_all_ranks_agree_on_rank_0s_run(launch, order: tuple[int, ...]) -> None:  # type: ignore[no-untyped-def]
+def test_all_ranks_agree_on_rank_0s_run(launch: Any, order: tuple[int, ...]) -> None:
     ours = launch(size=3)
     jobs = {rank: ours.start(rank, name=f"name of {rank}") for rank in order}
     assert settled(list(jobs.values())) == {(jobs[0].identity.uid, 1, False)}
@@ -31,7 +39,7 @@ def test_all_ranks_agree_on_rank_0s_run(launch, order: tuple[int, ...]) -> None:
     assert [jobs[rank].identity.rank for rank in range(3)] == [0, 1, 2]
 
 
-def test_a_late_rank_0_is_waited_for_by_nobody_and_joined_in_the_end(launch, eventually: Eventually) -> None:  # type: ignore[no-untyped-def]
+def test_a_late_rank_0_is_waited_for_by_nobody_and_joined_in_the_end(launch: Any, eventually: Eventually) -> None:
     ours = launch()
     member = ours.start(1)
     own = member.identity
@@ -43,11 +51,11 @@ def test_a_late_rank_0_is_waited_for_by_nobody_and_joined_in_the_end(launch, eve
     assert member.aliases == (own.uid,)
 
 
-def test_rank_0_has_its_identity_at_once_when_nobody_else_starts(launch) -> None:  # type: ignore[no-untyped-def]
+def test_rank_0_has_its_identity_at_once_when_nobody_else_starts(launch: Any) -> None:
     assert not launch().start(0).identity.provisional
 
 
-def test_a_rank_alone_keeps_its_provisional_identity(launch, eventually: Eventually) -> None:  # type: ignore[no-untyped-def]
+def test_a_rank_alone_keeps_its_provisional_identity(launch: Any, eventually: Eventually) -> None:
     ours = launch()
     job = ours.start(1)
     eventually(lambda: ours.joins() == 1)
@@ -57,14 +65,14 @@ def test_a_rank_alone_keeps_its_provisional_identity(launch, eventually: Eventua
     assert job.identity.provisional
 
 
-def test_reading_the_identity_waits_for_rank_0_only_once(launch) -> None:  # type: ignore[no-untyped-def]
+def test_reading_the_identity_waits_for_rank_0_only_once(launch: Any) -> None:
     job = launch().start(1)
     job._patience_s = 0.01
     assert job.wait().provisional
     assert job._patience_s <= 0
 
 
-def test_a_second_run_of_the_job_is_another_run(launch) -> None:  # type: ignore[no-untyped-def]
+def test_a_second_run_of_the_job_is_another_run(launch: Any) -> None:
     ours = launch()
     first = [ours.start(rank) for rank in (0, 1)]
     second = [ours.start(rank, ordinal=1) for rank in (1, 0)]
@@ -72,13 +80,13 @@ def test_a_second_run_of_the_job_is_another_run(launch) -> None:  # type: ignore
     assert settled(first) != settled(second)
 
 
-def test_a_second_run_on_one_rank_only_is_its_own(launch) -> None:  # type: ignore[no-untyped-def]
+def test_a_second_run_on_one_rank_only_is_its_own(launch: Any) -> None:
     ours = launch()
     assert len(settled([ours.start(rank) for rank in (0, 1)])) == 1
     assert ours.start(1, ordinal=1).identity.provisional
 
 
-def test_a_restart_is_the_next_attempt_on_every_rank_whatever_the_store_still_holds(launch) -> None:  # type: ignore[no-untyped-def]
+def test_a_restart_is_the_next_attempt_on_every_rank_whatever_the_store_still_holds(launch: Any) -> None:
     before = launch()
     first = [before.start(rank) for rank in (0, 1)]
     (agreed,) = settled(first)
@@ -89,7 +97,7 @@ def test_a_restart_is_the_next_attempt_on_every_rank_whatever_the_store_still_ho
     assert settled([member, after.start(0)]) == {(agreed[0], 2, False)}
 
 
-def test_a_place_in_the_queue_that_is_never_filled_holds_nobody_up(launch) -> None:  # type: ignore[no-untyped-def]
+def test_a_place_in_the_queue_that_is_never_filled_holds_nobody_up(launch: Any) -> None:
     ours = launch()
     keys = dist.PrefixStore("torchtrack/0", ours.store)
     keys.add("joins", 1)
@@ -97,7 +105,9 @@ def test_a_place_in_the_queue_that_is_never_filled_holds_nobody_up(launch) -> No
     assert len(settled([ours.start(rank) for rank in (1, 0)])) == 1
 
 
-def test_a_restart_on_a_node_without_the_key_files_learns_of_the_run_from_the_store(launch, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+def test_a_restart_on_a_node_without_the_key_files_learns_of_the_run_from_the_store(
+    launch: Any, tmp_path: Path
+) -> None:
     before = launch()
     uid = before.start(0).wait().uid
     before.start(1).wait()
@@ -110,23 +120,23 @@ def test_a_restart_on_a_node_without_the_key_files_learns_of_the_run_from_the_st
     assert [identity.uid for identity in told] == [uid]
 
 
-def test_a_rank_that_comes_after_rank_0_has_finished_still_finds_its_run(launch) -> None:  # type: ignore[no-untyped-def]
+def test_a_rank_that_comes_after_rank_0_has_finished_still_finds_its_run(launch: Any) -> None:
     ours = launch()
     leader = ours.start(0)
-    leader.on_joined(lambda _: None)
     ours.start(1).wait()  # the leader has reached the store
     leader.close()
     assert ours.start(1).wait().uid == leader.identity.uid
 
 
-def test_joining_calls_back_once_with_the_new_identity(launch, eventually: Eventually) -> None:  # type: ignore[no-untyped-def]
+def test_joining_calls_back_once_with_the_new_identity(launch: Any, eventually: Eventually) -> None:
     ours = launch()
     job = ours.start(1)
     told: list[Identity] = []
     threads: list[str] = []
-    job.on_joined(lambda identity: (told.append(identity), threads.append(threading.current_thread().name)))  # type: ignore[arg-type, return-value]
+    job.on_joined(told.append)
+    job.on_joined(lambda _: threads.append(threading.current_thread().name))
     uid = ours.start(0).identity.uid
-    eventually(lambda: told)
+    eventually(lambda: threads)
     assert [identity.uid for identity in told] == [uid]
     assert threads == ["torchtrack-handshake"]
     late: list[Identity] = []
@@ -134,14 +144,13 @@ def test_joining_calls_back_once_with_the_new_identity(launch, eventually: Event
     assert late == told
 
 
-def test_the_agreed_store_is_the_callers_own(launch) -> None:  # type: ignore[no-untyped-def]
+def test_the_agreed_store_is_the_callers_own(launch: Any) -> None:
     ours = launch()
     jobs = [ours.start(rank) for rank in (0, 1)]
     settled(jobs)
     first, second = (job.store() for job in jobs)
     assert first is not None
     assert second is not None
-    assert first is not ours.store
     first.set("from", "0")
     assert second.get("from") == b"0"
     ours.close()
@@ -151,8 +160,8 @@ def test_the_agreed_store_is_the_callers_own(launch) -> None:  # type: ignore[no
 def test_a_store_that_dies_is_borne_in_silence(
     tmp_path: Path, eventually: Eventually, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    server: list[dist.Store] = [dist.TCPStore("127.0.0.1", 0, None, True, timedelta(seconds=5))]
-    port = server[0].port  # type: ignore[attr-defined]
+    server = [dist.TCPStore("127.0.0.1", 0, None, True, timedelta(seconds=5))]
+    port = server[0].port
     place = {"WORLD_SIZE": "3", "TORCHELASTIC_RUN_ID": "x", "TORCHELASTIC_USE_AGENT_STORE": "True"}
     place |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
 
@@ -165,9 +174,8 @@ def test_a_store_that_dies_is_borne_in_silence(
     identity = jobs[0].identity
     server.clear()
     jobs.append(start(2))
-    for job in (jobs[0], jobs[2]):
-        eventually(lambda job=job: job._handshake is not None and job._handshake.losses > 1)
-        assert job.store() is None
+    eventually(lambda: min(losses(jobs[0]), losses(jobs[2])) > 1)
+    assert jobs[0].store() is jobs[2].store() is None
     assert jobs[0].identity == identity
     assert jobs[2].identity.provisional
     for job in jobs:
@@ -185,7 +193,7 @@ def test_rank_0_shows_itself_to_the_ranks_it_starts_until_it_is_closed(tmp_path:
     assert environ == {}
 
 
-def test_a_forked_child_knows_the_run_and_takes_no_part(launch, eventually: Eventually) -> None:  # type: ignore[no-untyped-def]
+def test_a_forked_child_knows_the_run_and_takes_no_part(launch: Any, eventually: Eventually) -> None:
     ours = launch()
     job = ours.start(0)
     reader, writer = os.pipe()
@@ -209,6 +217,6 @@ def test_a_connector_that_fails_leaves_the_rank_alone(tmp_path: Path, eventually
 
     environ = {"RANK": "1", "LOCAL_RANK": "1", "WORLD_SIZE": "2"}
     job = Job.start(dir=tmp_path, project="p", environ=environ, ordinal=0, connector=broken)
-    eventually(lambda: job._handshake is not None and job._handshake.losses > 1)
+    eventually(lambda: losses(job) > 1)
     job.close()
     assert job.identity.provisional

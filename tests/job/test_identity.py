@@ -1,3 +1,5 @@
+"""Which run a launch belongs to."""
+
 from __future__ import annotations
 
 from pathlib import Path

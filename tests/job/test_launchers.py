@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -17,7 +18,8 @@ from torchtrack.job import Job
 folder = Path(sys.argv[1])
 def tell(job, **more):
     i = job.identity
-    print(json.dumps({"uid": i.uid, "attempt": i.attempt, "rank": i.rank, "size": i.world_size, "solo": i.provisional, **more}), flush=True)
+    place = {"rank": i.rank, "size": i.world_size, "solo": i.provisional}
+    print(json.dumps({"uid": i.uid, "attempt": i.attempt, **place, **more}), flush=True)
 """
 
 
@@ -56,6 +58,21 @@ def test_ranks_of_torchrun_agree_over_the_agents_store_before_any_process_group(
     assert [(rank, solo) for _, rank, solo in answers] == [(0, False), (1, False)]
 
 
+def agree_in_a_process_group(folder: str) -> tuple[str, int, bool]:
+    environ = {name: value for name, value in os.environ.items() if name != "TORCHELASTIC_USE_AGENT_STORE"}
+    job = Job.start(dir=Path(folder), project="p", environ=environ)
+    identity = job.wait()
+    assert job.store() is not None
+    job.close()
+    return (identity.uid, identity.rank, identity.provisional)
+
+
+def test_ranks_agree_over_the_process_groups_store_where_there_is_no_agents(tmp_path: Path) -> None:
+    first, second = ranks(2, init=True).run(agree_in_a_process_group, str(tmp_path))
+    assert first == (second[0], 0, False)
+    assert not second[2]
+
+
 def test_a_restart_by_torchrun_is_attempt_2_of_the_same_run_on_all_ranks(tmp_path: Path) -> None:
     path = script(
         tmp_path,
@@ -76,7 +93,11 @@ if os.environ["TORCHELASTIC_RESTART_COUNT"] == "0" and job.identity.rank == 1:
     assert done.returncode == 0, done.stderr
     lines = told(done.stdout)
     assert len({line["uid"] for line in lines}) == 1
-    assert {(line["attempt"], line["rank"], line["solo"]) for line in lines} >= {(1, 1, False), (2, 0, False), (2, 1, False)}
+    assert {(line["attempt"], line["rank"], line["solo"]) for line in lines} >= {
+        (1, 1, False),
+        (2, 0, False),
+        (2, 1, False),
+    }
 
 
 def test_children_of_mp_spawn_learn_their_rank_and_run_from_the_process_group(tmp_path: Path) -> None:
@@ -94,25 +115,26 @@ def main(index):
     dist.barrier()
     job.close()
     dist.destroy_process_group()
-if __name__ == "__main__":
+if "resume" in sys.argv:
+    job = Job.start(dir=folder, project="p", id="mine", resume="must")
+    job.close()
+    tell(job)
+elif __name__ == "__main__":
     mp.spawn(main, nprocs=2)
 """,
     )
-    for attempt in (1, 2):
-        first, second = run(path)
-        assert first["uid"] == second["uid"]
-        assert [(line["rank"], line["size"], line["attempt"], line["solo"]) for line in (first, second)] == [
-            (0, 2, attempt, False),
-            (1, 2, attempt, False),
-        ]
-        assert first["before"] is second["before"] is first["store"] is True
-        (tmp_path / "runs.rendezvous").unlink(missing_ok=True)
+    first, second = run(path)
+    assert first["uid"] == second["uid"]
+    assert [(line["rank"], line["size"], line["solo"]) for line in (first, second)] == [(0, 2, False), (1, 2, False)]
+    assert first["before"] is second["before"] is first["store"] is second["store"] is True
+    (again,) = run(path, "resume")
+    assert (again["uid"], again["attempt"]) == (first["uid"], 2)
 
 
 LIGHTNING = """
 import subprocess
 job = Job.start(dir=folder, project="p")
-if "LOCAL_RANK" not in os.environ and "{plain}" not in sys.argv:
+if "LOCAL_RANK" not in os.environ:
     child = {**os.environ, **json.loads(sys.argv[2])}
     subprocess.run([sys.executable, *sys.argv], env=child, check=True)
 job.close()
@@ -142,8 +164,8 @@ def test_a_process_may_leave_while_its_rank_0_never_came(tmp_path: Path) -> None
         """
 import torch.distributed as dist
 server = dist.TCPStore("127.0.0.1", 0, None, True)
-os.environ.update(RANK="1", LOCAL_RANK="1", WORLD_SIZE="2", TORCHELASTIC_RUN_ID="x", TORCHELASTIC_USE_AGENT_STORE="True",
-                  MASTER_ADDR="127.0.0.1", MASTER_PORT=str(server.port))
+os.environ.update(RANK="1", LOCAL_RANK="1", WORLD_SIZE="2", TORCHELASTIC_RUN_ID="x")
+os.environ.update(TORCHELASTIC_USE_AGENT_STORE="True", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(server.port))
 job = Job.start(dir=folder, project="p")
 while not dist.PrefixStore("torchtrack/0", server).add("joins", 0):
     time.sleep(0.01)

@@ -1,7 +1,10 @@
+"""Where a process stands, by its environment."""
+
 from __future__ import annotations
 
 import subprocess
 import sys
+from typing import Any, cast
 
 import pytest
 
@@ -43,14 +46,19 @@ def test_an_interactive_slurm_shell_is_one_process() -> None:
 
 @pytest.mark.parametrize("bad", ["", "x", "-1", "1.5", " "])
 def test_unreadable_variables_count_as_absent(bad: str) -> None:
-    assert World.discover({"RANK": bad, "LOCAL_RANK": bad, "WORLD_SIZE": bad, "SLURM_PROCID": bad, "PMI_RANK": bad}) == World()
+    assert (
+        World.discover({"RANK": bad, "LOCAL_RANK": bad, "WORLD_SIZE": bad, "SLURM_PROCID": bad, "PMI_RANK": bad})
+        == World()
+    )
 
 
 def test_a_rank_beyond_the_world_is_not_believed() -> None:
     assert World.discover({"OMPI_COMM_WORLD_RANK": "7", "OMPI_COMM_WORLD_SIZE": "2"}) == World()
 
 
-@pytest.mark.parametrize("environ", [{"RANK": "1", "WORLD_SIZE": "2"}, {"NODE_RANK": "1"}, {"NODE_RANK": "1", "LOCAL_RANK": "0"}])
+@pytest.mark.parametrize(
+    "environ", [{"RANK": "1", "WORLD_SIZE": "2"}, {"NODE_RANK": "1"}, {"NODE_RANK": "1", "LOCAL_RANK": "0"}]
+)
 def test_a_rank_per_node_is_only_a_guess(environ: dict[str, str]) -> None:
     assert not World.discover(environ).known
 
@@ -103,7 +111,7 @@ def test_the_main_process_is_no_dataloader_worker() -> None:
 def test_a_dataloader_worker_knows_what_it_is(method: str) -> None:
     from torch.utils.data import DataLoader
 
-    loader = DataLoader(_Answers(), num_workers=1, multiprocessing_context=method, batch_size=None)
+    loader: Any = DataLoader(cast(Any, _Answers()), num_workers=1, multiprocessing_context=method, batch_size=None)
     assert [bool(answer) for answer in loader] == [True]
 
 

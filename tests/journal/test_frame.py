@@ -110,7 +110,7 @@ def test_a_payload_that_grows_beyond_the_limit_is_refused(monkeypatch: pytest.Mo
         frame.decompress(bytes(stored))
 
 
-@pytest.mark.parametrize("cut", [0, 10, 20])
+@pytest.mark.parametrize("cut", [1, 10, 20])
 def test_a_payload_that_is_no_zstd_frame_is_a_value_error(cut: int) -> None:
     _, stored = frame.compress(bytes(100_000))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
@@ -13,13 +14,13 @@ from torchtrack.testing.syncguard import SyncGuard
 Operator = Callable[[torch.Tensor], object]
 
 WAITS: dict[str, Operator] = {
-    "nonzero": lambda x: x.nonzero(),
     "bincount": lambda x: x.to(torch.int32).bincount(minlength=4),
     "mask": lambda x: x.index_put_((x > 0,), torch.zeros((), device=x.device)),
     "histc of a range from the data": lambda x: torch.histc(x, 10),
     "copy to the host": lambda x: x.cpu(),
     "copy to the host that only claims not to wait": lambda x: x.to("cpu", non_blocking=True),
     "upload": lambda x: torch.ones(3).to(x.device),
+    "segment_reduce that checks": lambda x: torch.segment_reduce(x, "sum", lengths=x[:4].to(torch.int64)),
     "repeat_interleave": lambda x: x.repeat_interleave(torch.ones_like(x, dtype=torch.int64)),
 }
 PASSES: dict[str, Operator] = {
@@ -31,6 +32,11 @@ PASSES: dict[str, Operator] = {
     "repeat_interleave of a known size": lambda x: x.repeat_interleave(x.to(torch.int64), output_size=9),
     "work on the host": lambda _: torch.ones(3).histc(10),
 }
+
+
+@pytest.fixture(autouse=True)
+def _inductor_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))  # a fake tensor's error has torch set it for good
 
 
 def run(operator: Operator) -> SyncGuard:
@@ -65,8 +71,10 @@ def test_a_copy_into_pinned_memory_that_does_not_wait_is_counted() -> None:
 
 def test_it_judges_a_cpu_as_if_it_were_an_accelerator() -> None:
     with SyncGuard(device_types={"cpu"}) as guard:
+        torch.ones(3).nonzero()
         torch.ones(3).sum().item()
-    assert guard.violations == ["aten._local_scalar_dense.default: the host needs data of the device"]
+    why = "the host needs data of the device"
+    assert guard.violations == [f"aten.nonzero.default: {why}", f"aten._local_scalar_dense.default: {why}"]
 
 
 def test_views_and_empty_tensors_launch_nothing() -> None:

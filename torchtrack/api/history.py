@@ -20,6 +20,18 @@ _MEAN, _SUM, _MIN, _MAX = range(4)
 _NEVER: Final = np.iinfo(np.int64).max
 _OPERATIONS: Final = {_MEAN: np.add, _SUM: np.add, _MIN: np.minimum, _MAX: np.maximum}
 _TIME: Final = pa.timestamp("us", tz="UTC")
+_NAME: Final = pa.dictionary(pa.int32(), pa.string())
+LONG: Final = pa.schema(
+    [
+        ("step", pa.int64()),
+        ("time", _TIME),
+        ("name", _NAME),
+        ("value", pa.float64()),
+        ("reduce", _NAME),
+        ("rank", pa.int64()),
+        ("attempt", pa.int64()),
+    ]
+)
 
 Bools = npt.NDArray[np.bool_]
 Index = npt.NDArray[np.intp]
@@ -259,6 +271,33 @@ def _raw_part(part: Part, keys: Sequence[tuple[str, int]], window: Window) -> pa
         [pa.array(head[0]), pa.array(head[1]).cast(_TIME), pa.array(head[2]), pa.array(head[3]), *arrays],
         names=["step", "time", "rank", "attempt", *_names(keys)],
     )
+
+
+def long(parts: Sequence[Part], names: Sequence[str]) -> pa.Table:
+    """Every value as it was logged, a row each: step, time, name, value, reduce, rank, attempt."""
+    tables = [LONG.empty_table()]
+    known = pa.array(list(names), pa.string())
+    reduces = pa.array(REDUCES)
+    for part in sorted(parts, key=lambda part: (part.attempt, part.rank)):
+        codes = sorted({code for stream in part.streams for code in stream.by_code()})
+        columns = [(np.full(len(points), code, np.int32), points) for code in codes if (points := part.points(code))]
+        if not columns:
+            continue
+        code = np.concatenate([column for column, _ in columns])
+        points = Points(*(np.concatenate(c) for c in zip(*((p.step, p.time, p.value, p.reduce) for _, p in columns), strict=True)))
+        order = np.lexsort((code, points.step, points.time))
+        code, points = code[order], points.where(order)
+        place = [pa.array(np.full(len(points), number, np.int64)) for number in (part.rank, part.attempt)]
+        arrays = [
+            pa.array(points.step),
+            pa.array(points.time).cast(_TIME),
+            pa.DictionaryArray.from_arrays(pa.array(code), known),
+            column(points.value, np.ones(len(points), np.bool_)),
+            pa.DictionaryArray.from_arrays(pa.array(points.reduce.astype(np.int32)), reduces),
+            *place,
+        ]
+        tables.append(pa.table(arrays, schema=LONG))
+    return pa.concat_tables(tables).unify_dictionaries().combine_chunks()
 
 
 def _groups(time: Ints, step: Ints, nth: Ints) -> tuple[Index, Index]:

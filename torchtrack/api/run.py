@@ -159,6 +159,12 @@ class Run:
         return attempts[-1].world_size if attempts else 0
 
     @property
+    def last_step(self) -> int | None:
+        """The newest attempt's last step that has a metric of the user's or of `watch`."""
+        steps = [(s.attempt, step) for s in self._streams() if (step := s.load_scalars().last_step) is not None]
+        return max(steps)[1] if steps else None
+
+    @property
     def created(self) -> datetime:
         """When the first rank started."""
         return _when(min((stream.start_ns for stream in self._streams()), default=0))
@@ -316,17 +322,31 @@ class Run:
         rows = tensors.one_stage(self.tensors(kind, name), stage)
         return charts.heatmap(rows, _positive("max_columns", max_columns))
 
+    def rows(self, table: Table) -> pa.Table:
+        """Every row of a table as it was recorded, with rank and attempt, in the order of time."""
+        if table is Table.SCALARS:
+            return history.long(self._parts(), self._source.names.names)
+        tables = []
+        for stream in self._streams():
+            rows = stream.table(table)
+            for name, number in (("rank", stream.rank), ("attempt", stream.attempt)):
+                rows = rows.append_column(name, pa.array(np.full(rows.num_rows, number, np.int64)))
+            tables.append(rows)
+        schema = pa.schema([*SCHEMAS[table], ("rank", pa.int64()), ("attempt", pa.int64())])
+        rows = pa.concat_tables([schema.empty_table(), *tables]).unify_dictionaries().combine_chunks()
+        return rows.take(pc.sort_indices(rows, sort_keys=[("time", "ascending")]))
+
     def texts(self) -> pa.Table:
         """Logged strings, with rank and attempt."""
-        return self._rows(Table.TEXTS)
+        return self.rows(Table.TEXTS)
 
     def logs(self) -> pa.Table:
         """Lines the ranks printed, with rank and attempt."""
-        return self._rows(Table.LOGS)
+        return self.rows(Table.LOGS)
 
     def media(self) -> pa.Table:
         """Logged media, with rank and attempt; the bytes lie in `media/<sha256>` of the run's folder."""
-        return self._rows(Table.MEDIA)
+        return self.rows(Table.MEDIA)
 
     def events(self, type: str | None = None) -> list[Event]:  # noqa: A002
         """What ranks said about the run, in the order of time; of one type if given."""
@@ -394,17 +414,6 @@ class Run:
     def _by_authority(self, type_: str) -> list[Event]:
         """Events of a type, those that win last: newest attempt, lowest rank, newest."""
         return sorted(self.events(type_), key=lambda event: (event.attempt, -event.rank, event.time))
-
-    def _rows(self, table: Table) -> pa.Table:
-        tables = []
-        for stream in self._streams():
-            rows = stream.table(table)
-            for name, number in (("rank", stream.rank), ("attempt", stream.attempt)):
-                rows = rows.append_column(name, pa.array(np.full(rows.num_rows, number, np.int64)))
-            tables.append(rows)
-        schema = pa.schema([*SCHEMAS[table], ("rank", pa.int64()), ("attempt", pa.int64())])
-        rows = pa.concat_tables([schema.empty_table(), *tables]).unify_dictionaries().combine_chunks()
-        return rows.take(pc.sort_indices(rows, sort_keys=[("time", "ascending")]))
 
 
 def _attempt(number: int, streams: Sequence[StreamRows], source: Source) -> Attempt:

@@ -90,6 +90,7 @@ class Scalars:
         self._parts: list[tuple[Ints, Points]] = []
         self._by_code: dict[int, Points] | None = None
         self.first_step: int | None = None
+        self.last_step: int | None = None
 
     def add(self, rows: pa.Table) -> None:
         """Append the rows of a frame. Rows without step, time or name are not ours and are left out."""
@@ -112,8 +113,9 @@ class Scalars:
         self._by_code = None
         leading = points.step[~self._names.background()[code]]
         if len(leading):
-            first = int(leading.min())
+            first, last = int(leading.min()), int(leading.max())
             self.first_step = first if self.first_step is None else min(first, self.first_step)
+            self.last_step = last if self.last_step is None else max(last, self.last_step)
 
     def _codes(self, column: pa.DictionaryArray) -> Ints:
         codes: Ints = self._names.intern(column.dictionary.to_pylist())[column.indices.to_numpy()]

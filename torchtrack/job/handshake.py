@@ -12,6 +12,7 @@ interpreter exit aborts the process), and every failure is silent: what is known
 
 from __future__ import annotations
 
+import atexit
 import json
 import secrets
 import socket
@@ -30,6 +31,7 @@ _LOOK: Final = (0.02, 0.5)
 """First and longest pause, in seconds, while there is no store yet."""
 _ANSWER: Final = (0.01, 0.5)
 _ASK: Final = (0.005, 1.0)
+_EXIT_S: Final = 2.0
 _CONNECT: Final = timedelta(seconds=1)
 _GROWTH: Final = 1.5
 _MISSED_AFTER_S: Final = 1.0
@@ -183,14 +185,21 @@ class Handshake:
 
     def start(self) -> None:
         """Begin."""
+        # A thread that comes back from the store's C++ while the interpreter ends would abort the process.
+        atexit.register(self.close, _EXIT_S)
         self._thread.start()
 
     def close(self, timeout_s: float) -> bool:
         """Stop; True if the thread has ended. It leaves the store within one round trip."""
+        self.forget()
         self._stop.set()
         if self._thread is not threading.current_thread():
             self._thread.join(timeout_s)
         return not self._thread.is_alive()
+
+    def forget(self) -> None:
+        """In a forked child: there is no thread to stop."""
+        atexit.unregister(self.close)
 
     def _run(self) -> None:
         guard.attempt("the handshake", self._look)
@@ -255,7 +264,7 @@ class Handshake:
         left = f"left/{self._restarts}"
         while not self._stop.wait(pause):
             link.require()
-            answer = _read(store, f"ack/{nonce}")
+            answer = _read(store, f"ack/x")
             if answer is None and time.monotonic() > missed_from:
                 answer = _read(store, left)
             if answer is not None:

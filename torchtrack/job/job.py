@@ -166,10 +166,7 @@ class Job:
         return link.detach() if link is not None else None
 
     def close(self, timeout_s: float = 1.0) -> None:
-        """Leave the job; idempotent.
-
-        **Must have been called before the interpreter exits.**
-        """
+        """Leave the job; idempotent. Late ranks that ask from now on learn of the run, if the store outlives this."""
         with self._changed:
             if self._closed:
                 return
@@ -185,6 +182,8 @@ class Job:
         """Let the parent's thread and locks go: a forked child knows the identity and takes no part."""
         self._changed = threading.Condition()
         self._callbacks = []
+        if self._handshake is not None:
+            self._handshake.forget()
         self._handshake = None
         self._exported = None
         self._closed = True

@@ -248,7 +248,8 @@ class Stream:
     def _take(self, data: bytes) -> Generator[Found, None, bool]:
         """Go through the frames of this window. True if it stopped at a hole."""
         base = self._offset
-        for found in frame.scan(data, self.stream, opening=base == 0 and self._is_opening(data, self.segment)):
+        opening = base == 0 and self._is_opening(data, self.segment)
+        for found in frame.scan(data, self.stream, opening=opening):
             start, seq = base + found.offset, found.header.seq
             if seq < self.next_seq and start > self._offset:
                 continue  # a frame that is quoted inside a payload, or was copied by damage

@@ -206,7 +206,7 @@ class Writer:
         if os.getpid() != self._pid:
             return False
         with self._lock:
-            if self._ended or not (self.seq or self._backlog):
+            if self._ended or not (self.seq or self._backlog or self._gap):
                 return False
             self._retry_at = 0
             if not self._resume():

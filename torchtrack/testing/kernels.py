@@ -27,7 +27,7 @@ DTYPES: Final = (
     torch.float8_e5m2,
 )
 SIZES: Final = (0, 1, 2, 7, 255, 256, 257, 1000, 4097, 12_289)
-LARGE: Final = 300_007
+LARGE: Final = 150_001
 """Elements of a tensor that takes every kernel more than one chunk or block."""
 _NAN_WORDS = {torch.float32: 0x7FA00000, torch.bfloat16: 0x7FA0, torch.float64: 0x7FF4 << 48}
 

@@ -108,6 +108,8 @@ class SyncGuard(TorchDispatchMode):
             self.violations.append(f"{func}: the host needs data of the device")
         elif name == "aten::histc" and tuple(args[2:4]) in ((), (0, 0)):
             self.violations.append(f"{func}: the range is read from the data")
+        elif name == "aten::segment_reduce" and not kwargs.get("unsafe", False):
+            self.violations.append(f"{func}: the lengths are checked on the host")
 
     def _judge_copy(self, func: Any, name: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
         inplace = name == "aten::copy_"

@@ -1,6 +1,6 @@
 """watch(model): exact histograms and norms of parameters and gradients over all ranks, off the training thread's time.
 
-    hooks (when) -> watcher (what) -> kernels (how) -> drain (to the host) -> reduce (one all-reduce) -> rows
+hooks (when) -> watcher (what) -> kernels (how) -> drain (to the host) -> reduce (one all-reduce) -> rows
 """
 
 from __future__ import annotations
@@ -53,7 +53,9 @@ def start(
     """
     modules = [models] if isinstance(models, nn.Module) else models
     if not isinstance(modules, (list, tuple)) or not modules or not all(isinstance(m, nn.Module) for m in modules):
-        raise TypeError(f"watch() takes a torch.nn.Module or a list of them, got {_describe(models)}; pass the model itself")
+        raise TypeError(
+            f"watch() takes a torch.nn.Module or a list of them, got {_describe(models)}; pass the model itself"
+        )
     if isinstance(log_freq, bool) or not isinstance(log_freq, int):
         raise TypeError(f"watch(log_freq=) takes a whole number of optimizer steps, got {_describe(log_freq)}")
     if log_freq < 1:
@@ -93,9 +95,9 @@ def describe(models: Sequence[tuple[str, nn.Module]]) -> dict[str, Any]:
 
 def _prefix(name: str | None, index: int, watched: int) -> str:
     if name is not None:
-        if not isinstance(name, str) or not name.strip("/"):
-            raise TypeError(f"watch(name=) takes a non-empty string, got {_describe(name)}")
-        return name.strip("/") + (f"{index}/" if index else "/")
+        if not str(name).strip("/"):
+            raise ValueError(f"watch(name=) takes a non-empty string, got {_describe(name)}")
+        return str(name).strip("/") + (f"{index}/" if index else "/")
     return f"model{watched + index}/" if watched + index else ""
 
 

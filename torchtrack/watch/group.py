@@ -34,7 +34,7 @@ class Group:
     def __init__(self, store: Any, rank: int, world_size: int, give_up: Callable[[], bool]) -> None:
         self.rank, self.world_size = rank, world_size
         self._give_up = give_up
-        self._group = dist.ProcessGroupGloo(store, rank, world_size, timedelta(seconds=_CONNECT_TIMEOUT_S))
+        self._group: Any = dist.ProcessGroupGloo(store, rank, world_size, timedelta(seconds=_CONNECT_TIMEOUT_S))
 
     def all_reduce(self, tensor: torch.Tensor, op: str, timeout_s: float) -> None:
         """Reduce a contiguous tensor in place, in slabs of at most 8 MiB.
@@ -45,7 +45,7 @@ class Group:
             timeout_s: for all of it.
         """
         options = dist.AllreduceOptions()
-        options.reduceOp = dist.ReduceOp.SUM if op == "sum" else dist.ReduceOp.MAX
+        options.reduceOp = dist.ReduceOp(dist.ReduceOp.SUM if op == "sum" else dist.ReduceOp.MAX)
         options.timeout = timedelta(seconds=timeout_s + 1)
         deadline = time.monotonic() + timeout_s
         for slab in tensor.view(-1).split(SLAB_BYTES // 8):

@@ -22,6 +22,7 @@ from typing import Any, Protocol
 
 import torch
 import torch.nn.utils as grad_utils
+from torch._compile import _disable_dynamo
 from torch.nn.utils import clip_grad
 from torch.optim.optimizer import Optimizer, register_optimizer_step_pre_hook
 
@@ -87,7 +88,7 @@ def _each(where: str, method: str, *args: Any) -> list[tuple[Listener, Any]]:
     for listener in list(_installed.listeners):
         result: list[Any] = []
         call = getattr(listener, method)
-        guard.attempt(where, lambda call=call, result=result: result.append(call(*args)))  # type: ignore[misc]
+        guard.attempt(where, lambda call=call, result=result: result.append(call(*args)))
         results.append((listener, result[0] if result else None))
     return results
 
@@ -115,7 +116,7 @@ def _is_part_of(optimizer: Optimizer, outer: Optimizer) -> bool:
     return all(id(p) in held for group in optimizer.param_groups for p in group["params"])
 
 
-@torch._disable_dynamo  # type: ignore[untyped-decorator]
+@_disable_dynamo
 def _before_step(optimizer: Optimizer, args: Any, kwargs: Any) -> tuple[Any, Any] | None:
     changed: list[tuple[Any, Any]] = []
     guard.attempt("optimizer hook", lambda: changed.extend(_begin(optimizer, args, kwargs)))
@@ -155,7 +156,9 @@ def _final(sampling: list[Listener], optimizer: Optimizer) -> None:
 # -- clipping and scaling ---------------------------------------------------------------------------------------------
 
 
-def _around_clip(original: Callable[..., Any], limit: Callable[..., Callable[[], torch.Tensor] | None]) -> Callable[..., Any]:
+def _around_clip(
+    original: Callable[..., Any], limit: Callable[..., Callable[[], torch.Tensor] | None]
+) -> Callable[..., Any]:
     @functools.wraps(original)
     def shim(parameters: Any, *args: Any, **kwargs: Any) -> Any:
         if torch.compiler.is_compiling() or not _installed.listeners:

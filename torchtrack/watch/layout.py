@@ -1,9 +1,9 @@
 """Whose rows, and who counts them: names of parameters, and one plan from all ranks' metadata.
 
 Replicas of a tensor (DDP) are equal, so one of them has to be counted, not each. The plan cuts the flat elements of all
-replicated tensors, laid end to end, into one range a rank: every element is counted by exactly one rank and each rank reads
-1/W of the data. Whether tensors are replicas is told by what the ranks measured, not by a wrapper's type: their bucket
-counts of one common sample are equal.
+replicated tensors, laid end to end, into one range a rank: every element is counted by exactly one rank and each rank
+reads 1/W of the data. Whether tensors are replicas is told by what the ranks measured, not by a wrapper's type: their
+bucket counts of one common sample are equal.
 """
 
 from __future__ import annotations
@@ -99,7 +99,7 @@ class Plan:
     digest: int
 
     def ranges(self, rank: int) -> dict[str, tuple[int, int]]:
-        """name -> [lo, hi) of the flat tensor that this rank counts; an empty range if none of it."""
+        """By name: [lo, hi) of the flat tensor that this rank counts; an empty range if none of it."""
         total = sum(self.numels)
         first, last = total * rank // self.world_size, total * (rank + 1) // self.world_size
         ranges, offset = {}, 0
@@ -154,8 +154,8 @@ class Offer:
 def agree(offers: Sequence[Offer]) -> Plan | None:
     """The plan that follows from all ranks' offers; the same for the same offers. None if no sample is common yet.
 
-    A tensor is shared out if every rank holds it with the same number of elements and the same counts. A tensor that every
-    rank holds with other values is no replica: each rank's is a part of its own.
+    A tensor is shared out if every rank holds it with the same number of elements and the same counts. A tensor that
+    every rank holds with other values is no replica: each rank's is a part of its own.
     """
     common = set(offers[0].samples).intersection(*(offer.samples for offer in offers[1:]))
     if not common:

@@ -1,9 +1,9 @@
 """One all-reduce: samples of all ranks become one row a tensor, on a thread that training never waits for.
 
-A sample goes one of two ways. Counted whole, or when anything is wrong with the other ranks, it is written as this rank's
-own rows, which say what they cover. Counted under a plan, it takes a turn: MAX of a header and the extremes, then SUM of
-the counts; the lowest rank writes the merged rows. Readers add what is disjoint and never count an element twice, so a
-sample may take the first way on one rank and the second on another.
+A sample goes one of two ways. Counted whole, or when anything is wrong with the other ranks, it is written as this
+rank's own rows, which say what they cover. Counted under a plan, it takes a turn: MAX of a header and the extremes,
+then SUM of the counts; the lowest rank writes the merged rows. Readers add what is disjoint and never count an element
+twice, so a sample may take the first way on one rank and the second on another.
 
     no plan  --offers in the store agree-->  plan, private group  --turn--> --turn--> ...
        ^                                                             |
@@ -90,7 +90,7 @@ class Merger:
         self._wake.set()
 
     def ranges(self, plan: layout.Plan | None) -> dict[str, tuple[int, int]]:
-        """name -> the share of this rank under a plan; nothing in it is shared out without one."""
+        """By name: the share of this rank under a plan; nothing in it is shared out without one."""
         if plan is None or self._job is None:
             return {}
         if self._shares[0] is not plan:
@@ -159,7 +159,7 @@ class Merger:
 
     def _turn(self, sample: Sample, counted: Counted | None) -> None:
         assert self.plan is not None  # noqa: S101  # _take checked it
-        packed = _Packed(self.plan, counted, self._rank())
+        packed = _Packed(self.plan, counted)
         try:
             header = self._align(sample, packed)
             if header is None:
@@ -187,7 +187,7 @@ class Merger:
             self._disband(write_retained=False)
 
     def _align(self, sample: Sample, packed: _Packed) -> np.ndarray[Any, Any] | None:
-        """The header all ranks agree on, extremes merged. None: this sample is behind the others' or under another plan."""
+        """The header all ranks agree on, extremes merged. None: this sample is behind, or under another plan."""
         assert self.plan is not None  # noqa: S101
         own = packed.maxes.copy()
         while True:
@@ -223,7 +223,13 @@ class Merger:
 
     def _meet(self) -> None:
         identity = self._job.identity if self._job else None
-        if self._job is None or identity is None or identity.provisional or identity.world_size < 2 or not self._digests:
+        if (
+            self._job is None
+            or identity is None
+            or identity.provisional
+            or identity.world_size < 2
+            or not self._digests
+        ):
             return
         if self._deadline is not None:
             return
@@ -301,11 +307,11 @@ def _norms(counted: list[Counted]) -> dict[str, float]:
 class _Packed:
     """A sample as the buffers of a turn; their size follows from the plan alone, so that it is the same on all ranks.
 
-    sums: [world size] who is present, then rows x (328 counts, sum, sum of squares). maxes: header, then rows x (max, -min).
+    sums: [world size] who is present, then rows x (328 counts, sum, sum of squares).
+    maxes: the header, then rows x (max, -min).
     """
 
-    def __init__(self, plan: layout.Plan, counted: Counted | None, rank: int) -> None:
-        del rank
+    def __init__(self, plan: layout.Plan, counted: Counted | None) -> None:
         self._plan = plan
         self._keys = [(kind, name) for kind in layout.KINDS for name in plan.names]
         rows = {key: i for i, key in enumerate(self._keys)}
@@ -369,7 +375,7 @@ class _Meeting:
         return cls(store, prefix, identity.rank, identity.world_size, identity.attempt)
 
     def agree(self, offer: layout.Offer) -> layout.Plan | None:
-        """Publish this rank's offer once a round; the plan when all offers are there and agree, else None. Never waits."""
+        """Publish an offer once a round; the plan when all offers are there and agree, else None. Never waits."""
         now = time.monotonic()
         if now < self._next_look:
             return None
@@ -388,9 +394,9 @@ class _Meeting:
 
     def group(self, give_up: Callable[[], bool]) -> Group:
         """The private group of this generation."""
-        import torch.distributed as dist
+        from torch.distributed.distributed_c10d import PrefixStore
 
-        store = dist.PrefixStore(f"{self._prefix}/{self._generation}/group", self._store)
+        store = PrefixStore(f"{self._prefix}/{self._generation}/group", self._store)
         return Group(store, self._rank, self._world_size, give_up)
 
     def failed(self) -> None:

@@ -54,7 +54,7 @@ class Counted:
         )
 
     def norm(self, kind: str) -> float | None:
-        """The global norm over all rows of a kind; None unless every tensor was counted whole. NaN if one is not finite."""
+        """The global norm over the rows of a kind, NaN or Inf if one is; None unless each was counted whole."""
         rows = [i for i, key in enumerate(self.keys) if key[0] == kind]
         if not rows or any(self.covers[i] for i in rows):
             return None

@@ -167,7 +167,7 @@ class Watcher:
         return plan if plan is not None and number >= plan.start else None
 
     def _names(self) -> dict[int, str]:
-        """id of every watched parameter -> name. Read anew each time: parameters may have been replaced."""
+        """Id of every watched parameter -> name. Read anew each time: parameters may have been replaced."""
         names: dict[int, str] = {}
         for prefix, model in self.models:
             for name, parameter in layout.named_parameters(model, prefix):

@@ -8,6 +8,12 @@ Three ways, told apart by host-side facts alone (device, dtype, size):
 - `_chunked`: a large float32 or float64 tensor on a CPU, in chunks that stay in the cache.
 - `_by_word`: a large tensor of a 16-bit or 8-bit format on a CPU. The words are counted, not the numbers: counts and
   moments then follow from the table of all words.
+
+Time as a multiple of one `x.sum()` pass over the same tensors, one thread of a Zen 4 CPU, torch 2.13 (8M elements |
+a transformer, 74 tensors, 5.8M elements): float32 9 to 13 | 9 to 15, bfloat16 16 | 20, float16 14 to 17 | 19, float64
+8 | 7. That is 2 ns an element in float32, 1.1 by words in the 16-bit formats, 0.5 in float8, and 9 us a small tensor.
+Half of the float32 pass is `bincount`; `scatter_add_` takes 1.5 times as long, several interleaved tables gain nothing,
+int16 codes are as fast, and float64 sums out of a scratch buffer cost less than `sum` and `vector_norm` in float64.
 """
 
 from __future__ import annotations
@@ -153,12 +159,15 @@ def _packed(tensors: Sequence[torch.Tensor], multiplier: torch.Tensor | None) ->
     counts = torch.zeros(len(tensors), bins, dtype=torch.int64, device=device)
     moments = _nothing(len(tensors), device)
     padding = torch.full((line,), math.nan, dtype=torch.float32, device=device).to(tensors[0].dtype)
+    tails: dict[int, torch.Tensor] = {}  # a view costs as much as copying 2000 elements, and few sizes differ
     for first, views in _passes(tensors, line, limit, max_rows=_MAX_COUNTERS // bins):
         lines = [-(-view.numel() // line) for view in views]
         padded = [count * line - view.numel() for count, view in zip(lines, views, strict=True)]
         pieces: list[torch.Tensor] = []
         for view, pad in zip(views, padded, strict=True):
-            pieces += (view, padding.narrow(0, 0, pad)) if pad else (view,)
+            pieces.append(view)
+            if pad:
+                pieces.append(tails[pad] if pad in tails else tails.setdefault(pad, padding[:pad]))
         x = _scaled(torch.cat(pieces) if len(pieces) > 1 else pieces[0], multiplier).view(-1, line)
         rows = slice(first, first + len(views))
         counts[rows].add_(_count_rows(_codes(x), lines, bins))

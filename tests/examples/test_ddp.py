@@ -1,0 +1,47 @@
+"""The example is what people run first: it has to work as its first lines say."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import torchtrack
+from tests.rules.source import ROOT
+from torchtrack.testing import torchrun
+
+SCRIPT = ROOT / "examples" / "ddp" / "train.py"
+SMALL = ("max_steps=4", "num_chars=60000", "eval_every=2", "eval_batches=1", "log_freq=2", "n_layer=1", "block_size=32")
+
+
+def test_two_ranks_become_one_run_with_curves_and_merged_histograms(tmp_path: Path) -> None:
+    done = torchrun(SCRIPT, *SMALL, nproc=2, cwd=tmp_path)
+
+    assert done.returncode == 0, done.stderr
+    (run,) = torchtrack.Api(tmp_path / "runs").runs()
+    assert (run.state, run.world_size, run.project) == ("finished", 2, "examples")
+    assert run.config["max_steps"] == 4
+    assert run.history(["train/loss"])["step"].to_pylist() == [0, 1, 2, 3]
+    assert run.history(["val/loss"])["step"].to_pylist() == [0, 2, 3]
+    assert set(run.history(["train/loss"], ranks="all")["rank"].to_pylist()) == {0, 1}
+    coverage = run.tensors(kind="gradient", name="wte.weight")["coverage"].to_pylist()
+    assert coverage == [1.0, 1.0]
+    assert f"The run lies in {tmp_path / 'runs' / run.uid}" in done.stdout
+
+
+def test_it_runs_on_one_process_too(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, str(SCRIPT), *SMALL], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+
+    assert done.returncode == 0, done.stderr
+    assert torchtrack.Api(tmp_path / "runs").runs()[0].world_size == 1
+
+
+def test_a_mistyped_setting_is_refused_with_the_ones_there_are(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, str(SCRIPT), "max_step=4"], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+
+    assert done.returncode == 1
+    assert "'max_step=4': write key=value with one of num_chars, block_size" in done.stderr

@@ -1,0 +1,129 @@
+"""Who may know whom: the arrows of docs/architecture.md, and what stays out of a process."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+from tests.rules import source
+
+ARROWS: dict[str, set[str]] = {
+    # at the bottom: they know nothing of each other
+    "version": set(),
+    "errors": set(),
+    "guard": set(),
+    "records": set(),
+    "histogram": set(),
+    "settings": set(),
+    "blobs": set(),
+    # parts
+    "background": {"guard"},
+    "console": {"guard"},
+    "redact": {"guard"},
+    "system": {"guard"},
+    "environment": {"guard", "redact", "system"},
+    "fields": {"environment", "guard"},
+    "media": {"blobs", "errors", "redact"},
+    "job": {"errors", "guard"},
+    "journal": {"errors", "guard", "records", "version"},
+    "recorder": {"guard", "journal", "records"},
+    "sidecar": {"guard", "journal", "version"},
+    "watch": {"guard", "histogram", "records"},
+    "values": {"histogram", "media", "recorder", "watch"},
+    # the training script's side
+    "run": {
+        "background",
+        "blobs",
+        "console",
+        "environment",
+        "errors",
+        "fields",
+        "guard",
+        "histogram",
+        "job",
+        "journal",
+        "media",
+        "recorder",
+        "records",
+        "redact",
+        "settings",
+        "sidecar",
+        "system",
+        "values",
+        "version",
+        "watch",
+    },
+    "active": {"environment", "errors", "fields", "guard", "job", "run", "settings"},
+    # the reader's side
+    "api": {"errors", "histogram", "journal", "records", "sidecar"},
+    "cli": {"api", "errors", "histogram", "journal", "records", "version"},
+    # everyone's
+    "testing": {"guard", "histogram"},
+    "": {"version"},
+}
+"""Part -> the parts it may import, at its top or inside a function. "" is torchtrack/__init__.py."""
+
+WITHOUT_TORCH = ("api", "cli", "histogram", "job", "journal", "records", "recorder", "settings", "sidecar")
+
+
+def part_of(module: str) -> str:
+    return [*module.split("."), ""][1]
+
+
+def modules_of(part: str) -> list[str]:
+    return [m for m in map(source.dotted, source.files()) if part_of(m) == part and not m.endswith("__main__")]
+
+
+def loaded_by(*modules: str) -> set[str]:
+    """The top-level packages in a fresh interpreter after importing these modules."""
+    code = "import sys\n" + "".join(f"import {module}\n" for module in modules)
+    code += "print(*sorted({name.partition('.')[0] for name in sys.modules}))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=source.ROOT)
+    return set(done.stdout.split())
+
+
+def test_every_part_has_its_place_in_the_table() -> None:
+    assert {part_of(source.dotted(path)) for path in source.files()} == set(ARROWS)
+
+
+@pytest.mark.parametrize("path", source.files(), ids=source.dotted)
+def test_a_part_imports_only_what_its_arrows_allow(path: source.Path) -> None:
+    own = part_of(source.dotted(path))
+    allowed = ARROWS[own] | {own}
+    wrong = []
+    for node, name in source.imports(path):
+        if name.startswith("torchtrack.") and part_of(name) in ARROWS and part_of(name) not in allowed:
+            wrong.append(f"{source.place(path, node)} imports {name}")
+
+    assert wrong == []
+
+
+def test_no_arrow_points_back() -> None:
+    left = {part: set(knows) for part, knows in ARROWS.items()}
+    while free := {part for part, knows in left.items() if not knows & left.keys()}:
+        left = {part: knows for part, knows in left.items() if part not in free}
+
+    assert left == {}
+
+
+def test_importing_torchtrack_loads_nothing_heavy() -> None:
+    assert not loaded_by("torchtrack") & {"torch", "numpy", "pyarrow", "psutil", "pynvml", "click", "rich"}
+
+
+def test_what_reads_and_what_writes_files_never_loads_torch() -> None:
+    modules = [module for part in WITHOUT_TORCH for module in modules_of(part)]
+
+    assert "torch" not in loaded_by(*modules)
+
+
+def test_the_sidecar_stays_small() -> None:
+    assert not loaded_by(*modules_of("sidecar")) & {"torch", "numpy", "pyarrow"}
+
+
+def test_no_test_framework_is_loaded_outside_testing() -> None:
+    parts = set(ARROWS) - {"testing", "watch", ""}
+    modules = [module for part in sorted(parts) for module in modules_of(part)]
+
+    assert not loaded_by(*modules) & {"pytest", "hypothesis"}

@@ -1,0 +1,25 @@
+"""The command `torchtrack`. Each command imports what it needs when it runs, so that help is there at once."""
+
+from __future__ import annotations
+
+import click
+
+from torchtrack.cli.export import export
+from torchtrack.cli.fsck import fsck
+from torchtrack.cli.list import ls
+from torchtrack.cli.show import show
+from torchtrack.version import __version__
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(__version__, prog_name="torchtrack")
+def main() -> None:
+    """Distributed-training logging: all ranks of a job are one run.
+
+    Runs are read from --dir, else from TORCHTRACK_DIR, else from ./torchtrack-runs. RUN is project/id, an id, a uid or
+    its beginning, a name, or "last" for the newest run.
+    """
+
+
+for _command in (ls, show, export, fsck):
+    main.add_command(_command)

@@ -1,0 +1,95 @@
+"""`torchtrack fsck`: whether journals are whole, and copies of what is left of those that are not."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from torchtrack.cli import common
+
+if TYPE_CHECKING:
+    from torchtrack.journal import Report
+
+
+@click.command()
+@click.argument("paths", nargs=-1, type=click.Path(path_type=Path), metavar="[PATH]...")
+@click.option("--repair", type=click.Path(path_type=Path), metavar="DIR", help="Write what can be read of damaged journals below DIR.")
+@click.option("--quiet", is_flag=True, help="Say only what is damaged.")
+def fsck(paths: tuple[Path, ...], repair: Path | None, quiet: bool) -> None:
+    """Check journals: files, folders of a run, folders of runs.
+
+    The exit code is 1 if anything is damaged. The files themselves are never changed.
+    """
+    with common.friendly():
+        files = [file for path in paths or (common.default_folder(),) for file in _journals(path)]
+        if not files:
+            raise click.ClickException(f"no journals in {', '.join(map(str, paths)) or common.default_folder()}")
+        damaged = sum([_check(file, repair, quiet=quiet) for file in files])
+        click.echo(f"{common.plural(len(files), 'journal')}, {damaged or 'none'} damaged")
+    if damaged:
+        raise SystemExit(1)
+
+
+def _journals(path: Path) -> list[Path]:
+    from torchtrack.journal import find_streams
+
+    if not path.exists():
+        raise click.ClickException(f"{path}: no such file or folder; default is TORCHTRACK_DIR, else ./torchtrack-runs")
+    return [path] if path.is_file() else find_streams(path)
+
+
+def _check(path: Path, repair: Path | None, *, quiet: bool) -> bool:
+    """Check one journal and say how it is. True if it is damaged."""
+    from torchtrack.errors import JournalError
+    from torchtrack.journal import check
+
+    try:
+        report = check(path)
+    except JournalError as error:
+        _say("✗", common.CRITICAL, path, str(error))
+        return True
+    faults = _faults(report)
+    if not faults:
+        if not quiet:
+            _say("✓", common.OK, path, _contents(report))
+        return False
+    _say("✗", common.CRITICAL, path, _contents(report))
+    for fault in faults:
+        click.echo(f"    {fault}")
+    if repair is not None:
+        target = repair / path.parent.parent.name / path.parent.name / path.name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        written = check(path, repair_to=target).repaired
+        click.echo(f"    repaired: {', '.join(map(str, written))}")
+    return True
+
+
+def _say(sign: str, colour: str, path: Path, what: str) -> None:
+    from rich.text import Text
+
+    line: Any = Text.assemble((sign, colour), " ", str(path), "  ", (what, "dim"))
+    common.console().print(line, soft_wrap=True)
+
+
+def _contents(report: Report) -> str:
+    rows = ", ".join(f"{count:,} {table}" for table, count in sorted(report.rows.items())) or "no rows"
+    torn = f", {report.torn:,} bytes not complete" if report.torn else ""
+    dropped = sum(int(gap.get("rows", 0)) for gap in report.gaps)
+    return f"{common.plural(report.frames, 'frame')}, {rows}, {'sealed' if report.seal else 'not sealed'}{torn}" + (
+        f", {common.plural(dropped, 'row')} dropped by the writer" if dropped else ""
+    )
+
+
+def _faults(report: Report) -> list[str]:
+    faults = [
+        f"{damage.path.name} at byte {damage.offset:,}: {damage.length:,} bytes, {common.plural(damage.lost, 'frame')} lost: {damage.reason}"
+        for damage in report.damages
+    ]
+    faults += [f"frame {seq} holds no rows of its table" for seq in report.invalid]
+    if not report.opening:
+        faults.append("it does not begin with a journal's opening record")
+    if report.seal_agrees is False:
+        faults.append("the seal counts other rows or frames than there are")
+    return faults

@@ -1,0 +1,236 @@
+"""What log() does with a row: plain numbers straight to their buffer, anything else value by value, nothing raised."""
+
+from __future__ import annotations
+
+import json
+import logging
+import operator
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any, Final
+
+import pyarrow as pa
+
+from torchtrack import records
+from torchtrack.background import Background
+from torchtrack.blobs import store
+from torchtrack.histogram import Histogram
+from torchtrack.media import Pending
+from torchtrack.recorder import Layout, Recorder, is_exact
+from torchtrack.redact import Redactor
+from torchtrack.values import REDUCES, RESERVED, Deferred, Text, convert, flatten
+
+_MAX_LAYOUTS: Final = 4096
+_INT64: Final = 1 << 63
+logger = logging.getLogger("torchtrack")
+
+
+class Logbook:
+    """Takes the rows of one process.
+
+    Args:
+        recorder: where rows go.
+        background: where media are encoded.
+        redactor: keeps secrets out of texts and events.
+        strict: raise what cannot be recorded instead of leaving it out.
+        folder: the run's folder; asked on the background thread.
+    """
+
+    def __init__(
+        self,
+        recorder: Recorder,
+        background: Background,
+        redactor: Redactor,
+        folder: Callable[[], Path],
+        *,
+        strict: bool,
+    ) -> None:
+        self.bad_values: Counter[str] = Counter()
+        """How many values of each name could not be recorded."""
+        self._recorder = recorder
+        self._background = background
+        self._redactor = redactor
+        self._folder = folder
+        self._strict = strict
+        self._layouts: dict[tuple[Any, ...], Layout] = {}
+        self._lock = threading.Lock()
+        self._closed = ""
+
+    def log(self, metrics: Any, step: Any, commit: bool, reduce: Any) -> None:
+        """Record a row; see `Run.log`."""
+        if type(metrics) is dict and (step is None or (type(step) is int and -_INT64 <= step < _INT64)):
+            values = metrics.values()
+            layout = self._layouts.get((reduce, *metrics, *map(type, values)))
+            if layout is not None and (not layout.integers or _exact(layout, values)):
+                self._recorder.row(layout, values, step, commit=commit)
+                return
+        self._log_mixed(metrics, step, commit, reduce)
+
+    def event(self, kind: str, data: Mapping[str, Any]) -> None:
+        """Queue an event; secrets in it are not recorded."""
+        now, step = time.time_ns() // 1000, self._recorder.step
+        content = self._redactor.value(dict(data))
+
+        def row() -> dict[str, Any]:
+            return {"time": now, "step": step, "type": kind, "json": json.dumps(content, default=str)}
+
+        self._recorder.put(records.Table.EVENTS, row)
+
+    def line(self, stream: str, line: str) -> None:
+        """Queue a line of the console."""
+        row = {"time": time.time_ns() // 1000, "stream": stream, "line": self._redactor.text(line)}
+        self._recorder.put(records.Table.LOGS, lambda: row, 128 + len(line))
+
+    def refuse(self, name: str, error: Exception) -> None:
+        """Count a value that cannot be recorded and say so once a name; strict raises it."""
+        if self._strict:
+            raise error
+        with self._lock:
+            self.bad_values[name] += 1
+            first = self.bad_values[name] == 1
+        if first:
+            logger.warning("torchtrack: %r was not recorded: %s", name, error)
+            if not self._closed:
+                self.event("warning", {"key": name, "message": str(error)})
+
+    def close(self, why: str) -> None:
+        """Refuse every further row with this message."""
+        self._closed = why
+        self._layouts = {}
+
+    def _log_mixed(self, metrics: Any, step: Any, commit: bool, reduce: Any) -> None:
+        if self._closed:
+            self.refuse("log()", RuntimeError(self._closed))
+            return
+        if not isinstance(metrics, Mapping):
+            what = f"{type(metrics).__name__}: {str(metrics)[:60]!r}"
+            self.refuse("log()", TypeError(f"log() takes a dict of metrics, got {what}"))
+            return
+        at = self._step(step)
+        if reduce not in REDUCES:
+            error = f"log(reduce=) takes one of {', '.join(REDUCES)}; got {reduce!r} and took 'mean'"
+            self.refuse("reduce", ValueError(error))
+            reduce = "mean"
+        if self._learn(metrics, reduce):
+            self.log(metrics, at, commit, reduce)
+            return
+        now = self._recorder.step if at is None else at
+        numbers = dict(self._numbers(metrics, now, reduce))
+        if numbers:
+            key = (reduce, *numbers)
+            layout = self._layouts.get(key)
+            if layout is None:
+                layout = self._layouts[key] = Layout(list(numbers), reduce)
+            self._recorder.row(layout, numbers.values(), now, commit=False)
+        if commit:
+            self._recorder.commit(now)
+
+    def _step(self, step: Any) -> int | None:
+        if step is None:
+            return None
+        try:
+            if isinstance(step, bool) or not -_INT64 <= (at := operator.index(step)) < _INT64:
+                raise TypeError
+        except TypeError:
+            what = f"{type(step).__name__} {str(step)[:40]!r}"
+            self.refuse("step", TypeError(f"log(step=) takes a whole number, got {what} and took the run's own"))
+            return None
+        return at
+
+    def _learn(self, metrics: Mapping[Any, Any], reduce: str) -> bool:
+        """Whether this row holds plain numbers only; its layout is then known for the next time."""
+        if type(metrics) is not dict or any(type(name) is not str or name.startswith(RESERVED) for name in metrics):
+            return False
+        layout = Layout.of(metrics, reduce)
+        if layout is None or not _exact(layout, metrics.values()):
+            return False
+        if len(self._layouts) >= _MAX_LAYOUTS:
+            self._layouts = {}
+        key = (reduce, *metrics, *map(type, metrics.values()))
+        self._layouts[key] = layout
+        return True
+
+    def _numbers(self, metrics: Mapping[Any, Any], step: int, reduce: str) -> Iterable[tuple[str, float]]:
+        """The numbers of a mixed row; everything else in it is queued on the way."""
+        for name, value in flatten(metrics):
+            if name.startswith(RESERVED):
+                prefix = name.split("/", 1)[0]
+                error = f"names under {prefix}/ are torchtrack's own; log it under another name"
+                self.refuse(name, ValueError(error))
+                continue
+            try:
+                converted = convert(value)
+            except (TypeError, ValueError, ImportError, OSError) as error:
+                self.refuse(name, error)
+                continue
+            if isinstance(converted, float):
+                yield name, converted
+            else:
+                self._put(name, converted, step, reduce)
+
+    def _put(self, name: str, value: Text | Deferred | Histogram | tuple[Pending, ...], step: int, reduce: str) -> None:
+        now = time.time_ns()
+        if isinstance(value, Text):
+            text = None if value.text is None else self._redactor.text(value.text)
+            row = {"step": step, "time": now // 1000, "name": name, "text": text}
+            self._recorder.put(records.Table.TEXTS, lambda: row, 256 + len(text or ""))
+        elif isinstance(value, Deferred):
+            self._recorder.later(value.later, name, step, reduce=value.reduce or reduce, partial=value.partial)
+        elif isinstance(value, Histogram):
+            self._recorder.put(records.Table.TENSORS, lambda: histogram_row(name, value, step, now), 3000)
+        else:
+            for pending in value:
+                self._media(name, pending, step, now)
+
+    def _media(self, name: str, pending: Pending, step: int, time_ns: int) -> None:
+        if not self._background.submit("media", lambda: self._store(name, pending, step, time_ns)):
+            self.refuse(name, RuntimeError("media come faster than they can be written; this one was dropped"))
+
+    def _store(self, name: str, pending: Pending, step: int, time_ns: int) -> None:
+        blob = pending.encode()
+        row = {
+            "step": step,
+            "time": time_ns // 1000,
+            "name": name,
+            "sha256": store(blob, self._folder()),
+            "mime": blob.mime,
+            "size": len(blob.data),
+            "caption": blob.caption,
+        }
+        self._recorder.put(records.Table.MEDIA, lambda: row)
+
+
+def _exact(layout: Layout, values: Iterable[Any]) -> bool:
+    held = list(values)
+    return all(is_exact(held[i]) for i in layout.integers)
+
+
+def histogram_row(name: str, histogram: Histogram, step: int, time_ns: int) -> pa.RecordBatch:
+    """A histogram that the user logged, as a row of the tensors table."""
+    buckets, counts = histogram.sparse()
+    row = {
+        "sample": step,
+        "step": step,
+        "time": time_ns // 1000,
+        "kind": "logged",
+        "name": name,
+        "stage": "step",
+        "ranks": 1,
+        "numel": histogram.count,
+        "covers": "",
+        "count": histogram.count,
+        "sum": histogram.sum,
+        "sum_sq": histogram.sum_sq,
+        "min": histogram.min,
+        "max": histogram.max,
+        "zeros": histogram.zeros,
+        "nans": histogram.nans,
+        "pos_infs": histogram.pos_infs,
+        "neg_infs": histogram.neg_infs,
+        "buckets": buckets.tolist(),
+        "counts": counts.tolist(),
+    }
+    return pa.RecordBatch.from_pylist([row], schema=records.TENSORS)
