@@ -170,6 +170,7 @@ def _git(folder: Path, *arguments: str) -> str | None:
             return output.decode(errors="replace") if process.wait() == 0 else None
         finally:
             timer.cancel()
+            timer.join()
 
 
 def _cwd() -> str:

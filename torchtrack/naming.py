@@ -6,14 +6,13 @@ from typing import Final
 
 _QUALITIES: Final = (
     "amber", "ample", "bold", "brave", "bright", "brisk", "calm", "clear", "cosy", "crisp", "deep", "eager", "fair",
-    "fine", "fresh", "glad", "grand", "keen", "kind", "light", "lively", "lucid", "mild", "neat", "nimble", "plain", "proud",
-    "quick", "quiet", "stable", "sunny", "swift",
+    "fine", "fresh", "glad", "grand", "keen", "kind", "light", "lively", "lucid", "mild", "neat", "nimble", "plain",
+    "proud", "quick", "quiet", "stable", "sunny", "swift",
 )  # fmt: skip
 _THINGS: Final = (
     "anchor", "apple", "arrow", "bay", "beacon", "birch", "bridge", "brook", "canyon", "cedar", "cliff", "cloud",
     "comet", "coral", "delta", "ember", "fern", "field", "forest", "glade", "harbor", "heron", "island",
-    "lagoon",
-    "lantern", "maple", "meadow", "orchard", "pebble", "river", "summit", "valley",
+    "lagoon", "lantern", "maple", "meadow", "orchard", "pebble", "river", "summit", "valley",
 )  # fmt: skip
 
 

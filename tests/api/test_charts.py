@@ -1,3 +1,5 @@
+"""Series and heatmaps."""
+
 from __future__ import annotations
 
 import math

@@ -1,3 +1,5 @@
+"""Finding runs, and what a run says of itself."""
+
 from __future__ import annotations
 
 from collections.abc import Callable
@@ -68,7 +70,9 @@ def test_an_unknown_filter_field_is_an_error(runs: Path, journal: Make) -> None:
 
 
 @pytest.mark.parametrize("name", ["llm/baseline", "baseline", UID, UID[:4], "calm-otter-7", "llm/calm-otter-7"])
-def test_a_run_is_found_by_project_and_id_by_id_uid_its_beginning_and_name(runs: Path, journal: Make, name: str) -> None:
+def test_a_run_is_found_by_project_and_id_by_id_uid_its_beginning_and_name(
+    runs: Path, journal: Make, name: str
+) -> None:
     with journal() as rank:
         rank.about(id="baseline")
     with journal(OTHER) as rank:
@@ -79,7 +83,7 @@ def test_a_run_is_found_by_project_and_id_by_id_uid_its_beginning_and_name(runs:
 def test_a_run_that_is_not_there_names_the_nearest_and_what_to_type(runs: Path, journal: Make) -> None:
     with journal() as rank:
         rank.about(id="baseline")
-    with pytest.raises(RunNotFoundError, match=f"no run 'basline'.*nearest.*give a uid(.|\n)*{UID}  llm/calm-otter-7"):
+    with pytest.raises(RunNotFoundError, match=rf"no run 'basline'.*nearest.*give a uid(.|\n)*{UID}  llm/calm-otter-7"):
         Api(runs).run("basline")
     with pytest.raises(RunNotFoundError, match="no run 'a1b'"):
         Api(runs).run(UID[:3])
@@ -89,7 +93,7 @@ def test_a_name_of_two_runs_asks_for_the_uid(runs: Path, journal: Make) -> None:
     for uid in (UID, OTHER):
         with journal(uid) as rank:
             rank.about(name="twin")
-    with pytest.raises(RunNotFoundError, match=f"is 2 runs; give the uid of one:(.|\n)*{UID}"):
+    with pytest.raises(RunNotFoundError, match=rf"is 2 runs; give the uid of one:(.|\n)*{UID}"):
         Api(runs).run("twin")
 
 
@@ -211,7 +215,11 @@ def test_a_run_that_said_nothing_of_itself_has_defaults(runs: Path, journal: Mak
 
 def test_summary_is_the_last_of_the_mean_unless_the_metric_was_defined_otherwise(runs: Path, journal: Make) -> None:
     with journal(rank=0, world_size=2) as rank:
-        for name, how in (("acc", {"summary": "max"}), ("val/*", {"summary": "best", "goal": "maximize"}), ("hid", {"summary": "none"})):
+        for name, how in (
+            ("acc", {"summary": "max"}),
+            ("val/*", {"summary": "best", "goal": "maximize"}),
+            ("hid", {"summary": "none"}),
+        ):
             rank.event("metric", {"name": name, **how})
         rank.event("metric", {"name": "val/loss", "summary": "best"})
         rank.event("metric", {"name": "m", "summary": "mean"})
@@ -271,7 +279,9 @@ def test_a_rank_that_died_by_a_signal_makes_the_run_killed_or_failed(runs: Path,
     rank.log(0, {"x": 1.0})
     rank.abandon()
     node = journal(role="node")
-    node.writer.meta({"type": "exit", "stream": f"{rank.stream:016x}", "pid": 1000, "code": 1, "signal": None, "time_ns": 1})
+    node.writer.meta(
+        {"type": "exit", "stream": f"{rank.stream:016x}", "pid": 1000, "code": 1, "signal": None, "time_ns": 1}
+    )
     node.close()
     assert Api(runs).run(UID).state == "failed"
 

@@ -1,3 +1,5 @@
+"""Tensor statistics: every element counted once."""
+
 from __future__ import annotations
 
 import tempfile
@@ -99,7 +101,10 @@ def test_kind_and_name_may_be_patterns_and_steps_are_half_open(runs: Path, journ
             rank.tensor(step, "layers.1.bias", WEIGHTS)
             rank.tensor(step, "layers.1.bias", WEIGHTS, kind="parameter")
     run = the_run(runs)
-    assert run.tensors("gradient", "layers.*", start=10, stop=20).column("name").to_pylist() == ["layers.0.weight", "layers.1.bias"]
+    assert run.tensors("gradient", "layers.*", start=10, stop=20).column("name").to_pylist() == [
+        "layers.0.weight",
+        "layers.1.bias",
+    ]
     assert run.tensors("parameter").column("step").to_pylist() == [0, 10, 20]
     assert run.tensors("parameter", "*.weight").num_rows == 0
 
@@ -117,7 +122,9 @@ def test_a_later_attempt_hides_earlier_tensors_from_its_first_step_on(runs: Path
     with journal(attempt=2) as rank:
         rank.tensor(1, "w", WEIGHTS[:3], step=5)
     table = the_run(runs).tensors()
-    assert list(zip(table["step"].to_pylist(), table["attempt"].to_pylist(), table["count"].to_pylist(), strict=True)) == [
+    assert list(
+        zip(table["step"].to_pylist(), table["attempt"].to_pylist(), table["count"].to_pylist(), strict=True)
+    ) == [
         (0, 1, 60),
         (5, 2, 3),
     ]
@@ -182,10 +189,14 @@ def covered(span_list: list[list[int]]) -> set[int]:
     return {i for lo, hi in span_list for i in range(lo, hi)}
 
 
-@settings(max_examples=60)
+@settings(max_examples=40)
 @given(parts=parts)
 def test_no_element_is_ever_counted_twice(parts: list[tuple[int, list[list[int]]]]) -> None:
-    parts = [(rank, span_list) for rank, span_list in parts if len(covered(span_list)) == sum(hi - lo for lo, hi in span_list)]
+    parts = [
+        (rank, span_list)
+        for rank, span_list in parts
+        if len(covered(span_list)) == sum(hi - lo for lo, hi in span_list)
+    ]
     values = 2.0 ** np.arange(SIZE)  # each element has a bucket of its own
     with tempfile.TemporaryDirectory() as folder:
         for rank in range(3):
@@ -205,7 +216,9 @@ def test_no_element_is_ever_counted_twice(parts: list[tuple[int, list[list[int]]
         assert row["count"] == len(row["buckets"]) <= SIZE
         assert row["count"] >= max(len(covered(span_list)) for _, span_list in parts)
         assert row["coverage"] == row["count"] / SIZE
-        taken = taken or covered([span for region in parse_covers(row["covers"]).values() for span in map(list, region)])
+        taken = taken or covered(
+            [span for region in parse_covers(row["covers"]).values() for span in map(list, region)]
+        )
         assert row["sum"] == sum(values[sorted(taken)])
         for _, span_list in parts:
             assert covered(span_list) & taken, "a part that overlaps none of the others was left out"

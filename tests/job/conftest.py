@@ -26,6 +26,7 @@ class Launch:
         self.size = size
         self.restart = restart
         self.run_id = run_id
+        self.link = Link
         self.jobs: list[Job] = []
 
     def environ(self, rank: int) -> dict[str, str]:
@@ -42,7 +43,7 @@ class Launch:
             project=project,
             environ=environ,
             ordinal=ordinal,
-            connector=lambda: Link(self.store.clone()),
+            connector=lambda: self.link(self.store.clone()),
             **arguments,
         )
         self.jobs.append(job)

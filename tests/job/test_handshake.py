@@ -120,6 +120,28 @@ def test_a_restart_on_a_node_without_the_key_files_learns_of_the_run_from_the_st
     assert [identity.uid for identity in told] == [uid]
 
 
+def test_a_lost_connection_does_not_make_another_attempt(launch: Any, tmp_path: Path, eventually: Eventually) -> None:
+    before = launch()
+    before.start(0)
+    before.start(1).wait()
+    before.close()
+    broken = threading.Event()
+
+    class Breaking(Link):
+        def require(self) -> None:
+            if broken.is_set():
+                raise ConnectionError("reset")
+
+    after = launch(tmp_path / "elsewhere", restart=1)
+    after.link = Breaking
+    leader = after.start(0)
+    assert leader.wait().attempt == 2
+    broken.set()
+    eventually(lambda: losses(leader) > 1)
+    broken.clear()
+    assert settled([after.start(1)]) == {(leader.identity.uid, 2, False)}
+
+
 def test_a_rank_that_comes_after_rank_0_has_finished_still_finds_its_run(launch: Any) -> None:
     ours = launch()
     leader = ours.start(0)

@@ -8,6 +8,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from torchtrack.job import Job
 from torchtrack.testing import ranks, torchrun
 
@@ -153,16 +155,33 @@ def test_a_torchrun_below_a_run_is_a_run_of_its_own(tmp_path: Path) -> None:
     assert second["uid"] != first["uid"]
 
 
-def test_a_helper_script_below_a_rank_is_a_run_of_its_own(tmp_path: Path) -> None:
-    first, second = run(script(tmp_path, LIGHTNING), '{"LOCAL_RANK": "0", "TORCHELASTIC_RESTART_COUNT": "1"}')
+def test_a_helper_script_below_a_restarted_rank_is_a_run_of_its_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    variables = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1"}
+    for name, value in {**variables, "TORCHELASTIC_RUN_ID": "x", "TORCHELASTIC_RESTART_COUNT": "1"}.items():
+        monkeypatch.setenv(name, value)
+    body = """
+import subprocess
+job = Job.start(dir=folder, project="p")
+if "helper" not in sys.argv:
+    subprocess.run([sys.executable, *sys.argv, "helper"], check=True)
+job.close()
+tell(job)
+"""
+    first, second = run(script(tmp_path, body))
     assert second["uid"] != first["uid"]
+    assert first["attempt"] == second["attempt"] == 1
 
 
-def test_a_process_may_leave_while_its_rank_0_never_came(tmp_path: Path) -> None:
+def test_a_process_that_closes_nothing_exits_cleanly_while_its_rank_0_never_came(tmp_path: Path) -> None:
     path = script(
         tmp_path,
         """
+import atexit, threading
 import torch.distributed as dist
+# Runs last: a thread that is still in the store's C++ when the interpreter ends may abort the process.
+atexit.register(lambda: print(json.dumps({"attempt": 2, "rank": 1, "threads": threading.active_count()})))
 server = dist.TCPStore("127.0.0.1", 0, None, True)
 os.environ.update(RANK="1", LOCAL_RANK="1", WORLD_SIZE="2", TORCHELASTIC_RUN_ID="x")
 os.environ.update(TORCHELASTIC_USE_AGENT_STORE="True", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(server.port))
@@ -172,5 +191,6 @@ while not dist.PrefixStore("torchtrack/0", server).add("joins", 0):
 tell(job)
 """,
     )
-    (line,) = run(path)  # no close(): the worst case; exit code 0
+    line, last = run(path)  # without close(): the worst case
     assert line["solo"] is True
+    assert last["threads"] == 1

@@ -16,7 +16,8 @@ import pytest
 from torchtrack.journal import Frame, Kind, Stream, Writer
 
 STREAM = 0x0123456789ABCDEF
-OPENING = {"role": "rank", "uid": "00112233aabbccdd", "attempt": 1, "rank": 3, "world_size": 8, "pid": 1, "boot_id": "b"}
+UID = "00112233aabbccdd"
+OPENING = {"role": "rank", "uid": UID, "attempt": 1, "rank": 3, "world_size": 8, "pid": 1, "boot_id": "elsewhere"}
 
 
 class NewWriter(Protocol):
@@ -29,7 +30,7 @@ def new_writer(tmp_path: Path) -> Iterator[NewWriter]:
     with contextlib.ExitStack() as writers:
 
         def make(folder: Path | None = None, *, stream: int = STREAM, **options: Any) -> Writer:
-            folder = tmp_path / OPENING["uid"] / "000" if folder is None else folder  # type: ignore[operator]
+            folder = tmp_path / UID / "000" if folder is None else folder
             writer = Writer(folder, f"3-{stream:016x}", stream, OPENING, **options)
             writers.callback(writer.close)
             return writer

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -157,7 +158,6 @@ def test_a_joined_frame_tells_where_the_stream_belongs(new_writer: NewWriter) ->
     writer = new_writer()
     writer.meta({"type": "joined", "uid": "ffffffffffffffff", "attempt": 2, "rank": 1, "world_size": 16})
     stream = Stream(writer.path)
-    assert stream.uid is None
 
     stream.poll()
 
@@ -176,9 +176,7 @@ def test_the_newest_ended_frame_is_kept(new_writer: NewWriter) -> None:
     assert stream.ended == {"type": "ended", "reason": "exit"}
 
 
-def test_a_file_that_became_shorter_is_read_again_from_its_start(
-    journal: tuple[Path, list[int]], rows: Rows
-) -> None:
+def test_a_file_that_became_shorter_is_read_again_from_its_start(journal: tuple[Path, list[int]], rows: Rows) -> None:
     path, offsets = journal
     stream = Stream(path)
     stream.poll()
@@ -226,9 +224,11 @@ def test_a_newer_format_is_refused_by_name(new_writer: NewWriter) -> None:
     writer.append(Kind.DATA, b"row")
     whole = bytearray(writer.path.read_bytes())
     fields = bytes(whole[:7]) + b"\x02" + bytes(whole[8:36])
-    writer.path.write_bytes(fields + frame.zlib.crc32(fields).to_bytes(4, "little") + whole[40:])
+    writer.path.write_bytes(fields + zlib.crc32(fields).to_bytes(4, "little") + whole[40:])
 
-    with pytest.raises(FormatVersionError, match=r"ttj is written in journal format 2; torchtrack 0.1.0 reads format 1"):
+    with pytest.raises(
+        FormatVersionError, match=r"ttj is written in journal format 2; torchtrack 0.1.0 reads format 1"
+    ):
         Stream(writer.path).poll()
 
 
@@ -417,18 +417,18 @@ def test_the_lost_end_of_a_file_is_named_before_the_next_file(
     punch(segments, size - 8, size, b"~")
     live, final = Stream(segments), final_stream(segments)
 
-    assert len(rows(live.poll())) == 1
+    assert len(rows(live.poll())) == 2
     assert live.state == "pending"
     assert len(rows(final.poll())) == 9
-    assert [(damage.path, damage.first_seq, damage.last_seq) for damage in final.damages] == [(segments, 2, 2)]
+    assert [(damage.path, damage.first_seq, damage.last_seq) for damage in final.damages] == [(segments, 3, 3)]
 
 
 def test_a_lost_file_is_named_and_the_others_are_read(segments: Path, final_stream: FinalStream, rows: Rows) -> None:
     frame.segment_path(segments, 2).unlink()
     stream = final_stream(segments)
 
-    assert len(rows(stream.poll())) == 8
-    assert [(damage.lost, damage.reason) for damage in stream.damages] == [(3, "frames are missing")]
+    assert len(rows(stream.poll())) == 7
+    assert [(damage.lost, damage.reason) for damage in stream.damages] == [(4, "frames are missing")]
 
 
 def test_a_file_of_another_stream_among_the_segments_gives_no_row(
@@ -440,7 +440,7 @@ def test_a_file_of_another_stream_among_the_segments_gives_no_row(
 
     read = rows(final_stream(segments).poll())
 
-    assert len(read) == 8
+    assert len(read) == 7
     assert b"foreign" not in read
 
 

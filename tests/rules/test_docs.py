@@ -68,7 +68,9 @@ def test_the_section_of_a_command_names_exactly_its_options(name: str) -> None:
         if text.startswith("--")
     }
 
-    assert set(re.findall(r"--[a-z][a-z-]*", sections("commands.md").get(name, ""))) - {"--help"} == options - {"--help"}
+    assert set(re.findall(r"--[a-z][a-z-]*", sections("commands.md").get(name, ""))) - {"--help"} == options - {
+        "--help"
+    }
 
 
 def test_the_newest_version_in_the_changelog_is_the_packages() -> None:
@@ -86,7 +88,9 @@ def test_links_between_pages_lead_somewhere(page: Path) -> None:
 
 
 def test_the_source_map_names_files_that_exist() -> None:
-    named = re.findall(r"`((?:torchtrack|tests|examples|benchmarks|docs)/[\w./-]*)`", (DOCS / "source-map.md").read_text())
+    named = re.findall(
+        r"`((?:torchtrack|tests|examples|benchmarks|docs)/[\w./-]*)`", (DOCS / "source-map.md").read_text()
+    )
 
     assert named
     assert [name for name in named if not (source.ROOT / name).exists()] == []

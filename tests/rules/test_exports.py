@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import importlib
+from pathlib import Path
 
 import pytest
 
@@ -15,7 +16,7 @@ LIVE = {"__version__", "config", "run", "summary"}
 """Names of torchtrack that belong to the active run or are no import."""
 
 
-def imported_names(path: source.Path) -> set[str]:
+def imported_names(path: Path) -> set[str]:
     """Public names a file imports, for type checkers too: torchtrack/__init__.py loads its names when they are used."""
     froms = (node for node in ast.walk(source.tree(path)) if isinstance(node, ast.ImportFrom))
     inside = (node for node in froms if (node.module or "").startswith("torchtrack"))
@@ -37,7 +38,7 @@ def test_an_unknown_name_is_an_attribute_error() -> None:
 
 
 @pytest.mark.parametrize("path", DOORS, ids=source.dotted)
-def test_a_door_lists_its_names_in_order_and_all_are_there(path: source.Path) -> None:
+def test_a_door_lists_its_names_in_order_and_all_are_there(path: Path) -> None:
     module = importlib.import_module(source.dotted(path))
     names = list(getattr(module, "__all__", ()))
 

@@ -1,7 +1,7 @@
-"""Scalars of many ranks and attempts as one table: DESIGN of the answer in `Run.history`, the arithmetic here.
+"""Scalars of many ranks and attempts as one table: `Run.history` says what comes out, the arithmetic is here.
 
-Works one metric and one rank at a time on whole columns: rows are placed on the axis of steps by index, so the cost is a
-few passes over the data and the memory that of the answer.
+Works one metric and one rank at a time on whole columns: rows are placed on the axis of steps by index, so the cost is
+a few passes over the data and the memory that of the answer.
 """
 
 from __future__ import annotations
@@ -284,7 +284,9 @@ def long(parts: Sequence[Part], names: Sequence[str]) -> pa.Table:
         if not columns:
             continue
         code = np.concatenate([column for column, _ in columns])
-        points = Points(*(np.concatenate(c) for c in zip(*((p.step, p.time, p.value, p.reduce) for _, p in columns), strict=True)))
+        points = Points(
+            *(np.concatenate(c) for c in zip(*((p.step, p.time, p.value, p.reduce) for _, p in columns), strict=True))
+        )
         order = np.lexsort((code, points.step, points.time))
         code, points = code[order], points.where(order)
         place = [pa.array(np.full(len(points), number, np.int64)) for number in (part.rank, part.attempt)]

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import difflib
-import json
-import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from datetime import datetime, timedelta, timezone
+from collections.abc import Callable, Sequence
+from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from torchtrack.api import charts, history, summary, tensors
+from torchtrack.api import charts, facts, history, summary, tensors
+from torchtrack.api.facts import Attempt, Event
+from torchtrack.api.hints import did_you_mean
 from torchtrack.api.history import Part, Window
 from torchtrack.api.streams import OWN_PREFIXES, StreamRows
 from torchtrack.histogram import Histogram
@@ -25,40 +23,6 @@ if TYPE_CHECKING:
     from torchtrack.journal.reader import Damage
 
 Ranks = Literal["mean", "all"] | int
-
-
-@dataclass(frozen=True)
-class Attempt:
-    """One launch of a run."""
-
-    number: int
-    world_size: int
-    start: datetime
-    end: datetime
-    """When the last of its ranks wrote for the last time."""
-    ranks: tuple[int, ...]
-    """Ranks that recorded anything."""
-    hosts: tuple[str, ...]
-    state: str
-    why: str
-    """What decided the state, in words: "exit code 1" and the like, with the rank; empty if there is nothing to say."""
-
-    @property
-    def duration(self) -> timedelta:
-        """From the first rank's start to the last sign of life."""
-        return self.end - self.start
-
-
-@dataclass(frozen=True)
-class Event:
-    """Something a rank said about its run, as a JSON object."""
-
-    time: datetime
-    step: int | None
-    type: str
-    rank: int
-    attempt: int
-    data: Mapping[str, Any]
 
 
 class Run:
@@ -126,7 +90,10 @@ class Run:
 
     @property
     def config(self) -> dict[str, Any]:
-        """Rank 0's configuration, all attempts merged. What other ranks had otherwise is in events of type config_difference."""
+        """Rank 0's configuration, all attempts merged.
+
+        What other ranks had otherwise is in the events of type config_difference.
+        """
         events = self._by_authority("config")
         lowest = min((event.rank for event in events), default=0)
         return {key: value for event in events if event.rank == lowest for key, value in event.data.items()}
@@ -150,7 +117,9 @@ class Run:
         groups: dict[int, list[StreamRows]] = {}
         for stream in self._streams():
             groups.setdefault(stream.attempt, []).append(stream)
-        return [_attempt(number, streams, self._source) for number, streams in sorted(groups.items())]
+        return [
+            facts.attempt(number, streams, self._source.state(streams)) for number, streams in sorted(groups.items())
+        ]
 
     @property
     def world_size(self) -> int:
@@ -167,7 +136,7 @@ class Run:
     @property
     def created(self) -> datetime:
         """When the first rank started."""
-        return _when(min((stream.start_ns for stream in self._streams()), default=0))
+        return facts.when(min((stream.start_ns for stream in self._streams()), default=0))
 
     @property
     def duration(self) -> timedelta:
@@ -176,12 +145,8 @@ class Run:
 
     @property
     def dropped(self) -> int:
-        """Rows the run could not record: what the gaps in the journals say, or the ranks' own counters where those say more."""
-        total = 0
-        for stream in self._streams():
-            counted = [stream.last_value(name) for name in ("_tt/dropped_rows", "_tt/dropped")]
-            total += max(stream.dropped_rows, *(int(value) for value in counted))
-        return total
+        """Rows the run could not record: by the gaps in its journals, or a rank's own counter if that says more."""
+        return sum(max(stream.dropped_rows, int(stream.last_value("_tt/dropped_rows"))) for stream in self._streams())
 
     @property
     def damages(self) -> list[Damage]:
@@ -313,9 +278,10 @@ class Run:
         if rows.num_rows:
             steps = np.unique(rows.column("step").to_numpy())
             near = sorted(steps[np.argsort(np.abs(steps - step), kind="stable")[:4]].tolist())
-            return f"{kind} {name!r} was not sampled at step {step}; the nearest sampled steps are {', '.join(map(str, near))}"
+            listed = ", ".join(map(str, near))
+            return f"{kind} {name!r} was not sampled at step {step}; the nearest sampled steps are {listed}"
         known = sorted(set(self.tensors(kind).column("name").to_pylist()))
-        return f"no {kind} {name!r} was recorded{_did_you_mean(name, known)}"
+        return f"no {kind} {name!r} was recorded{did_you_mean(name, known)}"
 
     def heatmap(self, kind: str, name: str, max_columns: int = 500, stage: str | None = None) -> charts.Heatmap:
         """Histograms over steps in at most `max_columns` columns; adjacent samples are added exactly."""
@@ -350,7 +316,7 @@ class Run:
 
     def events(self, type: str | None = None) -> list[Event]:  # noqa: A002
         """What ranks said about the run, in the order of time; of one type if given."""
-        events = self._cached("events", lambda: list(_events(self._streams())))
+        events = self._cached("events", lambda: list(facts.events(self._streams())))
         return [event for event in events if type is None or event.type == type]
 
     def findings(self) -> list[Event]:
@@ -404,7 +370,7 @@ class Run:
             return [key for key in known if not key.startswith(OWN_PREFIXES)]
         for key in keys:
             if key not in known:
-                raise ValueError(f"no metric {key!r} in run {self.name}{_did_you_mean(key, known)}")
+                raise ValueError(f"no metric {key!r} in run {self.name}{did_you_mean(key, known)}")
         return list(dict.fromkeys(keys))
 
     def _newest(self, type_: str) -> dict[str, Any]:
@@ -414,24 +380,6 @@ class Run:
     def _by_authority(self, type_: str) -> list[Event]:
         """Events of a type, those that win last: newest attempt, lowest rank, newest."""
         return sorted(self.events(type_), key=lambda event: (event.attempt, -event.rank, event.time))
-
-
-def _attempt(number: int, streams: Sequence[StreamRows], source: Source) -> Attempt:
-    state = source.state(streams)
-    return Attempt(
-        number=number,
-        world_size=max(int(stream.place.get("world_size") or 1) for stream in streams),
-        start=_when(min(stream.start_ns for stream in streams)),
-        end=_when(max(stream.last_ns for stream in streams)),
-        ranks=tuple(sorted({stream.rank for stream in streams})),
-        hosts=tuple(dict.fromkeys(str(stream.opening.get("host", "?")) for stream in streams)),
-        state=state.name,
-        why=f"rank {state.rank}: {state.why}" if state.why and state.rank is not None else state.why,
-    )
-
-
-def _when(time_ns: int) -> datetime:
-    return datetime.fromtimestamp(time_ns / 1e9, timezone.utc)
 
 
 def _of_rank(parts: list[Part], rank: int) -> list[Part]:
@@ -446,24 +394,3 @@ def _positive(name: str, value: int) -> int:
     if value < 1:
         raise ValueError(f"{name}={value}: it is at least 1")
     return value
-
-
-def _did_you_mean(name: str, known: Sequence[str]) -> str:
-    near = difflib.get_close_matches(name, known, n=5, cutoff=0.4)
-    near += [other for other in known if re.search(re.escape(name), other) and other not in near][: 5 - len(near)]
-    if near:
-        return f"; did you mean {', '.join(near)}?"
-    return f"; there are {', '.join(known[:8])}{', ...' if len(known) > 8 else ''}" if known else "; there are none yet"
-
-
-def _events(streams: Sequence[StreamRows]) -> Iterator[Event]:
-    found = []
-    for stream in streams:
-        for row in stream.table(Table.EVENTS).to_pylist():
-            try:
-                data = json.loads(row["json"])
-            except (TypeError, ValueError):
-                continue
-            if isinstance(data, dict) and row["time"] is not None:
-                found.append(Event(row["time"], row["step"], row["type"], stream.rank, stream.attempt, data))
-    yield from sorted(found, key=lambda event: event.time)

@@ -136,7 +136,9 @@ class Api:
             raise ValueError(f"{source}: reading from a server comes with a later version; give the folder of the runs")
         path = Path(source)
         if not path.exists():
-            raise FileNotFoundError(f"{path}: no such folder; runs are written to `dir` of init, TORCHTRACK_DIR, or ./torchtrack-runs")
+            raise FileNotFoundError(
+                f"{path}: no such folder; runs are written to `dir` of init, TORCHTRACK_DIR, or ./torchtrack-runs"
+            )
         self._source = Source(path)
         self._runs: dict[str, Run] = {}
 
@@ -177,7 +179,10 @@ class Api:
         """Files named like journals of which not even the first record can be read, and why."""
         self._source.refresh_all()
         reasons = {stream.path: [damage.reason for damage in stream.damages] for stream in self._source.unread()}
-        return {path: (reason or ["it does not begin with a journal's opening record"])[0] for path, reason in reasons.items()}
+        return {
+            path: (reason or ["it does not begin with a journal's opening record"])[0]
+            for path, reason in reasons.items()
+        }
 
     def _run(self, uid: str) -> Run:
         if uid not in self._runs:
@@ -206,7 +211,8 @@ def _not_found(name: str, runs: Sequence[Run], path: Path) -> str:
     near = [labels[label] for label in difflib.get_close_matches(name, list(labels), n=5, cutoff=0.4)]
     chosen = list(dict.fromkeys(near)) or list(runs[:5])
     options = "\n  ".join(f"{run.uid}  {run.project}/{run.name}" for run in chosen)
-    return f"no run {name!r} in {path}; {'the nearest are' if near else 'the newest are'} (give a uid, an id or a name):\n  {options}"
+    those = "nearest" if near else "newest"
+    return f"no run {name!r} in {path}; the {those} are (give a uid, an id or a name):\n  {options}"
 
 
 def _matches(run: Run, filters: Mapping[str, Any]) -> bool:
@@ -219,7 +225,9 @@ _MISSING: Final = object()
 def _field(run: Run, field: str) -> Any:
     head, _, key = field.partition(".")
     if head.startswith("_") or not hasattr(Run, head):
-        raise ValueError(f"no field {field!r} to filter by: it is an attribute of a run, or config.<key> or summary.<key>")
+        raise ValueError(
+            f"no field {field!r} to filter by: it is an attribute of a run, or config.<key> or summary.<key>"
+        )
     value: Any = getattr(run, head)
     if not key:
         return value

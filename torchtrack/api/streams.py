@@ -1,7 +1,7 @@
-"""One journal stream as tables: polls the journal, decodes frames when a table is first asked for, keeps what was decoded.
+"""One journal stream as tables: polls the journal, decodes a table when it is first asked for, keeps what was decoded.
 
-Scalars become plain columns with interned names, so that a history is numpy all the way. A frame that does not decode is
-a damage of the run, never an exception.
+Scalars become plain columns with interned names, so that a history is numpy all the way. A frame that does not decode
+is a damage of the run, never an exception.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class Names:
         return np.array([self.codes[name] for name in names], np.int64)
 
     def background(self) -> npt.NDArray[np.bool_]:
-        """By code: whether the metric is sampled in the background, so that its step says nothing about the attempt's."""
+        """By code: whether the metric is sampled in the background, so that its step says nothing of the attempt."""
         if len(self._background) < len(self.names):
             self._background = np.array([name.startswith(("system/", "_tt/")) for name in self.names], np.bool_)
         return self._background
@@ -93,16 +93,16 @@ class Scalars:
         self.last_step: int | None = None
 
     def add(self, rows: pa.Table) -> None:
-        """Append the rows of a frame. Rows without step, time or name are not ours and are left out."""
+        """Append rows in one chunk. Rows without step, time or name are not ours and are left out."""
         if any(rows.column(name).null_count for name in ("step", "time", "name")):
             rows = rows.filter(_all_valid(rows, ("step", "time", "name")))
         if not rows.num_rows:
             return
-        if rows.column("name").num_chunks > 1:
-            rows = rows.unify_dictionaries().combine_chunks()
         code = self._codes(rows.column("name").chunk(0))
         reduce = rows.column("reduce").chunk(0)
-        known = np.array([REDUCES.index(r) if r in REDUCES else 0 for r in reduce.dictionary.to_pylist()] + [0], np.int8)
+        known = np.array(
+            [REDUCES.index(r) if r in REDUCES else 0 for r in reduce.dictionary.to_pylist()] + [0], np.int8
+        )
         points = Points(
             rows.column("step").to_numpy(),
             rows.column("time").chunk(0).cast(pa.int64()).to_numpy(),
@@ -210,8 +210,9 @@ class StreamRows:
 
     def load_scalars(self) -> Scalars:
         """The scalars, decoded up to the last poll."""
-        for rows in self._decode(records.Table.SCALARS):
-            self.scalars.add(rows)
+        fresh = self._decode(records.Table.SCALARS)
+        if fresh:
+            self.scalars.add(pa.concat_tables(fresh).unify_dictionaries().combine_chunks())
         return self.scalars
 
     def table(self, table: records.Table) -> pa.Table:
@@ -285,7 +286,7 @@ class StreamRows:
 
     @property
     def role(self) -> str:
-        """rank or node."""
+        """Whose stream it is: `rank` or `node`."""
         return str(self._stream.opening.get("role", "rank"))
 
     @property

@@ -88,14 +88,18 @@ def _choose(rows: pa.Table) -> tuple[Ints, Ints]:
 
     A histogram the user logged has no sample of its own: its step tells it apart.
     """
-    column = {name: rows.column(name).to_numpy() for name in ("attempt", "sample", "step", "rank", "count", "numel", "ranks")}
+    column = {
+        name: rows.column(name).to_numpy() for name in ("attempt", "sample", "step", "rank", "count", "numel", "ranks")
+    }
     logged = pc.equal(rows.column("kind").cast(pa.string()), "logged").to_numpy()
     moment = np.where(logged, column["step"], column["sample"])
     keys = (moment, _code(rows, "stage"), _code(rows, "name"), _code(rows, "kind"), column["attempt"])
     group = _numbered(keys)
     whole = column["count"] == column["numel"]
     # best first within a group: whole, merged from most ranks, largest, lowest rank, written last
-    order = np.lexsort((-np.arange(len(group)), column["rank"], -column["count"], -column["ranks"] * whole, ~whole, group))
+    order = np.lexsort(
+        (-np.arange(len(group)), column["rank"], -column["count"], -column["ranks"] * whole, ~whole, group)
+    )
     sorted_group = group[order]
     leads = np.ones(len(order), np.bool_)
     leads[1:] = sorted_group[1:] != sorted_group[:-1]
@@ -103,10 +107,9 @@ def _choose(rows: pa.Table) -> tuple[Ints, Ints]:
     keep = leads.copy()
     starts = np.flatnonzero(leads)
     partial = starts[~whole[order[starts]] & (sizes[sorted_group[starts]] > 1)]
-    covers = rows.column("covers").fill_null("").to_numpy() if len(partial) else None
+    covers = rows.column("covers").fill_null("").to_numpy()
     for start in partial.tolist():
         members = order[start : start + sizes[sorted_group[start]]]
-        assert covers is not None
         picks = _disjoint(
             tuple(covers[members].tolist()), tuple(column["count"][members].tolist()), int(column["numel"][members[0]])
         )
@@ -128,7 +131,7 @@ def _numbered(keys: tuple[npt.NDArray[Any], ...]) -> Ints:
 
 @functools.lru_cache(maxsize=4096)
 def _disjoint(covers: tuple[str, ...], counts: tuple[int, ...], numel: int) -> tuple[bool, ...]:
-    """Which rows to add: in the order given, each that overlaps none taken before. Never more elements than there are."""
+    """Which rows to add: in the order given, each that overlaps none taken before; never more elements than exist."""
     taken: dict[str, list[Span]] = {}
     total, picks = 0, []
     for cover, count in zip(covers, counts, strict=True):
@@ -179,9 +182,13 @@ def _merged(rows: pa.Table, group: Ints) -> pa.Table:
         columns["min"] = np.fmin.reduceat(rows.column("min").to_numpy(), starts)
         columns["max"] = np.fmax.reduceat(rows.column("max").to_numpy(), starts)
     for name, values in columns.items():
-        result = result.set_column(fields.index(name), result.schema.field(name), pa.array(values, result.schema.field(name).type))
+        result = result.set_column(
+            fields.index(name), result.schema.field(name), pa.array(values, result.schema.field(name).type)
+        )
     result = result.set_column(fields.index("covers"), "covers", _joined_covers(rows, starts, columns["count"]))
-    buckets, counts = _added_buckets(rows, np.repeat(np.arange(len(starts)), np.diff([*starts, len(group)])), len(starts))
+    buckets, counts = _added_buckets(
+        rows, np.repeat(np.arange(len(starts)), np.diff([*starts, len(group)])), len(starts)
+    )
     result = result.set_column(fields.index("buckets"), result.schema.field("buckets"), buckets)
     result = result.set_column(fields.index("counts"), result.schema.field("counts"), counts)
     return _with_derived(result)
@@ -227,12 +234,14 @@ def _with_derived(rows: pa.Table) -> pa.Table:
 def _ordered(rows: pa.Table) -> pa.Table:
     text = {name: rows.column(name).cast(pa.string()) for name in ("kind", "name", "stage")}
     keys = pa.table({"step": rows.column("step"), "sample": rows.column("sample"), **text})
-    order = pc.sort_indices(keys, sort_keys=[(name, "ascending") for name in ("step", "kind", "name", "stage", "sample")])
+    order = pc.sort_indices(
+        keys, sort_keys=[(name, "ascending") for name in ("step", "kind", "name", "stage", "sample")]
+    )
     return rows.take(order).combine_chunks()
 
 
 def one_stage(rows: pa.Table, stage: str | None) -> pa.Table:
-    """The rows of one stage; without one, the earliest stage of each (step, name): pre_clip, else step, else skipped."""
+    """The rows of one stage; without one, the earliest of each (step, name): pre_clip, else step, else skipped."""
     stages = rows.column("stage").cast(pa.string())
     if stage is not None:
         return rows.filter(pc.equal(stages, stage))

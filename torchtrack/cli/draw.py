@@ -8,9 +8,7 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
-from torchtrack.histogram import NUM_BUCKETS
-
-BLOCKS: Final = " ▁▂▃▄▅▆▇█"
+BLOCKS: Final = " ▁▂▃▄▅▆▇"  # not the full block: bars of adjacent lines would touch
 _BRAILLE: Final = 0x2800
 _DOTS: Final = np.array([[0x01, 0x08], [0x02, 0x10], [0x04, 0x20], [0x40, 0x80]])
 _POSITIVE: Final = 165
@@ -20,14 +18,14 @@ Floats = npt.NDArray[np.float64]
 
 
 def sparkline(values: Floats, width: int) -> str:
-    """The mean of each of `width` stretches, in eight heights; a stretch that is not finite is `!`."""
+    """The mean of each of `width` stretches, in seven heights; a stretch that is not finite is `!`."""
     if not len(values):
         return " " * width
     parts = np.array_split(values, min(width, len(values)))
     means = np.array([_mean(part) for part in parts])
     low, high = _range(means)
     scaled = (means - low) / (high - low) if high > low else np.full(len(means), 0.5)
-    return "".join("!" if math.isnan(x) else BLOCKS[1 + min(7, int(x * 8))] for x in scaled).ljust(width)
+    return "".join("!" if math.isnan(x) else BLOCKS[1 + min(6, int(x * 7))] for x in scaled).ljust(width)
 
 
 def _mean(part: Floats) -> float:
@@ -41,7 +39,7 @@ def _range(values: Floats) -> tuple[float, float]:
 
 
 def with_spikes(low: Floats, mean: Floats, high: Floats) -> tuple[Floats, Floats]:
-    """Between what to draw: the mean of each point, stretched to its smallest or largest value where that is far out."""
+    """What to draw: the mean of each point, stretched to its smallest or largest value where that is far out."""
     below, above = mean - low, high - mean
     limit = 4 * np.nanmedian(np.concatenate([below, above])) if np.isfinite(mean).any() else 0.0
     return np.where(below > limit, low, mean), np.where(above > limit, high, mean)
@@ -113,7 +111,6 @@ def power(exponent: int) -> str:
 def octaves(counts: Any) -> Floats:
     """Elements by octave of their size, 2^-56 .. 2^24, both signs together; what lies outside goes to the ends."""
     counts = np.asarray(counts, np.float64)
-    assert len(counts) == NUM_BUCKETS
     positive = counts[_POSITIVE : _POSITIVE + 2 * _OCTAVES]
     negative = counts[2 : 2 + 2 * _OCTAVES][::-1]
     total: Floats = (positive + negative).reshape(_OCTAVES, 2).sum(axis=1)
@@ -146,4 +143,4 @@ def bars(one: Floats, low: int, high: int, width: int) -> str:
     most = columns.max()
     if not most:
         return " " * width
-    return "".join(BLOCKS[math.ceil(8 * column / most)] for column in columns)
+    return "".join(BLOCKS[math.ceil(7 * column / most)] for column in columns)

@@ -23,7 +23,9 @@ _ROWS_AT_ONCE: Final = 10_000
 
 @click.command()
 @click.argument("run")
-@click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="The file; its suffix is the format.")
+@click.option(
+    "-o", "--output", type=click.Path(path_type=Path), required=True, help="The file; its suffix is the format."
+)
 @click.option("--table", type=click.Choice(TABLES), default="history", show_default=True, help="What to write.")
 @click.option("--format", "kind", type=click.Choice(FORMATS), help="The format, whatever the suffix.")
 @click.option("--force", is_flag=True, help="Overwrite the file.")
@@ -31,11 +33,11 @@ _ROWS_AT_ONCE: Final = 10_000
 def export(run: str, output: Path, table: str, kind: str | None, force: bool, folder: Path | None) -> None:
     """Write a table of RUN to a .parquet, .csv, .arrow or .jsonl file.
 
-    history has a row a step and rank and a column a metric; scalars has a row a value as it was logged; the others are as
-    recorded. Each keeps its rank column; tensors are combined over ranks, every element counted once.
+    history has a row a step and rank and a column a metric; scalars has a row a value as it was logged; tensors are
+    combined over ranks, every element counted once; the others are as recorded, with the rank.
 
-    NaN and infinities stay what they are: nan, inf and -inf in CSV (an empty cell is null), the strings "NaN", "Infinity"
-    and "-Infinity" in JSON lines.
+    NaN and infinities stay what they are: nan, inf and -inf in CSV (an empty cell is null), the strings "NaN",
+    "Infinity" and "-Infinity" in JSON lines.
     """
     kind = kind or output.suffix.lstrip(".")
     if kind not in FORMATS:

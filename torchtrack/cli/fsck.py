@@ -15,7 +15,12 @@ if TYPE_CHECKING:
 
 @click.command()
 @click.argument("paths", nargs=-1, type=click.Path(path_type=Path), metavar="[PATH]...")
-@click.option("--repair", type=click.Path(path_type=Path), metavar="DIR", help="Write what can be read of damaged journals below DIR.")
+@click.option(
+    "--repair",
+    type=click.Path(path_type=Path),
+    metavar="DIR",
+    help="Write what can be read of damaged journals below DIR.",
+)
 @click.option("--quiet", is_flag=True, help="Say only what is damaged.")
 def fsck(paths: tuple[Path, ...], repair: Path | None, quiet: bool) -> None:
     """Check journals: files, folders of a run, folders of runs.
@@ -83,10 +88,11 @@ def _contents(report: Report) -> str:
 
 
 def _faults(report: Report) -> list[str]:
-    faults = [
-        f"{damage.path.name} at byte {damage.offset:,}: {damage.length:,} bytes, {common.plural(damage.lost, 'frame')} lost: {damage.reason}"
-        for damage in report.damages
-    ]
+    faults = []
+    for damage in report.damages:
+        lost = common.plural(damage.lost, "frame")
+        where = f"{damage.path.name} at byte {damage.offset:,}"
+        faults.append(f"{where}: {damage.length:,} bytes, {lost} lost: {damage.reason}")
     faults += [f"frame {seq} holds no rows of its table" for seq in report.invalid]
     if not report.opening:
         faults.append("it does not begin with a journal's opening record")

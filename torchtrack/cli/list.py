@@ -63,7 +63,9 @@ def main_metrics(summary: dict[str, Any]) -> list[str]:
     """The user's metrics, those with a loss in their name first."""
     from torchtrack.api.streams import OWN_PREFIXES
 
-    names = [name for name, value in summary.items() if isinstance(value, (int, float)) and not name.startswith(OWN_PREFIXES)]
+    names = [
+        name for name, value in summary.items() if isinstance(value, (int, float)) and not name.startswith(OWN_PREFIXES)
+    ]
     return sorted(names, key=lambda name: ("loss" not in name.lower(), "/" in name, name))
 
 
@@ -78,7 +80,9 @@ def _table(runs: Sequence[Run], width: int) -> Table:
     table.add_column("uid", style="dim", no_wrap=True)
     for name, shown in (("project", True), ("ranks", True), ("att", wide), ("steps", True)):
         if shown:
-            table.add_column(name, justify="left" if name == "project" else "right", no_wrap=True, overflow="ellipsis", max_width=16)
+            table.add_column(
+                name, justify="left" if name == "project" else "right", no_wrap=True, overflow="ellipsis", max_width=16
+            )
     table.add_column("metrics", no_wrap=True, overflow="ellipsis", ratio=1)
     table.add_column("started", justify="right", style="dim", no_wrap=True)
     if wide:

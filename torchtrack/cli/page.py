@@ -49,11 +49,17 @@ def _header(run: Run, width: int) -> Iterator[Any]:
     attempts, environment = run.attempts, run.environment
     sign, colour = common.STATES[run.state]
     why = _why(run)
-    title = Text.assemble("\n", (run.name, "bold"), "  ", (f"{sign} {run.state}", colour), no_wrap=True, overflow="ellipsis")
+    title = Text.assemble(
+        "\n", (run.name, "bold"), "  ", (f"{sign} {run.state}", colour), no_wrap=True, overflow="ellipsis"
+    )
     yield title.append(f"  {why}" if why else "", "dim")
     hosts = list(dict.fromkeys(host for attempt in attempts for host in attempt.hosts))
     where = hosts[0] if len(hosts) == 1 else f"{len(hosts)} hosts"
-    facts = [f"{run.project}/{run.id}" if run.id != run.uid else run.project, run.uid, f"{common.plural(run.world_size, 'rank')} on {where}"]
+    facts = [
+        f"{run.project}/{run.id}" if run.id != run.uid else run.project,
+        run.uid,
+        f"{common.plural(run.world_size, 'rank')} on {where}",
+    ]
     facts += [f"attempt {attempts[-1].number}"] if attempts and attempts[-1].number > 1 else []
     facts += [common.span(run.duration), f"started {common.age(run.created)}"]
     yield _wrapped(facts, width)
@@ -84,7 +90,10 @@ def _wrapped(facts: list[str], width: int) -> Text:
 
 
 def _config(run: Run, width: int) -> Iterator[Any]:
-    items = [(key, common.short(value) if not isinstance(value, (dict, list)) else _nested(value)) for key, value in run.config.items()]
+    items = [
+        (key, common.short(value) if not isinstance(value, (dict, list)) else _nested(value))
+        for key, value in run.config.items()
+    ]
     if not items:
         return
     shown = items[: 2 * _CONFIG_ROWS]
@@ -92,10 +101,14 @@ def _config(run: Run, width: int) -> Iterator[Any]:
     half = -(-len(shown) // 2) if len(shown) > 3 else len(shown)
     room = (width - 2) // 2 - 4
     table = grid()
-    for style in ("dim", "", "dim", ""):
-        table.add_column(style=style, no_wrap=True, overflow="ellipsis", max_width=max(8, room // 2))
+    for style, most in (("dim", 20), ("", max(12, room - 20))) * 2:
+        table.add_column(style=style, no_wrap=True, overflow="ellipsis", max_width=most)
     for at in range(half):
-        cells = [Text(cell) for pair in (shown[at], shown[at + half] if at + half < len(shown) else ("", "")) for cell in pair]
+        cells = [
+            Text(cell)
+            for pair in (shown[at], shown[at + half] if at + half < len(shown) else ("", ""))
+            for cell in pair
+        ]
         table.add_row(Text("  ").append_text(cells[0]), *cells[1:])
     yield table
 
@@ -115,7 +128,9 @@ def _curves(run: Run, width: int) -> Iterator[Any]:
         return
     last = run.last_step or 0
     more = [name for name in summary if name not in shown and not name.startswith("system/")]
-    yield heading("Metrics", f"steps 0 to {last:,}" + (f" · mean of {run.world_size} ranks" if run.world_size > 1 else ""))
+    yield heading(
+        "Metrics", f"steps 0 to {last:,}" + (f" · mean of {run.world_size} ranks" if run.world_size > 1 else "")
+    )
     left = min(max(map(len, shown)), 22)
     room = max(16, min(80, width - left - 36))
     yield Text(f"  {'':<{left}}  {'':<{room}}" + "".join(f"{name:>10}" for name in ("last", "min", "max")), "dim")
@@ -130,7 +145,9 @@ def _curve(run: Run, name: str, last: int, left: int, room: int) -> Text:
     """Two lines: name, curve, last, smallest and largest value; the second is the curve's alone."""
     series = run.series(name, max_points=2 * room)
     columns = ("step", "last_step", "min", "mean", "max")
-    first, end, low, mean, high = (series.column(key).to_numpy(zero_copy_only=False).astype(np.float64) for key in columns)
+    first, end, low, mean, high = (
+        series.column(key).to_numpy(zero_copy_only=False).astype(np.float64) for key in columns
+    )
     lines = draw.curve((first + end) / 2, *draw.with_spikes(low, mean, high), first=0, last=last, width=room, height=2)
     text = Text(no_wrap=True, overflow="ellipsis")
     text.append(f"  {_cut(name, left):<{left}}  ").append(lines[0], common.CURVE)
@@ -160,7 +177,7 @@ def _findings(run: Run) -> Iterator[Any]:
     yield heading("Findings", f"the newest 8 of {len(findings)}" if len(findings) > 8 else "")
     table = grid()
     for column in ({"no_wrap": True}, {"no_wrap": True, "style": "dim", "justify": "right"}, {"overflow": "fold"}):
-        table.add_column(**column)  # type: ignore[arg-type]  # a row of keywords each
+        table.add_column(**column)
     for step, data in findings[-8:]:
         sign, colour = _SIGNS.get(str(data.get("severity") or data.get("level") or "").lower(), ("○", ""))
         title = str(data.get("rule") or data.get("title") or "finding")
@@ -177,7 +194,9 @@ def ending(run: Run) -> Iterator[Any]:
     line = Text("\n")
     line.append(f"dropped rows: {dropped:,}", common.WARN if dropped else "dim").append(" · ", "dim")
     if damages:
-        line.append(f"damaged: {common.plural(len(damages), 'place')}, {common.plural(lost, 'frame')} lost", common.WARN)
+        line.append(
+            f"damaged: {common.plural(len(damages), 'place')}, {common.plural(lost, 'frame')} lost", common.WARN
+        )
         line.append("  (torchtrack fsck says where)", "dim")
     else:
         line.append("damaged: none", "dim")

@@ -29,12 +29,18 @@ def show(run: str, params: int, kind: str, pattern: str | None, as_json: bool, f
         found = common.open_run(common.open_source(folder), run)
         view = tensor_page.view(found, kind, pattern)
         if pattern and view is None:
-            raise ValueError(f"run {found.name} has no {kind} tensors that match {pattern!r}; leave out --name to see all")
+            raise ValueError(
+                f"run {found.name} has no {kind} tensors that match {pattern!r}; leave out --name to see all"
+            )
         if as_json:
             click.echo(json.dumps(common.jsonable(_describe(found, view)), indent=2))
             return
         console = common.console()
-        for part in (*page.parts(found, console.width), *tensor_page.parts(view, params, console.width), *page.ending(found)):
+        for part in (
+            *page.parts(found, console.width),
+            *tensor_page.parts(view, params, console.width),
+            *page.ending(found),
+        ):
             console.print(part)
 
 
@@ -47,7 +53,10 @@ def _describe(run: Run, view: Any) -> dict[str, Any]:
         "job_type": run.job_type,
         "notes": run.notes,
         "attempts": [
-            {key: getattr(attempt, key) for key in ("number", "world_size", "start", "end", "ranks", "hosts", "state", "why")}
+            {
+                key: getattr(attempt, key)
+                for key in ("number", "world_size", "start", "end", "ranks", "hosts", "state", "why")
+            }
             for attempt in run.attempts
         ],
         "config": run.config,

@@ -100,7 +100,9 @@ def parts(shown: View | None, params: int, width: int) -> Iterator[Any]:
     if shown is None or not params:
         return
     # which to show: those that went wrong, then the largest
-    chosen = sorted(shown.rows, key=lambda row: (row.nonfinite == 0, -row.norm if math.isfinite(row.norm) else -math.inf))[:params]
+    chosen = sorted(
+        shown.rows, key=lambda row: (row.nonfinite == 0, -row.norm if math.isfinite(row.norm) else -math.inf)
+    )[:params]
     rows = [row for row in shown.rows if row in chosen]
     stages = sorted({row.stage for row in rows if row.stage})
     note = [f"step {max(row.step for row in rows):,}", common.plural(shown.samples, "sample"), *stages]
@@ -108,14 +110,21 @@ def parts(shown: View | None, params: int, width: int) -> Iterator[Any]:
     yield _table(rows, width)
     left = len(shown.rows) - len(rows)
     if left:
-        yield Text(f"  {left:,} more: --params {len(shown.rows)} shows all, --name 'layers.3.*' those that match", "dim")
+        yield Text(
+            f"  {left:,} more: --params {len(shown.rows)} shows all, --name 'layers.3.*' those that match", "dim"
+        )
 
 
 def _table(rows: list[Row], width: int) -> Table:
     low, high = draw.window([row.octaves for row in rows], _BARS)
     broken, partial = any(row.nonfinite for row in rows), any(row.coverage < 1 for row in rows)
     trend = 12 if width >= 110 else 8
-    columns = [("norm", 8), ("trend", trend), *([("rms", 8)] if width >= 110 else []), *([("absmax", 8)] if width >= 96 else [])]
+    columns = [
+        ("norm", 8),
+        ("trend", trend),
+        *([("rms", 8)] if width >= 110 else []),
+        *([("absmax", 8)] if width >= 96 else []),
+    ]
     columns += [("zeros", 6), *([("non-finite", 10)] if broken else []), *([("cover", 5)] if partial else [])]
     room = width - _BARS - 2 - sum(size + 2 for _, size in columns)
     room = max(12, min(max(len(row.name) for row in rows) + 2, room))

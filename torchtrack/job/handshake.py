@@ -264,7 +264,7 @@ class Handshake:
         left = f"left/{self._restarts}"
         while not self._stop.wait(pause):
             link.require()
-            answer = _read(store, f"ack/x")
+            answer = _read(store, f"ack/{nonce}")
             if answer is None and time.monotonic() > missed_from:
                 answer = _read(store, left)
             if answer is not None:

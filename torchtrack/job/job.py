@@ -52,7 +52,7 @@ class Job:
         self._aliases: list[str] = []
         self._callbacks: list[Callable[[Identity], None]] = []
         self._patience_s = _PATIENCE_S
-        self._recorded = self._led = self._closed = False
+        self._recorded = self._closed = False
         self._exported: str | None = None
         self._handshake: Handshake | None = None
 
@@ -205,10 +205,8 @@ class Job:
 
     def lead(self, previous: Attempt | None) -> None:
         """This process is rank 0."""
-        if self._led:
-            return  # a second connection: what the store knows by now is this very attempt
-        self._led = True
         identity, request = self.identity, self._request
+        # Once this attempt is recorded, what the store knows (after a lost connection) is this very attempt.
         same = previous is not None and previous.project == request.project and request.id in (None, previous.id)
         if previous is not None and same and not self._recorded and identity.attempt == 1:
             identity = replace(identity, uid=previous.uid, id=previous.id, attempt=previous.attempt + 1)

@@ -333,13 +333,17 @@ class Stream:
 
     def _following(self) -> tuple[int | None, int]:
         """The next file that holds a frame, and the seq of its first."""
-        for segment in range(self.segment + 1, max(self.segment + 1, self._last_segment) + 1):
+        segment = self.segment
+        while True:
+            segment += 1
             for window in (_WINDOW, 2 * frame.MAX_PAYLOAD):
                 with _opened(frame.segment_path(self.path, segment)) as fd:
+                    if fd is None and segment > self._last_segment:
+                        return None, 0
                     data = b"" if fd is None else os.pread(fd, window, 0)
-                for found in frame.scan(data, self.stream, opening=self._is_opening(data, segment)):
+                opening = self._is_opening(data, segment)
+                for found in frame.scan(data, self.stream, opening=opening):
                     return segment, found.header.seq
-        return None, 0
 
     def _was_replaced(self) -> bool:
         if not self._offset:

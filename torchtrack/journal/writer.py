@@ -259,14 +259,17 @@ class Writer:
         return True
 
     def _write(self, item: _Item) -> bool:
-        try:
-            self._put(self._file_for(item), item, self.stream)
-        except OSError as error:
-            self._count(error)
-            self._reason = _name(error)
-            self._retry_at = monotonic_ns() + int(RETRY_S * 1e9)
-            return False
-        return True
+        for _ in range(2):  # once more, in a new file, if this one is spoiled
+            try:
+                self._put(self._file_for(item), item, self.stream)
+                return True
+            except OSError as error:
+                self._count(error)
+                self._reason = _name(error)
+            if self._file is None or not self._file.spoiled:
+                break
+        self._retry_at = monotonic_ns() + int(RETRY_S * 1e9)
+        return False
 
     def _file_for(self, item: _Item) -> _Segment:
         """The file that takes this frame, with its opening frame in place."""

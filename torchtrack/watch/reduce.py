@@ -37,6 +37,7 @@ QUEUE_BYTES: Final = 32 << 20
 TURN_TIMEOUT_S: Final = 30.0
 _HEADER: Final = 5  # sample, -sample, plan, -plan, replan
 _KEEP_DIGESTS: Final = 16
+_RETAIN_S: Final = 1.0
 _IDLE_S: Final = 0.05
 logger = logging.getLogger("torchtrack")
 
@@ -66,7 +67,7 @@ class Merger:
         self._wake = threading.Event()
         self._deadline: float | None = None
         self._awaiting: deque[tuple[Sample, list[Counted], bool]] = deque()
-        self._retained: tuple[Sample, Counted] | None = None
+        self._retained: deque[tuple[float, Sample, Counted]] = deque()
         self._meeting: _Meeting | None = None
         self._group: Group | None = None
         self._digests: dict[int, dict[str, str]] = {}
@@ -177,14 +178,20 @@ class Merger:
             self._emit(sample, [self._own(sample, counted)] if counted else [])
             return
         self.merged_samples += 1
-        self._retained = None
         if self._rank() == 0:
             self._emit(sample, [part for part in (merged, rest) if part])
         else:
-            self._retained = (sample, merged)
+            self._retain(sample, merged)
             self._emit(sample, [rest] if rest else [], norms=False)
         if header is not None and header[4]:
             self._disband(write_retained=False)
+
+    def _retain(self, sample: Sample, merged: Counted) -> None:
+        """Keep what rank 0 should have written by now: if it is lost, this rank writes it; twice the same counts once."""
+        now = time.monotonic()
+        self._retained.append((now, sample, merged))
+        while len(self._retained) > 1 and self._retained[0][0] < now - _RETAIN_S:
+            self._retained.popleft()
 
     def _align(self, sample: Sample, packed: _Packed) -> np.ndarray[Any, Any] | None:
         """The header all ranks agree on, extremes merged. None: this sample is behind, or under another plan."""
@@ -254,9 +261,9 @@ class Merger:
         self.plan = None
         self._digests.clear()
         self._numels.clear()
-        if self._retained and write_retained:
-            self._emit(self._retained[0], [self._retained[1]])
-        self._retained = None
+        for _, sample, merged in self._retained if write_retained else ():
+            self._emit(sample, [merged])
+        self._retained.clear()
         if self._group is not None:
             group, self._group = self._group, None
             guard.attempt("watch", group.close)
