@@ -9,9 +9,11 @@ VENV   ?= .venv
 ARGS   ?=
 
 BIN    := $(VENV)/bin
-PIP    := $(BIN)/python -m pip --disable-pip-version-check --quiet
-BENCH  := .venv-bench
-say     = @printf '\033[1m==> %s\033[0m\n' "$(1)"
+BENCH  := $(VENV)/bench
+pip     = $(1)/bin/python -m pip --disable-pip-version-check -qq
+BOLD   := $(if $(MAKE_TERMOUT),\033[1m)
+PLAIN  := $(if $(MAKE_TERMOUT),\033[0m)
+say     = @printf '$(BOLD)==> %s$(PLAIN)\n' "$(1)"
 
 .PHONY: help demo test test-all check bench system-deps clean
 .DELETE_ON_ERROR:
@@ -20,7 +22,7 @@ help: ## what can be made
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 20
 
 demo: $(VENV)/.installed ## train a small GPT on two ranks, then look at its run (2 minutes)
-	$(call say,training examples/ddp/train.py on two ranks: about a minute and a half)
+	$(call say,training examples/ddp/train.py on two ranks: about a minute)
 	@OMP_NUM_THREADS=1 $(BIN)/torchrun --standalone --nproc-per-node=2 examples/ddp/train.py $(ARGS)
 	$(call say,torchtrack ls)
 	@$(BIN)/torchtrack ls
@@ -50,7 +52,7 @@ check: $(VENV)/.installed-test ## ruff and mypy, over everything
 bench: $(BENCH)/.installed ## every benchmark, beside the other trackers, in a virtual environment of its own
 	@mkdir -p benchmarks/results
 	@set -e; for file in $(sort $(filter-out benchmarks/_%,$(wildcard benchmarks/*.py))); do \
-		printf '\033[1m==> %s\033[0m\n' "$$file"; \
+		printf '$(BOLD)==> %s$(PLAIN)\n' "$$file"; \
 		OMP_NUM_THREADS=1 $(BENCH)/bin/python "$$file" $(ARGS); \
 	done
 
@@ -65,7 +67,7 @@ system-deps: ## system packages the tests use (strace), where apt-get is there
 
 clean: ## remove what was built here; runs stay
 	$(call say,removing virtual environments and caches)
-	@rm -rf $(VENV) $(BENCH) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	@rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # A stamp a step: a step is done again only when what it depends on has changed.
@@ -77,27 +79,27 @@ $(VENV)/.created:
 
 $(VENV)/.torch: $(VENV)/.created
 	$(call say,installing $(TORCH): the large download)
-	@$(PIP) install "$(TORCH)"
+	@$(call pip,$(VENV)) install "$(TORCH)"
 	@touch $@
 
 $(VENV)/.installed: $(VENV)/.torch pyproject.toml
 	$(call say,installing torchtrack)
-	@$(PIP) install --editable .
+	@$(call pip,$(VENV)) install --editable .
 	@touch $@
 
 $(VENV)/.installed-test: $(VENV)/.installed
 	$(call say,installing what the tests need)
-	@$(PIP) install --editable '.[test]'
+	@$(call pip,$(VENV)) install --editable '.[test]'
 	@touch $@
 
 $(VENV)/.installed-peers: $(VENV)/.installed-test
 	$(call say,installing the other trackers)
-	@$(PIP) install --editable '.[test,bench]'
+	@$(call pip,$(VENV)) install --editable '.[test,bench]'
 	@touch $@
 
 $(BENCH)/.installed: pyproject.toml
 	$(call say,making a virtual environment in $(BENCH) with the other trackers)
 	@$(PYTHON) -m venv $(BENCH)
-	@$(BENCH)/bin/python -m pip --disable-pip-version-check --quiet install "$(TORCH)"
-	@$(BENCH)/bin/python -m pip --disable-pip-version-check --quiet install --editable '.[bench]'
+	@$(call pip,$(BENCH)) install "$(TORCH)"
+	@$(call pip,$(BENCH)) install --editable '.[bench]'
 	@touch $@

@@ -51,9 +51,7 @@ def __getattr__(name: str) -> Any:
 class _Package(types.ModuleType):
     """`torchtrack.run` is the active run or None and `torchtrack.watch` a function, whichever modules are imported."""
 
-    run = property(
-        lambda _: a.active() if (a := sys.modules.get("torchtrack.active")) else None, lambda *_: None
-    )
+    run = property(lambda _: a.active() if (a := sys.modules.get("torchtrack.active")) else None, lambda *_: None)
     watch = property(lambda _: importlib.import_module("torchtrack.active").watch, lambda *_: None)
 
 

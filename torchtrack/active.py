@@ -17,7 +17,7 @@ from torchtrack.errors import NoActiveRunError
 from torchtrack.fields import Fields
 from torchtrack.job import Job, is_dataloader_worker
 from torchtrack.naming import name_of
-from torchtrack.run import Reduce, Run, say
+from torchtrack.run import Reduce, Run, in_words, say
 from torchtrack.settings import Resume, Settings, environment_config
 
 logger = logging.getLogger("torchtrack")
@@ -108,8 +108,8 @@ def init(
         system_interval=system_interval,
     )
     values = {**environment_config(), **(config_dict(config) if config is not None else {})}
-    _end_previous()
     if settings.mode == "disabled" or is_dataloader_worker():
+        _end_previous()
         run = Run(settings, values, None)
     else:
         run = _open(settings, values)
@@ -122,25 +122,26 @@ def _open(settings: Settings, values: dict[str, Any]) -> Run:
     job = Job.start(
         dir=settings.dir, project=settings.project, id=settings.id, resume=settings.resume, name=settings.name
     )
+    _end_previous()  # not before: a wrong argument leaves the run before as it is
     opened: list[Run] = []
     guard.attempt("init()", lambda: opened.append(Run(settings, values, job)))
     if not opened:
         job.close()
         return Run(settings, values, None)
     run, identity = opened[0], job.identity
-    _check_folder(settings)
-    if identity.rank == 0 and not identity.provisional:
+    if _can_write(settings) and identity.rank == 0 and not identity.provisional:
         again = f", attempt {identity.attempt}" if identity.attempt > 1 else ""
         name = identity.name or settings.name or name_of(identity.uid)
         say(f"run {name} ({identity.project}/{identity.id}{again}) is recorded in {settings.dir}")
     return run
 
 
-def _check_folder(settings: Settings) -> None:
+def _can_write(settings: Settings) -> bool:
+    """Whether runs can be written to the folder now; says so if not."""
     try:
         settings.dir.mkdir(parents=True, exist_ok=True, mode=0o700)
         if os.access(settings.dir, os.W_OK | os.X_OK):
-            return
+            return True
         why = "no permission to write there"
     except OSError as error:
         why = str(error)
@@ -150,11 +151,12 @@ def _check_folder(settings: Settings) -> None:
         settings.dir,
         why,
     )
+    return False
 
 
 def _end_previous() -> None:
     for run in list(_process.runs):
-        if not run._finished:
+        if not run._finished and not run.disabled:
             logger.warning(
                 "torchtrack: init() was called while run %s was active; it has been finished. Call run.finish() first "
                 "to say where it ends.",
@@ -166,7 +168,7 @@ def _end_previous() -> None:
 
 def active() -> Run | None:
     """The run that init() started last, None before it and after finish()."""
-    while _process.runs and _process.runs[-1]._finished and not _process.runs[-1].disabled:
+    while _process.runs and _process.runs[-1]._finished:
         _process.ended = _process.runs.pop()
     return _process.runs[-1] if _process.runs else None
 
@@ -213,8 +215,6 @@ def finish(exit_code: int | None = None, quiet: bool | None = None) -> None:
     run = active()
     if run is not None:
         run.finish(exit_code, quiet)
-        if run.disabled:
-            _process.runs.remove(run)
 
 
 def config() -> Fields:
@@ -249,16 +249,17 @@ def _finish_in_child(_: object) -> None:
 
 def _at_exit() -> None:
     error = getattr(sys, "last_value", None)
-    uncaught = error is not None and error is not _process.error_before and not hasattr(sys, "ps1")
+    uncaught = error is not _process.error_before and not hasattr(sys, "ps1")
     for run in list(_process.runs):
-        if uncaught:
-            run._end("exception", f"{type(error).__name__}: {error}")
+        if error is not None and uncaught:
+            run._end("exception", in_words(error))
         else:
             run._end("exit", None)
     _process.runs.clear()
 
 
 def _after_fork() -> None:
+    guard.after_fork_in_child()
     for run in _process.runs:
         if not run.disabled:
             guard.attempt("fork", run.after_fork_in_child)

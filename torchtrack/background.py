@@ -34,8 +34,8 @@ class Background:
         self._thread.start()
 
     def submit(self, what: str, call: Callable[[], Any]) -> bool:
-        """Queue a job; `what` names it when it fails. False if too many wait already."""
-        if len(self._jobs) >= QUEUE_LENGTH:
+        """Queue a job; `what` names it when it fails. False if too many wait already, or after `close`."""
+        if self._stopping or len(self._jobs) >= QUEUE_LENGTH:
             return False
         self._jobs.append((what, call))
         self._wake.set()
@@ -49,6 +49,8 @@ class Background:
     def close(self, timeout_s: float) -> bool:
         """Run what is queued and end; repeated jobs run no more. False if that took longer."""
         self._stopping = True
+        if self._thread.ident is None:
+            return True
         self._wake.set()
         self._thread.join(timeout_s)
         return not self._thread.is_alive()

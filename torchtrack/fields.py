@@ -65,5 +65,8 @@ class Fields(MutableMapping[str, Any]):
     def __setattr__(self, name: str, value: Any) -> None:
         self[name] = value
 
+    def __reduce__(self) -> tuple[type[dict[str, Any]], tuple[dict[str, Any]]]:
+        return dict, (self.as_dict(),)  # a copy, or what a checkpoint holds, is a plain dict
+
     def __repr__(self) -> str:
         return repr(self._values)

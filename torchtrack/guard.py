@@ -18,7 +18,7 @@ failures: Counter[str] = Counter()
 """How often each kind of internal failure has happened in this process: "where: ExceptionType" -> count."""
 
 _F = TypeVar("_F", bound=Callable[..., Any])
-_lock = threading.Lock()
+_lock = threading.RLock()  # a signal handler of the user's may call in while this thread holds it
 
 
 def report(where: str, error: BaseException) -> None:
@@ -49,6 +49,23 @@ def never_raise(where: str, default: Any = None) -> Callable[[_F], _F]:
         return guarded  # type: ignore[return-value]  # same signature, by functools.wraps
 
     return decorate
+
+
+def outcome(function: Callable[..., Any], *args: Any) -> Any:
+    """What a call into code that is not ours gives (a value's `__float__`, a figure's `savefig`).
+
+    An exception it raises is returned, not reported: it tells about the user's value.
+    """
+    try:
+        return function(*args)
+    except Exception as error:
+        return error
+
+
+def after_fork_in_child() -> None:
+    """Let go of a lock that a thread of the parent may have held."""
+    global _lock
+    _lock = threading.RLock()
 
 
 def attempt(where: str, function: Callable[..., Any], *args: Any, **kwargs: Any) -> bool:

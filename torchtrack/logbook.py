@@ -14,16 +14,18 @@ from typing import Any, Final
 
 import pyarrow as pa
 
-from torchtrack import records
+from torchtrack import guard, records
 from torchtrack.background import Background
 from torchtrack.blobs import store
 from torchtrack.histogram import Histogram
 from torchtrack.media import Pending
 from torchtrack.recorder import Layout, Recorder, is_exact
 from torchtrack.redact import Redactor
-from torchtrack.values import REDUCES, RESERVED, Deferred, Text, convert, flatten
+from torchtrack.values import MAX_NAME, REDUCES, RESERVED, Deferred, Text, convert, encodable, flatten
 
 _MAX_LAYOUTS: Final = 4096
+_MAX_BAD_NAMES: Final = 1000
+_REST: Final = "(more names)"
 _INT64: Final = 1 << 63
 logger = logging.getLogger("torchtrack")
 
@@ -56,12 +58,13 @@ class Logbook:
         self._folder = folder
         self._strict = strict
         self._layouts: dict[tuple[Any, ...], Layout] = {}
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # a signal handler may log while this thread holds it
         self._closed = ""
 
     def log(self, metrics: Any, step: Any, commit: bool, reduce: Any) -> None:
         """Record a row; see `Run.log`."""
-        if type(metrics) is dict and (step is None or (type(step) is int and -_INT64 <= step < _INT64)):
+        plain_step = step is None or (type(step) is int and -_INT64 <= step < _INT64)
+        if plain_step and type(metrics) is dict and type(reduce) is str:
             values = metrics.values()
             layout = self._layouts.get((reduce, *metrics, *map(type, values)))
             if layout is not None and (not layout.integers or _exact(layout, values)):
@@ -81,14 +84,23 @@ class Logbook:
 
     def line(self, stream: str, line: str) -> None:
         """Queue a line of the console."""
-        row = {"time": time.time_ns() // 1000, "stream": stream, "line": self._redactor.text(line)}
-        self._recorder.put(records.Table.LOGS, lambda: row, 128 + len(line))
+        now = time.time_ns() // 1000
+
+        def row() -> dict[str, Any]:
+            return {"time": now, "stream": stream, "line": encodable(self._redactor.text(line))}
+
+        self._recorder.put(records.Table.LOGS, row, 128 + len(line))
 
     def refuse(self, name: str, error: Exception) -> None:
         """Count a value that cannot be recorded and say so once a name; strict raises it."""
         if self._strict:
             raise error
+        self._count(name, error)
+
+    def _count(self, name: str, error: Exception) -> None:
         with self._lock:
+            if name not in self.bad_values and len(self.bad_values) >= _MAX_BAD_NAMES:
+                name = _REST
             self.bad_values[name] += 1
             first = self.bad_values[name] == 1
         if first:
@@ -106,12 +118,11 @@ class Logbook:
             self.refuse("log()", RuntimeError(self._closed))
             return
         if not isinstance(metrics, Mapping):
-            what = f"{type(metrics).__name__}: {str(metrics)[:60]!r}"
-            self.refuse("log()", TypeError(f"log() takes a dict of metrics, got {what}"))
+            self.refuse("log()", TypeError(f"log() takes a dict of metrics, got {_brief(metrics)}"))
             return
         at = self._step(step)
-        if reduce not in REDUCES:
-            error = f"log(reduce=) takes one of {', '.join(REDUCES)}; got {reduce!r} and took 'mean'"
+        if type(reduce) is not str or reduce not in REDUCES:
+            error = f"log(reduce=) takes one of {', '.join(REDUCES)}; got {_brief(reduce)} and took 'mean'"
             self.refuse("reduce", ValueError(error))
             reduce = "mean"
         if self._learn(metrics, reduce):
@@ -121,9 +132,7 @@ class Logbook:
         numbers = dict(self._numbers(metrics, now, reduce))
         if numbers:
             key = (reduce, *numbers)
-            layout = self._layouts.get(key)
-            if layout is None:
-                layout = self._layouts[key] = Layout(list(numbers), reduce)
+            layout = self._layouts.get(key) or self._keep(key, Layout(list(numbers), reduce))
             self._recorder.row(layout, numbers.values(), now, commit=False)
         if commit:
             self._recorder.commit(now)
@@ -132,26 +141,29 @@ class Logbook:
         if step is None:
             return None
         try:
-            if isinstance(step, bool) or not -_INT64 <= (at := operator.index(step)) < _INT64:
+            if isinstance(step, bool) or _is_on_device(step) or not -_INT64 <= (at := operator.index(step)) < _INT64:
                 raise TypeError
         except TypeError:
-            what = f"{type(step).__name__} {str(step)[:40]!r}"
-            self.refuse("step", TypeError(f"log(step=) takes a whole number, got {what} and took the run's own"))
+            what = f"got {_brief(step)} and took the run's own"
+            self.refuse("step", TypeError(f"log(step=) takes a whole number of 64 bits, {what}"))
             return None
         return at
 
     def _learn(self, metrics: Mapping[Any, Any], reduce: str) -> bool:
         """Whether this row holds plain numbers only; its layout is then known for the next time."""
-        if type(metrics) is not dict or any(type(name) is not str or name.startswith(RESERVED) for name in metrics):
+        if type(metrics) is not dict or not all(map(_is_plain_name, metrics)):
             return False
         layout = Layout.of(metrics, reduce)
         if layout is None or not _exact(layout, metrics.values()):
             return False
+        self._keep((reduce, *metrics, *map(type, metrics.values())), layout)
+        return True
+
+    def _keep(self, key: tuple[Any, ...], layout: Layout) -> Layout:
         if len(self._layouts) >= _MAX_LAYOUTS:
             self._layouts = {}
-        key = (reduce, *metrics, *map(type, metrics.values()))
         self._layouts[key] = layout
-        return True
+        return layout
 
     def _numbers(self, metrics: Mapping[Any, Any], step: int, reduce: str) -> Iterable[tuple[str, float]]:
         """The numbers of a mixed row; everything else in it is queued on the way."""
@@ -161,12 +173,14 @@ class Logbook:
                 error = f"names under {prefix}/ are torchtrack's own; log it under another name"
                 self.refuse(name, ValueError(error))
                 continue
-            try:
-                converted = convert(value)
-            except (TypeError, ValueError, ImportError, OSError) as error:
-                self.refuse(name, error)
+            if len(name) > MAX_NAME:
+                error = f"a name of {len(name)} characters; at most {MAX_NAME} are recorded"
+                self.refuse(f"{name[:60]}...", ValueError(error))
                 continue
-            if isinstance(converted, float):
+            converted = guard.outcome(convert, value)
+            if isinstance(converted, Exception):
+                self.refuse(name, converted)
+            elif isinstance(converted, float):
                 yield name, converted
             else:
                 self._put(name, converted, step, reduce)
@@ -174,9 +188,13 @@ class Logbook:
     def _put(self, name: str, value: Text | Deferred | Histogram | tuple[Pending, ...], step: int, reduce: str) -> None:
         now = time.time_ns()
         if isinstance(value, Text):
-            text = None if value.text is None else self._redactor.text(value.text)
-            row = {"step": step, "time": now // 1000, "name": name, "text": text}
-            self._recorder.put(records.Table.TEXTS, lambda: row, 256 + len(text or ""))
+            written = value.text
+
+            def row() -> dict[str, Any]:
+                text = None if written is None else self._redactor.text(written)
+                return {"step": step, "time": now // 1000, "name": name, "text": text}
+
+            self._recorder.put(records.Table.TEXTS, row, 256 + len(written or ""))
         elif isinstance(value, Deferred):
             self._recorder.later(value.later, name, step, reduce=value.reduce or reduce, partial=value.partial)
         elif isinstance(value, Histogram):
@@ -186,7 +204,12 @@ class Logbook:
                 self._media(name, pending, step, now)
 
     def _media(self, name: str, pending: Pending, step: int, time_ns: int) -> None:
-        if not self._background.submit("media", lambda: self._store(name, pending, step, time_ns)):
+        def store_it() -> None:
+            failure = guard.outcome(self._store, name, pending, step, time_ns)
+            if isinstance(failure, Exception):
+                self._count(name, failure)
+
+        if not self._background.submit("media", store_it):
             self.refuse(name, RuntimeError("media come faster than they can be written; this one was dropped"))
 
     def _store(self, name: str, pending: Pending, step: int, time_ns: int) -> None:
@@ -198,9 +221,24 @@ class Logbook:
             "sha256": store(blob, self._folder()),
             "mime": blob.mime,
             "size": len(blob.data),
-            "caption": blob.caption,
+            "caption": None if blob.caption is None else encodable(str(blob.caption)),
         }
         self._recorder.put(records.Table.MEDIA, lambda: row)
+
+
+def _is_plain_name(name: Any) -> bool:
+    return type(name) is str and len(name) <= MAX_NAME and not name.startswith(RESERVED) and encodable(name) == name
+
+
+def _is_on_device(value: Any) -> bool:
+    """Whether this is a tensor whose number would have to be waited for."""
+    return getattr(getattr(value, "device", None), "type", "cpu") != "cpu"
+
+
+def _brief(value: Any) -> str:
+    """What was passed, for a message. Never the text of a tensor: it would wait for its device."""
+    kind = type(value).__name__
+    return f"{kind} {str(value)[:40]!r}" if isinstance(value, (str, bool, int, float)) else kind
 
 
 def _exact(layout: Layout, values: Iterable[Any]) -> bool:

@@ -35,6 +35,11 @@ ROWS_PER_TURN: Final = 4096
 _HEAD: Final = 3  # order, step, time
 _LARGEST_EXACT_INT: Final = 1 << 53
 _REPORT_INTERVAL_S: Final = 10.0
+_LAST_STEP: Final = (1 << 63) - 1
+_LATER_BYTES: Final = 512
+_LATER_POLL_S: Final = 0.005
+_LATER_SHARE: Final = 0.8
+_NO_ROOM: Final = -(1 << 62)
 
 _EXACT: Final = frozenset(
     {
@@ -109,18 +114,28 @@ def is_exact(value: Any) -> bool:
 
 @dataclass(slots=True)
 class _Gap:
-    """Rows that found no room in memory."""
+    """Rows that were lost on their way to the journal."""
 
     rows: int = 0
+    reason: str = ""
     since_ns: int = 0
     until_ns: int = 0
+
+
+@dataclass(slots=True)
+class _Count:
+    """Entries of the two queues."""
+
+    rows: int = 0
+    later: int = 0
 
 
 class Recorder:
     """Takes rows from any thread without waiting; owns the thread that writes them.
 
     **Threads:** `row`, `put`, `later` and `ticket` may be called from any thread and never wait for the disk: the lock
-    they take is held elsewhere only to swap buffers. What touches the writer runs on the recorder's own thread.
+    they take is held elsewhere only to swap buffers, and can be taken again by the thread that holds it: a signal
+    handler may log. What touches the writer runs on the recorder's own thread.
     **The writer** is opened on that thread at its first turn, when the run may already know which ranks it has.
     **Memory:** at most `memory_bytes` of rows wait; beyond it the newest are dropped, counted, and the count is logged.
     """
@@ -137,16 +152,18 @@ class Recorder:
         self._open_writer = open_writer
         self._opened: Writer | None = None
         self._interval_s = flush_interval_s
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
         self._room = memory_bytes
         self._order = 0
         self._gap = _Gap()
         self._tickets: list[Ticket] = []
-        self._dirty: list[Layout] = []
+        self._dirty: dict[Layout, None] = {}
         self._layouts: dict[tuple[str, str, bool], Layout] = {}
         self._rows: deque[tuple[records.Table, Callable[[], dict[str, Any] | pa.RecordBatch], int]] = deque()
         self._commands: deque[Callable[[Writer], Any]] = deque()
         self._later: deque[tuple[Later, str, int, int, str, bool]] = deque()
+        self._queued = _Count()
+        self._done = _Count()
         self._own: dict[str, Callable[[], float]] = {}
         self._reported: dict[str, float] = {}
         self._next_report = time.monotonic() + _REPORT_INTERVAL_S
@@ -154,6 +171,8 @@ class Recorder:
         self._flushed = threading.Condition()
         self._turns = 0
         self._stopping = False
+        self._give_up_at = 0.0
+        self._last: Callable[[Writer], Any] | None = None
         self._thread = threading.Thread(target=self._main, name="torchtrack-recorder", daemon=True)
 
     def start(self) -> None:
@@ -167,14 +186,13 @@ class Recorder:
         now = time.time_ns()
         with self._lock:
             at = self.step if step is None else step
+            self._order += 1
+            row = layout.pack(self._order, at, now, *values)
             self._room -= layout.row_bytes
             if self._room < 0:
                 self._drop(len(layout.names), layout.row_bytes, now)
             else:
-                self._order += 1
-                if not layout.buffer:
-                    self._dirty.append(layout)
-                layout.buffer += layout.pack(self._order, at, now, *values)
+                self._add(layout, row)
             if commit:
                 self._commit(at)
 
@@ -192,12 +210,18 @@ class Recorder:
                 self._drop(1, size, time.time_ns())
             else:
                 self._rows.append((table, make, size))
+                self._queued.rows += 1
 
     def later(self, value: Later, name: str, step: int | None, *, reduce: str = "mean", partial: bool = False) -> None:
         """Queue a number that is still on its way from a device."""
         now = time.time_ns()
         with self._lock:
-            self._later.append((value, name, self.step if step is None else step, now, reduce, partial))
+            self._room -= _LATER_BYTES
+            if self._room < 0:
+                self._drop(1, _LATER_BYTES, now)
+            else:
+                self._later.append((value, name, self.step if step is None else step, now, reduce, partial))
+                self._queued.later += 1
 
     def number(self, name: str, value: float, step: int | None) -> None:
         """Log one of our own metrics at a step (None: the current one) without moving the counter."""
@@ -233,21 +257,48 @@ class Recorder:
     def flush(self, timeout_s: float) -> bool:
         """Wait until all rows logged so far are in the journal (or in its backlog). False after the timeout."""
         with self._flushed:
-            target = self._turns + 2  # the turn under way may have swapped its buffers already
-            self._wake.set()
-            return self._flushed.wait_for(lambda: self._turns >= target or not self._thread.is_alive(), timeout_s)
+            turns = self._turns + 2  # the turn under way may have swapped its buffers already
+            rows, later = self._queued.rows, self._queued.later
 
-    def stop(self, timeout_s: float) -> bool:
-        """Write what is there and end the thread. False if it did not end in time (a disk that hangs)."""
+            def written() -> bool:
+                if self._turns < turns:
+                    self._wake.set()
+                queues = self._done.rows >= rows and self._done.later >= later
+                return (queues and self._turns >= turns) or not self._thread.is_alive()
+
+            return self._flushed.wait_for(written, timeout_s)
+
+    def stop(self, timeout_s: float, last: Callable[[Writer], Any] | None = None) -> bool:
+        """Write what is there, call `last` with the writer and end the thread. What comes later is counted as dropped.
+
+        Returns:
+            False if that did not end in time (a disk that hangs).
+        """
+        if self._thread.ident is None:
+            return True
+        self._last = last
+        self._give_up_at = time.monotonic() + timeout_s * _LATER_SHARE
         self._stopping = True
         self._wake.set()
         self._thread.join(timeout_s)
         return not self._thread.is_alive()
 
+    def abandon(self) -> None:
+        """In a forked child: whoever still holds this recorder finds no lock that is held for ever, and no room."""
+        self._lock = threading.RLock()
+        self._flushed = threading.Condition()
+        self._wake = threading.Event()
+        self._room = _NO_ROOM
+
     # -- under the lock ---------------------------------------------------------------------------------------------
 
+    def _add(self, layout: Layout, row: bytes) -> None:
+        if not layout.buffer:
+            self._dirty[layout] = None
+        layout.buffer += row
+
     def _commit(self, step: int) -> None:
-        self.step = step + 1
+        self.step = min(step, _LAST_STEP - 1) + 1
         if self._tickets:
             self._stamp(step)
 
@@ -256,8 +307,9 @@ class Recorder:
             ticket.step = step
         self._tickets.clear()
 
-    def _drop(self, rows: int, size: int, now_ns: int) -> None:
+    def _drop(self, rows: int, size: int, now_ns: int, reason: str = "out of memory") -> None:
         self._room += size
+        self._gap.reason = self._gap.reason or reason
         self._gap.since_ns = self._gap.since_ns or now_ns
         self._gap.until_ns = now_ns
         self._gap.rows += rows
@@ -275,38 +327,60 @@ class Recorder:
         while not self._stopping:
             self._wake.wait(self._interval_s)
             self._wake.clear()
-            guard.attempt("recorder", self._turn)
-            with self._flushed:
-                self._turns += 1
-                self._flushed.notify_all()
+            self._turn()
+        guard.attempt("recorder", self._await_later)
         self._next_report = 0.0
-        while guard.attempt("recorder", self._turn) and (self._rows or self._commands):
-            pass
+        self._turn()
+        self._next_report = float("inf")
+        with self._lock:
+            self._room = _NO_ROOM
+        self._turn()
+        while self._rows or self._commands:
+            self._turn()
+        if self._last is not None:
+            guard.attempt("recorder", lambda: self._last and self._last(self._writer))
         with self._flushed:
             self._flushed.notify_all()
 
     def _turn(self) -> None:
-        self._resolve()
-        self._report()
-        self._write_scalars()
-        self._write_rows()
-        while self._commands:
-            self._commands.popleft()(self._writer)
-        with self._lock:
-            gap, self._gap = self._gap, _Gap()
-        if gap.rows:
-            self._writer.gap(gap.rows, "out of memory", gap.since_ns, gap.until_ns)
+        """Write what is there. One part that fails does not keep the others from their turn."""
+        numbers = (self._resolve, self._report, self._write_scalars)
+        for part in (*numbers, self._write_rows, self._write_gap, self._run_commands):
+            guard.attempt("recorder", part)
+        with self._flushed:
+            self._turns += 1
+            self._flushed.notify_all()
 
     def _resolve(self) -> None:
-        while self._later and (self._later[0][0].ready() or self._stopping):
-            value, name, step, time_ns, reduce, partial = self._later.popleft()
+        while self._later:
+            value, name, step, time_ns, reduce, partial = self._later[0]
+            found: list[float] = []
+            whole = guard.attempt("a value on a device", _take, value, found)
+            if whole and not found:
+                return
+            self._later.popleft()
             layout = self._layout(name, reduce, partial)
             with self._lock:
-                self._order += 1
-                if not layout.buffer:
-                    self._dirty.append(layout)
-                layout.buffer += layout.pack(self._order, step, time_ns, value.value())
-                self._room -= layout.row_bytes
+                self._room += _LATER_BYTES
+                if found:
+                    self._order += 1
+                    self._room -= layout.row_bytes
+                    self._add(layout, layout.pack(self._order, step, time_ns, found[0]))
+                else:
+                    self._drop(1, 0, time_ns, "failed on the device")
+            self._done.later += 1
+
+    def _await_later(self) -> None:
+        """Numbers that are on their way when the run ends: they come when the device gets there, or never."""
+        pause = threading.Event()
+        self._resolve()
+        while self._later and time.monotonic() < self._give_up_at:
+            pause.wait(_LATER_POLL_S)
+            self._resolve()
+        while self._later:
+            with self._lock:
+                self._drop(1, _LATER_BYTES, self._later.popleft()[3], "still on the device at the end")
+            self._resolve()
 
     def _layout(self, name: str, reduce: str, partial: bool) -> Layout:
         key = (name, reduce, partial)
@@ -320,53 +394,99 @@ class Recorder:
             return
         self._next_report = time.monotonic() + _REPORT_INTERVAL_S
         for name, read in self._own.items():
-            value = float(read())
-            if self._reported.get(name) != value:
-                self._reported[name] = value
-                self.row(self._layout(name, "sum", partial=False), (value,), None, commit=False)
+            guard.attempt("recorder", self._report_one, name, read)
+
+    def _report_one(self, name: str, read: Callable[[], float]) -> None:
+        value = float(read())
+        if self._reported.get(name) != value:
+            self._reported[name] = value
+            self.row(self._layout(name, "sum", partial=False), (value,), None, commit=False)
 
     def _write_scalars(self) -> None:
         with self._lock:
             full = [(layout, layout.buffer) for layout in self._dirty]
             for layout in self._dirty:
                 layout.buffer = bytearray()
-            self._dirty = []
+            self._dirty = {}
         rows = [
             (layout, np.frombuffer(buffer, np.int64).reshape(-1, _HEAD + len(layout.names))) for layout, buffer in full
         ]
-        if len(rows) == 1:
-            layout, table = rows[0]
-            step = max(1, VALUES_PER_FRAME // len(layout.names))
-            for start in range(0, len(table), step):
-                self._append_scalars([(layout, table[start : start + step])])
-        elif rows:
-            for part in _windows(rows):
-                self._append_scalars(part)
+        for part in _parts(rows):
+            if not guard.attempt("recorder", self._append_scalars, part):
+                self._lose(sum(len(table) * len(layout.names) for layout, table in part))
         with self._lock:
             self._room += sum(len(buffer) for _, buffer in full)
 
     def _append_scalars(self, rows: list[tuple[Layout, np.ndarray[Any, Any]]]) -> None:
-        batch = scalars_batch(rows)
-        self._writer.append(Kind.DATA, records.encode(batch), table=records.Table.SCALARS, rows=batch.num_rows)
+        self._append(records.Table.SCALARS, scalars_batch(rows))
 
     def _write_rows(self) -> None:
         waiting: dict[records.Table, list[dict[str, Any]]] = {}
-        for _ in range(min(len(self._rows), ROWS_PER_TURN)):
+        number = min(len(self._rows), ROWS_PER_TURN)
+        for _ in range(number):
             table, make, size = self._rows.popleft()
             made: list[dict[str, Any] | pa.RecordBatch] = []
-            guard.attempt(f"{table.name.lower()} row", lambda m=make, out=made: out.append(m()))
+            if not guard.attempt(f"{table.name.lower()} row", lambda m=make, out=made: out.append(m())):
+                self._lose(1)
             for row in made:
-                if isinstance(row, pa.RecordBatch):
-                    self._append(table, row)
-                else:
+                if not isinstance(row, pa.RecordBatch):
                     waiting.setdefault(table, []).append(row)
+                elif not guard.attempt("recorder", self._append, table, row):
+                    self._lose(row.num_rows)
             with self._lock:
                 self._room += size
         for table, dicts in waiting.items():
-            self._append(table, pa.RecordBatch.from_pylist(dicts, schema=records.SCHEMAS[table]))
+            self._append_dicts(table, dicts)
+        self._done.rows += number
+        if number == ROWS_PER_TURN:
+            self._wake.set()
+
+    def _append_dicts(self, table: records.Table, dicts: list[dict[str, Any]]) -> None:
+        """Write rows of a table; one that its columns cannot hold does not take the others with it."""
+        schema = records.SCHEMAS[table]
+        if guard.attempt("recorder", lambda: self._append(table, pa.RecordBatch.from_pylist(dicts, schema=schema))):
+            return
+        if len(dicts) == 1:
+            self._lose(1)
+            return
+        for row in dicts:
+            self._append_dicts(table, [row])
+
+    def _write_gap(self) -> None:
+        with self._lock:
+            gap, self._gap = self._gap, _Gap()
+        if gap.rows:
+            self._writer.gap(gap.rows, gap.reason, gap.since_ns, gap.until_ns)
+
+    def _run_commands(self) -> None:
+        while self._commands:
+            call = self._commands.popleft()
+            guard.attempt("recorder", lambda c=call: c(self._writer))
 
     def _append(self, table: records.Table, batch: pa.RecordBatch) -> None:
         self._writer.append(Kind.DATA, records.encode(batch), table=table, rows=batch.num_rows)
+
+    def _lose(self, rows: int) -> None:
+        with self._lock:
+            self._drop(rows, 0, time.time_ns(), "could not be encoded")
+
+
+def _take(value: Later, found: list[float]) -> None:
+    if value.ready():
+        found.append(float(value.value()))
+
+
+def _parts(
+    rows: list[tuple[Layout, np.ndarray[Any, Any]]],
+) -> Iterable[list[tuple[Layout, np.ndarray[Any, Any]]]]:
+    """What goes into one frame each."""
+    if len(rows) > 1:
+        yield from _windows(rows)
+        return
+    for layout, table in rows:
+        stride = max(1, VALUES_PER_FRAME // len(layout.names))
+        for start in range(0, len(table), stride):
+            yield [(layout, table[start : start + stride])]
 
 
 def _windows(rows: list[tuple[Layout, np.ndarray[Any, Any]]]) -> Iterable[list[tuple[Layout, np.ndarray[Any, Any]]]]:

@@ -22,7 +22,7 @@ from torchtrack.logbook import Logbook
 from torchtrack.naming import name_of
 from torchtrack.recorder import Recorder
 from torchtrack.redact import Redactor
-from torchtrack.settings import Settings
+from torchtrack.settings import Settings, check
 from torchtrack.sidecar.client import Sidecar
 from torchtrack.system import SystemSampler
 from torchtrack.version import __version__
@@ -39,6 +39,7 @@ LEVELS: Final = ("INFO", "WARN", "ERROR")
 _JOIN_BEFORE_OPEN_S: Final = 0.2
 _SIDECAR_INTERVAL_S: Final = 10.0
 _WATCH_SHARE: Final = 0.6
+_MAX_ERROR: Final = 4000
 _NOBODY: Final = Identity("0" * 16, "disabled", "", None, 1, 0, 0, 0, 1, provisional=False)
 
 
@@ -57,8 +58,10 @@ class Run:
         self._redactor = Redactor()
         self._job = job
         self._lock = threading.Lock()
-        self._finished = self.disabled
+        self._finished = False
         self._forked = False
+        self._is_child = False
+        self._renamed: str | None = None
         self._watchers: list[Watcher] = []
         self._watched_models = 0
         self._watches = 0
@@ -100,13 +103,13 @@ class Run:
         self._background.start()
         self._recorder.start()
         job.on_joined(self._joined)
-        self._tell_labels()
-        self._event("config", self.config.as_dict())
-        self._event("environment", environment.quick())
+        self._tell("run", self._about())
+        self._tell("config", self.config.as_dict())
+        self._tell("environment", environment.quick())
         if self.settings.mesh is not None:
-            self._event("mesh", {"rank": job.identity.rank, "coordinates": dict(self.settings.mesh)})
+            self._tell("mesh", {"rank": job.identity.rank, "coordinates": dict(self.settings.mesh)})
         background, settings = self._background, self.settings
-        background.submit("environment", lambda: self._event("environment", environment.slow()))
+        background.submit("environment", lambda: self._tell("environment", environment.slow()))
         if settings.sidecar:
             self._sidecar = Sidecar(settings.dir)
             background.every(_SIDECAR_INTERVAL_S, "sidecar", self._register)
@@ -133,11 +136,13 @@ class Run:
     @property
     def name(self) -> str:
         """For people."""
-        return self._who(wait=True).name or str(self._labels["name"] or name_of(self.uid))
+        known = self._who(wait=True).name or self.settings.name
+        return self._renamed or known or name_of(self.uid)
 
     @name.setter
     def name(self, value: str) -> None:
         self._relabel("name", value)
+        self._renamed = self._labels["name"]
 
     @property
     def project(self) -> str:
@@ -161,7 +166,7 @@ class Run:
 
     @tags.setter
     def tags(self, value: Sequence[str]) -> None:
-        self._relabel("tags", [value] if isinstance(value, str) else list(value))
+        self._relabel("tags", value)
 
     @property
     def notes(self) -> str | None:
@@ -273,8 +278,8 @@ class Run:
             ValueError: a value that is not allowed.
         """
         del criterion, idx, log_graph
-        from torchtrack.watch import describe, start
-
+        if self._forked:
+            self._reopen_after_fork()
         if self.disabled:
             return
         if self._finished:
@@ -282,6 +287,8 @@ class Run:
                 "watch", RuntimeError("watch() after finish() records nothing; call it before, or start a new run")
             )
             return
+        from torchtrack.watch import describe, start
+
         watcher = start(
             models,
             log=log,
@@ -298,7 +305,7 @@ class Run:
         self._watched_models += len(watcher.models)
         self._watchers.append(watcher)
         self._recorder.report(f"_tt/watch{self._watches - 1}/dropped_samples", lambda: watcher.merger.dropped_samples)
-        guard.attempt("watch()", lambda: self._event("model", describe(watcher.models)))
+        guard.attempt("watch()", lambda: self._tell("model", describe(watcher.models)))
 
     def unwatch(self, models: Any = None) -> None:
         """Stop watching these models, or all. What was sampled is kept; hooks and shims are gone when it returns.
@@ -345,7 +352,6 @@ class Run:
             raise ValueError("define_metric(summary='best') needs goal='minimize' or goal='maximize'")
         self._event("metric", {"name": name, "step_metric": step_metric, "summary": summary, "goal": goal})
 
-    @guard.never_raise("alert()")
     def alert(self, title: str, text: str = "", level: str = "INFO") -> None:
         """Record something people should see.
 
@@ -356,19 +362,21 @@ class Run:
         """
         level = str(getattr(level, "value", level)).upper()
         if level not in LEVELS:
-            self._logbook.refuse(
+            self._refuse(
                 "alert", ValueError(f"alert(level=) takes one of {', '.join(LEVELS)}; got {level!r}; took 'INFO'")
             )
             level = "INFO"
-        self._event("alert", {"title": str(title), "text": str(text), "level": level})
+        self._event("alert", {"title": title, "text": text, "level": level})
 
-    @guard.never_raise("mark()")
     def mark(self, title: str, text: str = "") -> None:
         """Mark the current step, such as "warm-up ends", so that charts can show it."""
-        self._event("mark", {"title": str(title), "text": str(text)})
+        self._event("mark", {"title": title, "text": text})
 
     def flush(self, timeout_s: float = 5.0) -> bool:
-        """Wait until everything logged so far is in the journal. False if that took longer than `timeout_s` seconds."""
+        """Wait until all rows logged so far are in the journal. False if that took longer than `timeout_s` seconds.
+
+        Images, audio, tables and figures are written in a thread of their own and may follow.
+        """
         return self._recorder.flush(timeout_s)
 
     # -- the end ----------------------------------------------------------------------------------------------------
@@ -389,8 +397,10 @@ class Run:
             if self._finished or self._forked:
                 return
             self._finished = True
+        if self.disabled:
+            return
         self._logbook.close("log() after finish() records nothing; call it before, or start a new run")
-        deadline = time.monotonic() + self.settings.finish_timeout
+        deadline, now = time.monotonic() + self.settings.finish_timeout, time.time_ns()
         if self._console is not None:
             self._console.stop()
         watchers, self._watchers = self._watchers, []
@@ -404,21 +414,22 @@ class Run:
             "type": "ended",
             "reason": reason,
             "error": error and self._redactor.text(error),
-            "time_ns": time.time_ns(),
+            "time_ns": now,
         }
+
+        sealed: list[bool] = []
 
         def close(writer: Writer) -> None:
             writer.meta(ended)
-            writer.seal(reason)
+            sealed.append(writer.seal(reason))
             writer.close()
 
-        self._recorder.command(close)
-        written = self._recorder.stop(max(0.1, deadline - time.monotonic()))
+        written = self._recorder.stop(max(0.1, deadline - time.monotonic()), close) and all(sealed)
         if self._sidecar is not None:
             self._sidecar.close()
         if self._job is not None:
-            self._job.close()
-        if not quiet and self._who().rank == 0:
+            self._job.close(min(1.0, max(0.1, deadline - time.monotonic())))
+        if not quiet and not self._is_child and self._who().rank == 0:
             self._say_goodbye(written=written)
 
     def _say_goodbye(self, *, written: bool) -> None:
@@ -437,21 +448,39 @@ class Run:
         if kind is None or (kind is SystemExit and getattr(error, "code", None) in (None, 0)):
             self._end("finish", None)
         else:
-            self._end("exception", f"{kind.__name__}: {error}")
+            self._end("exception", in_words(error) if error is not None else kind.__name__)
 
     # -- inside -----------------------------------------------------------------------------------------------------
 
     def _event(self, kind: str, data: Mapping[str, Any]) -> None:
+        """What the user says about the run."""
+        if self._forked:
+            self._reopen_after_fork()
+        if self._finished:
+            self._refuse(kind, RuntimeError(f"{kind} after finish() is not recorded; set it before"))
+        else:
+            self._tell(kind, data)
+
+    def _tell(self, kind: str, data: Mapping[str, Any]) -> None:
         if not self.disabled:
-            self._logbook.event(kind, data)
+            guard.attempt(kind, self._logbook.event, kind, data)
+
+    def _refuse(self, name: str, error: Exception) -> None:
+        if not self.disabled:
+            self._logbook.refuse(name, error)
 
     def _relabel(self, label: str, value: Any) -> None:
-        self._labels[label] = value
-        self._tell_labels()
+        try:
+            checked = None if value is None else check(label, value, f"run.{label} =")
+        except (TypeError, ValueError) as error:
+            self._refuse(label, error)
+            return
+        self._labels[label] = list(checked or ()) if label == "tags" else checked
+        self._event("run", self._about())
 
-    def _tell_labels(self) -> None:
+    def _about(self) -> dict[str, Any]:
         identity = self._who()
-        self._event("run", {"id": identity.id, **self._labels, "project": identity.project})
+        return {"id": identity.id, **self._labels, "project": identity.project}
 
     def _joined(self, identity: Identity) -> None:
         place = {
@@ -464,8 +493,8 @@ class Run:
             "world_size": identity.world_size,
         }
         self._recorder.command(lambda writer: writer.meta(place))
-        self._labels["name"] = identity.name or self._labels["name"]
-        self._tell_labels()
+        self._labels["name"] = self._renamed or identity.name or self._labels["name"]
+        self._tell("run", self._about())
         if self._sidecar is not None:
             sidecar, stream = self._sidecar, f"{self._stream:016x}"
             self._background.submit("sidecar", lambda: sidecar.joined(stream, identity.uid))
@@ -501,7 +530,8 @@ class Run:
 
     def after_fork_in_child(self) -> None:
         """In a forked child: let go of the parent's threads and rows; the first log() starts a stream of its own."""
-        self._forked = True
+        self._forked = self._is_child = True
+        self._recorder.abandon()
         self._watchers = []
         self._console = None
         self._sidecar = None
@@ -518,6 +548,7 @@ class Run:
             self._equip()
             if is_dataloader_worker():
                 self._logbook.close("log() in a DataLoader worker records nothing; log in the training process")
+                self._finished = True
             else:
                 self._recorder.step = step
                 self._background.start()
@@ -531,6 +562,12 @@ def boot_id() -> str | None:
         return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
     except OSError:
         return None
+
+
+def in_words(error: BaseException) -> str:
+    """An exception in one line, or as many as its text has; at most a few thousand characters."""
+    text = guard.outcome(str, error)
+    return f"{type(error).__name__}: {text if isinstance(text, str) else 'no text'}"[:_MAX_ERROR]
 
 
 def say(message: str) -> None:

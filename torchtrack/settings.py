@@ -81,15 +81,15 @@ class Settings:
         if unknown:
             raise TypeError(f"init() got the unknown argument {unknown[0]!r}; it takes {', '.join(sorted(names))}")
         given = {name: value for name, value in arguments.items() if value is not None}
-        chosen: dict[str, Any] = {"dir": Path("torchtrack-runs").absolute()}
+        chosen: dict[str, Any] = {"dir": _path("torchtrack-runs")}
         for name in names:
             variable = ENVIRONMENT.get(name)
             if name in given:
-                chosen[name] = _check(name, given[name], f"{name}=")
+                chosen[name] = check(name, given[name], f"{name}=")
             elif variable and os.environ.get(variable):
-                chosen[name] = _check(name, _parse(name, os.environ[variable], variable), variable)
+                chosen[name] = check(name, _parse(name, os.environ[variable], variable), variable)
         if "config" in given and os.environ.get(ENVIRONMENT["config"]):
-            _check("config", _parse("config", os.environ[ENVIRONMENT["config"]], ENVIRONMENT["config"]), "config")
+            check("config", _parse("config", os.environ[ENVIRONMENT["config"]], ENVIRONMENT["config"]), "config")
         return cls(**chosen)
 
 
@@ -115,7 +115,18 @@ def _parse(name: str, text: str, variable: str) -> Any:
     return text
 
 
-def _check(name: str, value: Any, source: str) -> Any:
+def check(name: str, value: Any, source: str) -> Any:
+    """The value of a setting as it is kept.
+
+    Args:
+        name: of the setting.
+        value: what was given.
+        source: where, for the message.
+
+    Raises:
+        TypeError: it is of the wrong type.
+        ValueError: it is not allowed.
+    """
     if name in {"project", "name", "id", "group", "job_type", "notes"}:
         if not isinstance(value, str):
             raise TypeError(f"{source} takes a string, got {type(value).__name__} {value!r}")
@@ -134,7 +145,9 @@ def _check(name: str, value: Any, source: str) -> Any:
     if name == "dir":
         if not isinstance(value, (str, os.PathLike)):
             raise TypeError(f"{source} takes a path, got {type(value).__name__} {value!r}")
-        return Path(value).expanduser().absolute()
+        if not os.fspath(value) or "\0" in os.fspath(value):
+            raise ValueError(f"{source} takes the path of a folder, got {value!r}")
+        return _path(value)
     if name in {"mode", "resume"}:
         return _choice(value, MODES if name == "mode" else RESUMES, source)
     if name in {"finish_timeout", "system_interval"}:
@@ -150,6 +163,14 @@ def _check(name: str, value: Any, source: str) -> Any:
     ):
         raise TypeError(f'{source} takes coordinates like {{"dp": 3, "tp": 0}}, got {value!r}')
     return value
+
+
+def _path(value: str | os.PathLike[str]) -> Path:
+    path = Path(value)
+    try:
+        return path.expanduser().absolute()
+    except (OSError, RuntimeError):  # the working directory has been removed, or "~" is nobody's home
+        return path
 
 
 def _choice(value: Any, allowed: tuple[str, ...], source: str) -> Any:

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 RESERVED: Final = ("watch/", "system/", "_tt/")
 REDUCES: Final = ("mean", "sum", "min", "max")
+MAX_NAME: Final = 1024
 _MAX_TEXT: Final = 1 << 20
 _MAX_DEPTH: Final = 16
 
@@ -45,11 +46,16 @@ Value = float | Text | Deferred | Histogram | tuple[Pending, ...]
 def flatten(metrics: Mapping[Any, Any], prefix: str = "", depth: int = 0) -> Iterator[tuple[str, Any]]:
     """Nested dicts as one level, names joined by "/"."""
     for key, value in metrics.items():
-        name = f"{prefix}{key}"
+        name = encodable(f"{prefix}{key}")
         if isinstance(value, Mapping) and depth < _MAX_DEPTH:
             yield from flatten(value, f"{name}/", depth + 1)
         else:
             yield name, value
+
+
+def encodable(text: str) -> str:
+    """The text without halves of surrogate pairs, which no UTF-8 file can hold."""
+    return text if text.isascii() else text.encode("utf-8", "replace").decode()
 
 
 def convert(value: Any) -> Value:
@@ -59,12 +65,14 @@ def convert(value: Any) -> Value:
         TypeError: it is none of them; the message says what to do.
         ValueError: it is one of them but too large or malformed.
     """
+    if value is None:
+        return Text(None)
+    if isinstance(value, (str, bytes)):
+        if len(value) > _MAX_TEXT:
+            raise ValueError(f"a text of {len(value)} characters; at most {_MAX_TEXT} are recorded")
+        return Text(encodable(value) if isinstance(value, str) else value.decode("utf-8", "backslashreplace"))
     if type(value) in PLAIN or isinstance(value, np.generic):
         return _number(value.item() if isinstance(value, np.generic) else value)
-    if value is None or isinstance(value, str):
-        if value is not None and len(value) > _MAX_TEXT:
-            raise ValueError(f"a text of {len(value)} characters; at most {_MAX_TEXT} are recorded")
-        return Text(value if value is None else value.encode("utf-8", "replace").decode())
     if isinstance(value, Histogram):
         return value
     torch = sys.modules.get("torch")
@@ -77,8 +85,6 @@ def convert(value: Any) -> Value:
         return tuple(medium.snapshot() for medium in media)
     if isinstance(value, numbers.Real):
         return _number(int(value)) if isinstance(value, numbers.Integral) else float(value)
-    if isinstance(value, bytes):
-        return Text(value.decode("utf-8", "backslashreplace"))
     raise TypeError(
         f"{type(value).__name__} cannot be logged; log() takes numbers, strings, 0-dim tensors and arrays, nested "
         "dicts, torchtrack.Histogram, Image, Audio, Table and figures"

@@ -5,7 +5,7 @@
     ... train.py max_steps=50 lr=3e-4                                   # any field of Config below
 
 One file, read from top to bottom. Nothing is downloaded: the text is what your Python was installed with. With the
-defaults two CPU ranks take a minute and a half, and the loss of a character falls from 4.6 (knows nothing) to about 2.
+defaults two CPU ranks take about a minute, and the loss of a character falls from 4.6 (knows nothing) to about 2.
 """
 
 import contextlib
@@ -37,7 +37,7 @@ class Config:
     n_head: int = 4
     n_embd: int = 128
     # training
-    max_steps: int = 250
+    max_steps: int = 200
     batch_size: int = 8  # sequences of a micro-batch
     accumulation: int = 4  # micro-batches of a step, shared by the ranks
     lr: float = 3e-3

@@ -12,6 +12,7 @@ import pytest
 from tests.api.journals import START_US, UID, RankJournal
 from torchtrack.api import Api
 from torchtrack.errors import RunNotFoundError, TorchtrackError
+from torchtrack.naming import name_of
 
 Make = Callable[..., RankJournal]
 OTHER = "ffee000011112222"
@@ -209,19 +210,19 @@ def test_a_run_that_said_nothing_of_itself_has_defaults(runs: Path, journal: Mak
     with journal():
         pass
     run = Api(runs).run(UID)
-    assert (run.id, run.name, run.project, run.tags, run.notes) == (UID, UID, "uncategorized", (), None)
+    assert (run.id, run.name, run.project, run.tags, run.notes) == (UID, name_of(UID), "uncategorized", (), None)
     assert (run.config, run.summary, run.keys(), run.damages, run.dropped) == ({}, {}, [], [], 0)
 
 
 def test_summary_is_the_last_of_the_mean_unless_the_metric_was_defined_otherwise(runs: Path, journal: Make) -> None:
     with journal(rank=0, world_size=2) as rank:
+        rank.event("metric", {"name": "val/loss", "summary": "best"})
         for name, how in (
             ("acc", {"summary": "max"}),
             ("val/*", {"summary": "best", "goal": "maximize"}),
             ("hid", {"summary": "none"}),
         ):
             rank.event("metric", {"name": name, **how})
-        rank.event("metric", {"name": "val/loss", "summary": "best"})
         rank.event("metric", {"name": "m", "summary": "mean"})
         rank.event("summary", {"set": "by hand", "lr": 7})
         for step, value in enumerate([2.0, 5.0, 1.0]):

@@ -11,7 +11,15 @@ from tests.rules.source import ROOT
 from torchtrack.testing import torchrun
 
 SCRIPT = ROOT / "examples" / "ddp" / "train.py"
-SMALL = ("max_steps=4", "num_chars=60000", "eval_every=2", "eval_batches=1", "log_freq=2", "n_layer=1", "block_size=32")
+SMALL = (
+    "max_steps=12",
+    "num_chars=60000",
+    "eval_every=4",
+    "eval_batches=1",
+    "log_freq=2",
+    "n_layer=1",
+    "block_size=32",
+)
 
 
 def test_two_ranks_become_one_run_with_curves_and_merged_histograms(tmp_path: Path) -> None:
@@ -20,12 +28,15 @@ def test_two_ranks_become_one_run_with_curves_and_merged_histograms(tmp_path: Pa
     assert done.returncode == 0, done.stderr
     (run,) = torchtrack.Api(tmp_path / "runs").runs()
     assert (run.state, run.world_size, run.project) == ("finished", 2, "examples")
-    assert run.config["max_steps"] == 4
-    assert run.history(["train/loss"])["step"].to_pylist() == [0, 1, 2, 3]
-    assert run.history(["val/loss"])["step"].to_pylist() == [0, 2, 3]
+    assert run.config["max_steps"] == 12
+    assert run.history(["train/loss"])["step"].to_pylist() == list(range(12))
+    assert run.history(["val/loss"])["step"].to_pylist() == [0, 4, 8, 11]
     assert set(run.history(["train/loss"], ranks="all")["rank"].to_pylist()) == {0, 1}
-    coverage = run.tensors(kind="gradient", name="wte.weight")["coverage"].to_pylist()
-    assert coverage == [1.0, 1.0]
+    gradients = run.tensors(kind="gradient")
+    assert set(gradients["coverage"].to_pylist()) == {1.0}
+    assert set(gradients["step"].to_pylist()) == {0, 2, 4, 6, 8, 10}
+    assert set(gradients["stage"].to_pylist()) == {"pre_clip"}
+    assert max(gradients["ranks"].to_pylist()) == 2
     assert f"The run lies in {tmp_path / 'runs' / run.uid}" in done.stdout
 
 

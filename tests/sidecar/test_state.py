@@ -60,7 +60,7 @@ def test_the_first_failing_rank_gives_the_verdict() -> None:
 
 
 def test_a_rank_that_raised_failed_when_it_said_so_not_when_it_died() -> None:
-    raised = exited(1, at=950, ended_reason="exception", ended_error="ValueError: x", last_frame_ns=900 * S)
+    raised = exited(1, at=950, ended_reason="exception", ended_error="ValueError: x", ended_time_ns=900 * S)
     state = run_state([exited(0, at=901, exit_signal=15), raised], NOW)
     assert (state.name, state.rank, state.why) == ("failed", 1, "ValueError: x")
 

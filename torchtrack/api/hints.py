@@ -1,10 +1,20 @@
-"""What an error says next: the names that are near."""
+"""Names: the one a run has without being given one, and those near to one that is not there."""
 
 from __future__ import annotations
 
 import difflib
 import re
 from collections.abc import Sequence
+
+from torchtrack import naming
+
+
+def name_of(uid: str) -> str:
+    """The name of a run that was given none; a uid that is none names itself."""
+    try:
+        return naming.name_of(uid)
+    except ValueError:
+        return uid
 
 
 def did_you_mean(name: str, known: Sequence[str]) -> str:

@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from torchtrack.api import charts, facts, history, summary, tensors
+from torchtrack.api import charts, facts, hints, history, summary, tensors
 from torchtrack.api.facts import Attempt, Event
 from torchtrack.api.hints import did_you_mean
 from torchtrack.api.history import Part, Window
@@ -57,8 +57,8 @@ class Run:
 
     @property
     def name(self) -> str:
-        """The run's name for people."""
-        return str(self._about().get("name") or self.id)
+        """The run's name for people: the user's, else the one that follows from the uid."""
+        return str(self._about().get("name") or hints.name_of(self._uid))
 
     @property
     def project(self) -> str:

@@ -9,7 +9,8 @@ from __future__ import annotations
 import difflib
 import os
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
 
@@ -31,9 +32,22 @@ class Source:
         self._streams: dict[Path, StreamRows] = {}
         self._groups: dict[str, list[StreamRows]] = {}
         self._aliases: dict[str, str] = {}
+        self._still = False
+
+    @contextmanager
+    def still(self) -> Iterator[dict[str, list[StreamRows]]]:
+        """Look for all that is new, then look no more: the streams of each run, as of one moment."""
+        groups = self.refresh_all()
+        before, self._still = self._still, True
+        try:
+            yield groups
+        finally:
+            self._still = before
 
     def refresh_all(self) -> dict[str, list[StreamRows]]:
         """Look for new streams and new frames everywhere; the streams of each run by uid."""
+        if self._still:
+            return self._groups
         found = [self.path] if self.path.is_file() else find_streams(self.path)
         self._poll([self._stream(path) for path in found])
         self._group()
@@ -46,6 +60,8 @@ class Source:
             Its uid, which differs from the one asked for once ranks agreed on another, and its streams.
         """
         streams = self._groups.get(self._aliases.get(uid, uid), [])
+        if self._still:
+            return self._aliases.get(uid, uid), streams
         folders = {stream.path.parent.parent for stream in streams} if self.path.is_dir() else set()
         mine = [self._stream(path) for folder in folders for path in find_streams(folder)]
         if self._poll([*mine, *(stream for stream in self._streams.values() if stream.loose)]):
@@ -65,6 +81,7 @@ class Source:
                     rank=stream.rank,
                     sealed=stream.seal is not None,
                     ended_reason=ended.get("reason"),
+                    ended_time_ns=ended.get("time_ns"),
                     ended_error=ended.get("error"),
                     exit_code=exit_.get("code"),
                     exit_signal=exit_.get("signal"),
@@ -150,9 +167,10 @@ class Api:
             filters: field to value or to a function of the value, all of which must hold: an attribute of a run such as
                 `state`, or `config.lr`, `summary.loss`. For `tags`, a text asks for that one tag.
         """
-        found = [self._run(uid) for uid in self._source.refresh_all()]
-        kept = [run for run in found if project in (None, run.project) and _matches(run, filters or {})]
-        return sorted(kept, key=lambda run: (run.created, run.uid), reverse=True)
+        with self._source.still() as groups:
+            found = [self._run(uid) for uid in groups]
+            kept = [run for run in found if project in (None, run.project) and _matches(run, filters or {})]
+            return sorted(kept, key=lambda run: (run.created, run.uid), reverse=True)
 
     def run(self, name: str) -> Run:
         """One run by `project/id`, id, uid, a unique beginning of the uid (4 characters or more), or name.
@@ -160,7 +178,10 @@ class Api:
         Raises:
             RunNotFoundError: none or several runs are called so; the message says what to type.
         """
-        runs = self.runs()
+        with self._source.still():
+            return self._find(name, self.runs())
+
+    def _find(self, name: str, runs: Sequence[Run]) -> Run:
         for finds in _LOOKUPS:
             found = [run for run in runs if finds(run, name)]
             if len(found) == 1:

@@ -170,7 +170,9 @@ class StreamRows:
         self._last_mono_ns: int | None = None
 
     def poll(self) -> None:
-        """Take what was written since the last poll."""
+        """Take what was written since the last poll; nothing follows a seal."""
+        if self._stream.seal is not None:
+            return
         try:
             frames = self._stream.poll()
         except (OSError, JournalError) as error:

@@ -171,7 +171,8 @@ def _cut(name: str, room: int) -> str:
 
 
 def _findings(run: Run) -> Iterator[Any]:
-    findings = [(finding.step, finding.data) for finding in [*run.findings(), *run.events("alert")]]
+    findings = [(event.step, event.data) for event in [*run.findings(), *run.events("alert")]]
+    findings += [(event.step, {"severity": "warning", **event.data}) for event in run.events("warning")]
     if not findings:
         return
     yield heading("Findings", f"the newest 8 of {len(findings)}" if len(findings) > 8 else "")
@@ -180,9 +181,9 @@ def _findings(run: Run) -> Iterator[Any]:
         table.add_column(**column)
     for step, data in findings[-8:]:
         sign, colour = _SIGNS.get(str(data.get("severity") or data.get("level") or "").lower(), ("○", ""))
-        title = str(data.get("rule") or data.get("title") or "finding")
+        title = str(data.get("rule") or data.get("title") or data.get("key") or "finding")
         first = data.get("first_step", step)
-        why = str(data.get("why") or data.get("text") or "")
+        why = str(data.get("why") or data.get("text") or data.get("message") or "")
         table.add_row(Text(f"  {sign} {title}", colour), "" if first is None else f"step {first:,}", Text(why))
     yield table
 

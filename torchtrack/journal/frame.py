@@ -34,6 +34,7 @@ HEADER_SIZE: Final = 40
 MAX_PAYLOAD: Final = 64 << 20
 """Bytes of a payload at most, stored and decompressed."""
 COMPRESS_FROM: Final = 4096
+_PIECE: Final = 1 << 20  # a read allocates all it may return
 
 _FIELDS: Final = struct.Struct("<8sIIQQI")
 _CRC: Final = struct.Struct("<I")
@@ -212,14 +213,16 @@ def decompress(stored: bytes | memoryview) -> bytes:
     """
     import pyarrow as pa
 
+    pieces: list[bytes] = []
     try:
         with pa.CompressedInputStream(pa.BufferReader(stored), "zstd") as stream:
-            payload: bytes = stream.read(MAX_PAYLOAD + 1)
+            while piece := stream.read(_PIECE):
+                pieces.append(piece)
+                if sum(map(len, pieces)) > MAX_PAYLOAD:
+                    raise ValueError(f"a payload grows beyond {MAX_PAYLOAD} bytes when decompressed")
     except OSError as error:
         raise ValueError(f"a payload does not decompress: {error}") from error
-    if len(payload) > MAX_PAYLOAD:
-        raise ValueError(f"a payload grows beyond {MAX_PAYLOAD} bytes when decompressed")
-    return payload
+    return b"".join(pieces)
 
 
 @functools.lru_cache(maxsize=1)

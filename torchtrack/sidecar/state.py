@@ -22,6 +22,7 @@ class StreamFacts:
     ended_reason: str | None = None
     """The rank's own last word: "finish" | "exit" | "exception" | "signal"."""
     ended_error: str | None = None
+    ended_time_ns: int | None = None
     exit_code: int | None = None
     exit_signal: int | None = None
     exit_time_ns: int | None = None
@@ -81,9 +82,8 @@ def _stream_state(stream: StreamFacts, now_ns: int) -> State:
 
 
 def _bad_since(stream: StreamFacts) -> float:
-    """When a stream went wrong; a rank that raised may take long to die, so its own word counts first."""
-    told = stream.last_frame_ns if stream.ended_reason in ("exception", "signal") else None
-    times = [time_ns for time_ns in (told, stream.exit_time_ns) if time_ns is not None]
+    """When a stream went wrong; a rank may take long to die, so its own last word counts first."""
+    times = [time_ns for time_ns in (stream.ended_time_ns, stream.exit_time_ns) if time_ns is not None]
     return min(times, default=float("inf"))
 
 

@@ -27,7 +27,7 @@ import psutil
 exempt_processes: Final[set[int]] = set()
 """Process ids that are meant to outlive a test: the pool of `torchtrack.testing.ranks` enters its own here."""
 
-_IGNORED_VARIABLES: Final = frozenset({"PYTEST_CURRENT_TEST"})
+_IGNORED_VARIABLES: Final = frozenset({"TORCHINDUCTOR_CACHE_DIR", "PYTEST_CURRENT_TEST"})
 _SIGNALS: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 _HOOK_TABLES: Final = (
     ("torch.optim.optimizer", "_global_optimizer_pre_hooks"),
@@ -174,9 +174,13 @@ def _describe(child: psutil.Process) -> str:
 
 
 def _files() -> frozenset[tuple[str, int]]:
-    # Only what lies in the temporary folder, where tests write: libraries keep fonts and caches open elsewhere.
+    # Only what lies in the temporary folder, where tests write: libraries keep fonts and caches open elsewhere, and the
+    # interpreter itself may lie there.
     temporary = str(Path(tempfile.gettempdir()).resolve())
-    return frozenset((f.path, f.fd) for f in psutil.Process().open_files() if f.path.startswith(temporary))
+    files = psutil.Process().open_files()
+    return frozenset(
+        (f.path, f.fd) for f in files if f.path.startswith(temporary) and not f.path.startswith(sys.prefix)
+    )
 
 
 def _hooks() -> dict[str, object]:

@@ -83,10 +83,10 @@ def describe(models: Sequence[tuple[str, nn.Module]]) -> dict[str, Any]:
     for prefix, model in models:
         inner = layout.unwrap(model)
         parameters: dict[str, list[dict[str, Any]]] = {}
-        for name, p in layout.named_parameters(model, prefix):
+        for name, p in layout.named_parameters(model):
             owner, _, leaf = name.rpartition(".")
             described = {"name": leaf, "shape": list(p.shape), "dtype": str(p.dtype), "trainable": p.requires_grad}
-            parameters.setdefault(owner or prefix.rstrip("/"), []).append(described)
+            parameters.setdefault(f"{prefix}{owner}".rstrip("/"), []).append(described)
         for name, module in inner.named_modules():
             path = layout.strip(f"{prefix}{name}".rstrip("/"))
             tree.append({"name": path, "class": type(module).__name__, "parameters": parameters.pop(path, [])})
@@ -95,9 +95,11 @@ def describe(models: Sequence[tuple[str, nn.Module]]) -> dict[str, Any]:
 
 def _prefix(name: str | None, index: int, watched: int) -> str:
     if name is not None:
-        if not str(name).strip("/"):
+        if not isinstance(name, str):
+            raise TypeError(f"watch(name=) takes a string, got {_describe(name)}")
+        if not name.strip("/"):
             raise ValueError(f"watch(name=) takes a non-empty string, got {_describe(name)}")
-        return str(name).strip("/") + (f"{index}/" if index else "/")
+        return name.strip("/") + (f"{index}/" if index else "/")
     return f"model{watched + index}/" if watched + index else ""
 
 

@@ -25,7 +25,7 @@ class HostCopy:
         self._event: Any = None
         self._host = tensor
         if tensor.device.type != "cpu":
-            self._host = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
+            self._host = torch.empty(tensor.shape, dtype=tensor.dtype, device="cpu", pin_memory=True)
             self._host.copy_(tensor, non_blocking=True)
             self._event = torch.get_device_module(tensor.device.type).Event()
             self._event.record()

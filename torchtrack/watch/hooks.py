@@ -18,7 +18,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterable
 from types import FrameType
-from typing import Any, Protocol
+from typing import Any, Final, Protocol
 
 import torch
 import torch.nn.utils as grad_utils
@@ -28,17 +28,17 @@ from torch.optim.optimizer import Optimizer, register_optimizer_step_pre_hook
 
 from torchtrack import guard
 
+_OPTIMIZER_FILE: Final = Optimizer.profile_hook_step.__code__.co_filename
 logger = logging.getLogger("torchtrack")
 
 
 class Listener(Protocol):
     """What a watcher does at each point. Called on the training thread; exceptions are caught around every call."""
 
-    def clipping(self, parameters: list[torch.Tensor], coefficient: Callable[[], torch.Tensor] | None) -> bool:
-        """Gradients of these parameters are about to be clipped. True: call `clipped` afterwards."""
-
-    def clipped(self, parameters: list[torch.Tensor]) -> None:
-        """They have been clipped."""
+    def clipping(
+        self, parameters: list[torch.Tensor], coefficient: Callable[[], torch.Tensor] | None
+    ) -> Callable[[], None] | None:
+        """Gradients of these parameters are about to be clipped. What it returns is called when they have been."""
 
     def begin(self, optimizer: Optimizer) -> bool:
         """A top-level step begins. True: it is sampled, call `gradients_final`."""
@@ -51,7 +51,11 @@ class Listener(Protocol):
 
 
 class _Installed:
-    """What is installed in this process: the listeners, two hook handles and the shims with their originals."""
+    """What is installed in this process: the listeners, the hook's handle and the shims with their originals.
+
+    Each installation is one of these. A shim that somebody wrapped outlives its installation, and asks its own one,
+    which has no listeners any more, so that a second installation around it does not see everything twice.
+    """
 
     def __init__(self) -> None:
         self.listeners: list[Listener] = []
@@ -60,22 +64,25 @@ class _Installed:
         self.stepped = threading.local()
 
 
+_lock = threading.Lock()
 _installed = _Installed()
 
 
 def add(listener: Listener) -> None:
     """Tell a listener from now on."""
-    if not _installed.listeners:
-        _install()
-    _installed.listeners.append(listener)
+    with _lock:
+        if not _installed.listeners:
+            _install()
+        _installed.listeners.append(listener)
 
 
 def remove(listener: Listener) -> None:
     """Tell it no more. The last one takes the hooks and shims with it."""
-    if listener in _installed.listeners:
-        _installed.listeners.remove(listener)
-        if not _installed.listeners:
-            _uninstall()
+    with _lock:
+        if listener in _installed.listeners:
+            _installed.listeners.remove(listener)
+            if not _installed.listeners:
+                _uninstall()
 
 
 def active() -> int:
@@ -96,15 +103,19 @@ def _each(where: str, method: str, *args: Any) -> list[tuple[Listener, Any]]:
 # -- the optimizer ----------------------------------------------------------------------------------------------------
 
 
-def enclosing_optimizer() -> Optimizer | None:
-    """The optimizer whose step is under way above the one that called this; read from the stack, so never stale."""
+def enclosing_optimizer(depth: int = 1) -> Optimizer | None:
+    """The optimizer whose step is under way around the caller; read from the stack, so never stale.
+
+    Args:
+        depth: 1 for the innermost one, 2 for the one around that.
+    """
     frame: FrameType | None = sys._getframe(1)
     found = 0
     while frame is not None:
         code = frame.f_code
-        if code.co_name == "wrapper" and code.co_filename.endswith("optimizer.py"):
+        if code.co_name == "wrapper" and code.co_filename == _OPTIMIZER_FILE:
             found += 1
-            if found == 2:
+            if found == depth:
                 optimizer = frame.f_locals.get("self")
                 return optimizer if isinstance(optimizer, Optimizer) else None
         frame = frame.f_back
@@ -116,6 +127,11 @@ def _is_part_of(optimizer: Optimizer, outer: Optimizer) -> bool:
     return all(id(p) in held for group in optimizer.param_groups for p in group["params"])
 
 
+def _is_capturing() -> bool:
+    """Whether a CUDA graph is being recorded: what is done now would be done at every replay."""
+    return bool(torch.cuda.is_initialized() and torch.cuda.is_current_stream_capturing())  # type: ignore[no-untyped-call]
+
+
 @_disable_dynamo
 def _before_step(optimizer: Optimizer, args: Any, kwargs: Any) -> tuple[Any, Any] | None:
     changed: list[tuple[Any, Any]] = []
@@ -124,10 +140,12 @@ def _before_step(optimizer: Optimizer, args: Any, kwargs: Any) -> tuple[Any, Any
 
 
 def _begin(optimizer: Optimizer, args: Any, kwargs: Any) -> Iterable[tuple[Any, Any]]:
-    outer = enclosing_optimizer()
+    outer = enclosing_optimizer(2)  # the first is its own
     if outer is not None and (outer is optimizer or _is_part_of(optimizer, outer)):
         return []
-    _installed.stepped.last = optimizer
+    _installed.stepped.any = True
+    if _is_capturing():
+        return []
     sampling = [listener for listener, armed in _each("watch", "begin", optimizer) if armed]
     if not sampling:
         return []
@@ -159,16 +177,18 @@ def _final(sampling: list[Listener], optimizer: Optimizer) -> None:
 def _around_clip(
     original: Callable[..., Any], limit: Callable[..., Callable[[], torch.Tensor] | None]
 ) -> Callable[..., Any]:
+    installed = _installed
+
     @functools.wraps(original)
     def shim(parameters: Any, *args: Any, **kwargs: Any) -> Any:
-        if torch.compiler.is_compiling() or not _installed.listeners:
+        if torch.compiler.is_compiling() or not installed.listeners or _is_capturing():
             return original(parameters, *args, **kwargs)
         held = [parameters] if isinstance(parameters, torch.Tensor) else list(parameters)  # a generator runs only once
         coefficient = limit(*args, **kwargs)
-        interested = [listener for listener, yes in _each("watch", "clipping", held, coefficient) if yes]
+        clipped = [then for _, then in _each("watch", "clipping", held, coefficient) if then is not None]
         result = original(held, *args, **kwargs)
-        for listener in interested:
-            guard.attempt("watch", listener.clipped, held)
+        for then in clipped:
+            guard.attempt("watch", then)
         return result
 
     return shim
@@ -187,11 +207,15 @@ def _no_limit(*args: Any, **kwargs: Any) -> None:
 
 
 def _around_scaler_step(original: Callable[..., Any]) -> Callable[..., Any]:
+    installed = _installed
+
     @functools.wraps(original)
-    def step(self: Any, optimizer: Optimizer, *args: Any, **kwargs: Any) -> Any:
-        _installed.stepped.last = None
+    def step(self: Any, optimizer: Any, *args: Any, **kwargs: Any) -> Any:
+        if not installed.listeners:
+            return original(self, optimizer, *args, **kwargs)
+        installed.stepped.any = False
         result = original(self, optimizer, *args, **kwargs)
-        if self.is_enabled() and getattr(_installed.stepped, "last", None) is not optimizer:
+        if not installed.stepped.any and isinstance(optimizer, Optimizer) and self.is_enabled():
             _each("watch", "skipped", optimizer)
         return result
 
@@ -220,10 +244,10 @@ def _shim(owner: Any, name: str, shim: Any) -> None:
 
 
 def _uninstall() -> None:
+    global _installed
     for handle in _installed.handles:
         handle.remove()
     for owner, name, original, shim in reversed(_installed.shims):
         if getattr(owner, name) is shim:
             setattr(owner, name, original)
-    _installed.handles, _installed.shims = [], []
-    _installed.stepped = threading.local()
+    _installed = _Installed()

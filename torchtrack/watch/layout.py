@@ -8,7 +8,9 @@ bucket counts of one common sample are equal.
 
 from __future__ import annotations
 
+import functools
 import hashlib
+import itertools
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,6 +18,7 @@ from typing import Any, Final
 
 import torch
 from torch import nn
+from torch.nn.parameter import is_lazy
 
 KINDS: Final = ("gradient", "parameter")
 _NAMED_WRAPPERS: Final = ("_fsdp_wrapped_module", "_checkpoint_wrapped_module", "_orig_mod")
@@ -33,9 +36,13 @@ def unwrap(model: nn.Module) -> nn.Module:
 
 
 def named_parameters(model: nn.Module, prefix: str = "") -> Iterator[tuple[str, nn.Parameter]]:
-    """Names as the user's module has them, without wrapper prefixes; a tied weight once, under its first name."""
+    """Names as the user's module has them, without wrapper prefixes; a tied weight once, under its first name.
+
+    A lazy module's parameters come when its first input has given them a shape.
+    """
     for name, parameter in unwrap(model).named_parameters():
-        yield prefix + strip(name), parameter
+        if not is_lazy(parameter):
+            yield prefix + strip(name), parameter
 
 
 def strip(name: str) -> str:
@@ -78,7 +85,7 @@ def row_digests(names: Sequence[str], counts: Mapping[tuple[str, str], Any]) -> 
     return digests
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Plan:
     """Who counts what, the same on every rank.
 
@@ -98,23 +105,28 @@ class Plan:
     world_size: int
     digest: int
 
+    @functools.cached_property
+    def _places(self) -> dict[str, tuple[int, int]]:
+        """By name: where it begins when all are laid end to end, and its number of elements."""
+        begins = itertools.accumulate(self.numels, initial=0)
+        return {name: (begin, numel) for name, begin, numel in zip(self.names, begins, self.numels, strict=False)}
+
+    def _share(self, name: str, rank: int) -> tuple[int, int]:
+        begin, numel = self._places[name]
+        total = sum(self._places[self.names[-1]])
+        first, last = total * rank // self.world_size, total * (rank + 1) // self.world_size
+        return min(max(first - begin, 0), numel), min(max(last - begin, 0), numel)
+
     def ranges(self, rank: int) -> dict[str, tuple[int, int]]:
         """By name: [lo, hi) of the flat tensor that this rank counts; an empty range if none of it."""
-        total = sum(self.numels)
-        first, last = total * rank // self.world_size, total * (rank + 1) // self.world_size
-        ranges, offset = {}, 0
-        for name, numel in zip(self.names, self.numels, strict=True):
-            lo, hi = min(max(first - offset, 0), numel), min(max(last - offset, 0), numel)
-            ranges[name] = (lo, hi)
-            offset += numel
-        return ranges
+        return {name: self._share(name, rank) for name in self.names}
 
     def covers(self, name: str, ranks: Sequence[int]) -> str:
         """The `covers` column of a row that these ranks' counts are merged in; "" if that is the whole tensor."""
-        numel = self.numels[self.names.index(name)]
+        numel = self._places[name][1]
         parts: list[list[int]] = []
         for rank in sorted(ranks):
-            lo, hi = self.ranges(rank)[name]
+            lo, hi = self._share(name, rank)
             if lo < hi and parts and parts[-1][1] == lo:
                 parts[-1][1] = hi
             elif lo < hi:
@@ -155,15 +167,17 @@ def agree(offers: Sequence[Offer]) -> Plan | None:
     """The plan that follows from all ranks' offers; the same for the same offers. None if no sample is common yet.
 
     A tensor is shared out if every rank holds it with the same number of elements and the same counts. A tensor that
-    every rank holds with other values is no replica: each rank's is a part of its own.
+    every rank holds with other values is no replica: each rank's is a part of its own. Optimizers may take turns, so a
+    tensor is judged by the last common sample it was counted in.
     """
     common = set(offers[0].samples).intersection(*(offer.samples for offer in offers[1:]))
     if not common:
         return None
-    sample = max(common)
+    newest = sorted(common, reverse=True)
     held = set(offers[0].numels).intersection(*(offer.numels for offer in offers[1:]))
     replicated, distinct = [], {}
     for name in sorted(held):
+        sample = next((n for n in newest if any(name in offer.samples[n] for offer in offers)), newest[0])
         seen = {(offer.numels[name], offer.samples[sample].get(name)) for offer in offers}
         if len(seen) == 1 and None not in next(iter(seen)):
             replicated.append(name)

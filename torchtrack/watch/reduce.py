@@ -38,6 +38,8 @@ TURN_TIMEOUT_S: Final = 30.0
 _HEADER: Final = 5  # sample, -sample, plan, -plan, replan
 _KEEP_DIGESTS: Final = 16
 _RETAIN_S: Final = 1.0
+_STAGES: Final = ("step", "pre_clip", "skipped")
+MAX_COLUMNS: Final = MAXES + 1
 _IDLE_S: Final = 0.05
 logger = logging.getLogger("torchtrack")
 
@@ -168,7 +170,7 @@ class Merger:
             else:
                 packed.sums[self._rank()] = 0.0 if sample.dropped else 1.0
                 self._all_reduce(packed.sums, "sum")
-                merged = packed.merged(counted)
+                merged = packed.merged()
         except FAILURES as error:
             logger.debug("torchtrack writes unmerged rows: %s", error)
             self._disband(write_retained=True)
@@ -225,8 +227,9 @@ class Merger:
         rows = {key: counted.sums[i] for i, key in enumerate(counted.keys)}
         self._numels.update(numels)
         self._digests[sample.number] = layout.row_digests(list(numels), rows)
-        while len(self._digests) > _KEEP_DIGESTS:
-            del self._digests[next(iter(self._digests))]
+        wanted = self._meeting.wanted if self._meeting else set()
+        for number in [number for number in self._digests if number not in wanted][:-_KEEP_DIGESTS]:
+            del self._digests[number]
 
     def _meet(self) -> None:
         identity = self._job.identity if self._job else None
@@ -315,7 +318,7 @@ class _Packed:
     """A sample as the buffers of a turn; their size follows from the plan alone, so that it is the same on all ranks.
 
     sums: [world size] who is present, then rows x (328 counts, sum, sum of squares).
-    maxes: the header, then rows x (max, -min).
+    maxes: the header, then rows x (max, -min, number of the stage).
     """
 
     def __init__(self, plan: layout.Plan, counted: Counted | None) -> None:
@@ -323,7 +326,7 @@ class _Packed:
         self._keys = [(kind, name) for kind in layout.KINDS for name in plan.names]
         rows = {key: i for i, key in enumerate(self._keys)}
         self.sums = np.zeros(plan.world_size + len(rows) * SUMS)
-        self.maxes = np.full(_HEADER + len(rows) * MAXES, -np.inf)
+        self.maxes = np.full(_HEADER + len(rows) * MAX_COLUMNS, -np.inf)
         self.rest: Counted | None = None
         self.replan = 0.0
         if counted is None:
@@ -332,7 +335,8 @@ class _Packed:
         alone = [i for i, key in enumerate(counted.keys) if key not in rows]
         into = [rows[counted.keys[i]] for i in shared]
         self._sums()[into] = counted.sums[shared]
-        self._maxes()[into] = counted.maxes[shared]
+        self._maxes()[into, :MAXES] = counted.maxes[shared]
+        self._maxes()[into, MAXES] = [_STAGES.index(counted.stages[i]) for i in shared]
         if alone:
             self.rest = counted.select(alone)
             self.replan = float(any(name not in plan.distinct for _, name in self.rest.keys))
@@ -341,20 +345,20 @@ class _Packed:
         return self.sums[self._plan.world_size :].reshape(-1, SUMS)
 
     def _maxes(self) -> np.ndarray[Any, Any]:
-        return self.maxes[_HEADER:].reshape(-1, MAXES)
+        return self.maxes[_HEADER:].reshape(-1, MAX_COLUMNS)
 
-    def merged(self, own: Counted | None) -> Counted:
-        """The merged rows after both all-reduces; stages are those of this rank's rows."""
+    def merged(self) -> Counted:
+        """The merged rows after both all-reduces."""
         present = np.flatnonzero(self.sums[: self._plan.world_size] > 0).tolist()
         whole = len(present) == self._plan.world_size
-        stages = dict(zip(own.keys, own.stages, strict=True)) if own else {}
+        maxes = self._maxes()
         return Counted(
             list(self._keys),
             self._sums(),
-            self._maxes(),
+            maxes[:, :MAXES],
             list(self._plan.numels) * len(layout.KINDS),
             ["" if whole else self._plan.covers(name, present) for _, name in self._keys],
-            [stages.get(key, "step") for key in self._keys],
+            [_STAGES[int(max(stage, 0))] for stage in maxes[:, MAXES]],
             len(present),
         )
 
@@ -364,6 +368,8 @@ class _Meeting:
 
     def __init__(self, store: Any, prefix: str, rank: int, world_size: int, attempt: int) -> None:
         self.attempt = attempt
+        self.wanted: set[int] = set()
+        """Samples that other ranks have offered: worth keeping until this rank has counted them too."""
         self._store, self._prefix = store, prefix
         self._rank, self._world_size = rank, world_size
         self._generation = 0
@@ -426,6 +432,7 @@ class _Meeting:
         shorts = [dict(samples) for _, samples in headers]
         common = set(shorts[0]).intersection(*shorts[1:])
         if not common:
+            self.wanted = {max(short) for short in shorts}
             return None
         if len({short[max(common)] for short in shorts}) == 1:
             offers = [

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from torchtrack.histogram import ZERO
 from torchtrack.watch.rows import SUMS, Counted
 
 if TYPE_CHECKING:
@@ -49,9 +50,11 @@ class Part:
         """The rows with these indices."""
         index = list(rows)
         counts, moments = self.counts.numpy()[index], self.moments.numpy()[index]
-        counts[:, 163] += np.array(self.implied_zeros)[index]
+        zeros = np.array(self.implied_zeros, np.int64)[index]
+        counts[:, ZERO] += zeros
         sums = np.concatenate([counts, moments[:, :2]], 1)
         maxes = np.stack([moments[:, 3], -moments[:, 2]], 1)
+        maxes[zeros > 0] = maxes[zeros > 0].clip(min=0.0)
         return Counted(
             [self.keys[i] for i in index],
             sums,

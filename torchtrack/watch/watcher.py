@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fnmatch
 import logging
+import sys
 import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import torch
 from torch import nn
+from torch.multiprocessing.reductions import StorageWeakRef
 from torch.optim.optimizer import Optimizer
 
 from torchtrack.watch import hooks, kernels, layout
@@ -23,6 +25,8 @@ if TYPE_CHECKING:
     from torchtrack.recorder import Recorder
 
 LOGS: Final = {"all": layout.KINDS, "gradients": ("gradient",), "parameters": ("parameter",), None: ()}
+_UNCLAIMED_CLIPS: Final = 8
+"""So many clippings are counted for an optimizer that has yet to show up; a hand-written update has none."""
 logger = logging.getLogger("torchtrack")
 
 
@@ -33,6 +37,8 @@ class _Count:
     seen: int = 0
     steps: int = 0
     watched: bool = False
+    sample: Sample | None = None
+    """Of the step under way: begun, and its gradients are not final yet."""
 
 
 @dataclass(slots=True)
@@ -41,7 +47,11 @@ class _Clipped:
 
     part: Part
     row: int
-    mark: tuple[int, int]
+    mark: tuple[Any, ...] | None = None
+
+    def is_last_of(self, parameter: torch.Tensor) -> bool:
+        """Whether the clipping was the last that happened to this parameter's gradient."""
+        return self.mark is not None and parameter.grad is not None and self.mark == _mark(parameter.grad)
 
 
 class Watcher:
@@ -81,7 +91,7 @@ class Watcher:
         self._clipped: dict[str, _Clipped] = {}
         self._coefficients: list[HostCopy] = []
         self._owners: dict[int, _Count] = {}
-        self._sampling: Sample | None = None
+        self._unclaimed = 0
         self._told: set[str] = set()
         self.merger = Merger(recorder, job, ordinal)
         if self.kinds:
@@ -91,6 +101,7 @@ class Watcher:
         """Stop watching: hooks are gone at once, what was sampled is written."""
         hooks.remove(self)
         self._forget()
+        self.models = []
         return self.merger.close(timeout_s)
 
     # -- hooks.Listener ---------------------------------------------------------------------------------------------
@@ -100,67 +111,98 @@ class Watcher:
         count = self._counts.get(optimizer)
         if count is None:
             count = self._counts[optimizer] = _Count()
+            self._unclaimed = 0
         due = (count.steps if count.watched else count.seen) % self.log_freq == 0
         count.seen += 1
         if due:
             names = self._names()
             held = _parameters(optimizer)
             count.watched = any(id(p) in names for p in held)
-            if count.watched:
-                self._owners |= dict.fromkeys(map(id, held), count)
+            self._owners |= dict.fromkeys(map(id, held), count)
         if not count.watched:
             return False
         count.steps += 1
         number, self.samples = self.samples, self.samples + 1
         self.merger.next_sample = self.samples
-        self._sampling = Sample(number, self._recorder.ticket(), self._plan(number)) if due else None
+        count.sample = Sample(number, self._recorder.ticket(), self._plan(number)) if due else None
         return due
 
     def gradients_final(self, optimizer: Optimizer) -> None:
         """Count what this step uses and hand it over."""
-        sample, self._sampling = self._sampling, None
+        count = self._counts[optimizer]
+        sample, count.sample = count.sample, None
         if sample is not None:
             self._capture(sample, optimizer)
 
     def skipped(self, optimizer: Optimizer) -> None:
         """Count the gradients that the scaler refused."""
         if self.begin(optimizer):
-            sample, self._sampling = self._sampling, None
+            sample = self._counts[optimizer].sample
             if sample is not None:
                 sample.skipped = True
-                self._capture(sample, optimizer)
+            self.gradients_final(optimizer)
 
-    def clipping(self, parameters: list[torch.Tensor], coefficient: Callable[[], torch.Tensor] | None) -> bool:
+    def clipping(
+        self, parameters: list[torch.Tensor], coefficient: Callable[[], torch.Tensor] | None
+    ) -> Callable[[], None] | None:
         """Count gradients before they are clipped, if the step they belong to is sampled."""
-        known = not parameters or id(parameters[0]) in self._owners
-        if known and not any(c.watched and c.steps % self.log_freq == 0 for c in self._counts.values()):
-            return False
+        probe = next((p for p in parameters if p.grad is not None), None)
+        if probe is None:
+            return None
+        stepping = self._stepping()
+        counts = self._counts.values()
+        if id(probe) not in self._owners:
+            self._unclaimed += 1
+            if self._unclaimed > _UNCLAIMED_CLIPS:
+                return None
+        elif not any(c.watched and self._is_due(c, stepping) for c in counts):
+            return None
         names = self._names()
-        due = [p for p in parameters if id(p) in names and self._is_due(p)]
+        due = {
+            names[id(p)]: p
+            for p in parameters
+            if p.grad is not None and id(p) in names and self._is_due(self._owners.get(id(p)), stepping)
+        }
         if not due:
-            return False
+            return None
         if coefficient is not None:
             self._coefficients.append(HostCopy(coefficient()))
         if "gradient" in self.kinds:
-            todo = [("gradient", names[id(p)], _gradient(p), p.numel()) for p in due]
-            for part in self._count(todo, "pre_clip", self._plan(self.samples)):
-                for row, (_, name) in enumerate(part.keys):
-                    self._clipped[name] = _Clipped(part, row, (0, 0))
-        return True
-
-    def clipped(self, parameters: list[torch.Tensor]) -> None:
-        """Remember how the gradients look right after the clipping."""
-        names = self._names()
-        for p in parameters:
-            clipped = self._clipped.get(names.get(id(p), ""))
-            if clipped is not None and p.grad is not None:
-                clipped.mark = _mark(p.grad)
+            number = stepping.sample.number if stepping and stepping.sample else self.samples
+            self._count_unclipped(due, self._plan(number))
+        return lambda: self._remember_clipped(due)
 
     # -- counting ---------------------------------------------------------------------------------------------------
 
-    def _is_due(self, parameter: torch.Tensor) -> bool:
-        owner = self._owners.get(id(parameter))
+    def _stepping(self) -> _Count | None:
+        """The optimizer in whose step (in a closure) this happens: it has been counted already."""
+        optimizer = hooks.enclosing_optimizer()
+        return None if optimizer is None else self._counts.get(optimizer)
+
+    def _is_due(self, owner: _Count | None, stepping: _Count | None) -> bool:
+        """Whether the next step of an optimizer, or the one under way, is sampled; one not seen yet has its first."""
+        if owner is not None and owner is stepping:
+            return owner.sample is not None  # None too if its gradients were final after the closure's first call
         return owner is None or owner.steps % self.log_freq == 0
+
+    def _count_unclipped(self, due: dict[str, torch.Tensor], plan: layout.Plan | None) -> None:
+        """Count gradients before the first clipping that changes them; a second one finds them clipped already."""
+        todo = []
+        for name, p in due.items():
+            before = self._clipped.get(name)
+            if before is None or not before.is_last_of(p):
+                self._clipped.pop(name, None)
+                todo.append(("gradient", name, _gradient(p), p.numel()))
+        for part in self._count(todo, "pre_clip", plan):
+            for row, (_, name) in enumerate(part.keys):
+                self._clipped[name] = _Clipped(part, row)
+
+    def _remember_clipped(self, due: dict[str, torch.Tensor]) -> None:
+        """How the gradients look right after the clipping."""
+        for name, p in due.items():
+            clipped = self._clipped.get(name)
+            if clipped is not None and p.grad is not None:
+                clipped.mark = _mark(p.grad)
 
     def _plan(self, number: int) -> layout.Plan | None:
         plan = self.merger.plan
@@ -184,13 +226,14 @@ class Watcher:
         names = self._names()
         own = {names[id(p)]: p for p in _parameters(optimizer) if id(p) in names}
         scale = getattr(optimizer, "grad_scale", None)
+        multiplier = scale.detach().reciprocal() if isinstance(scale, torch.Tensor) else None
         found_inf = getattr(optimizer, "found_inf", None)
         todo: list[tuple[str, str, torch.Tensor | None, int]] = []
         if "gradient" in self.kinds:
             kept: dict[int, tuple[Part, list[int]]] = {}
             for name, p in own.items():
                 clipped = self._clipped.pop(name, None)
-                if clipped is not None and p.grad is not None and clipped.mark == _mark(p.grad):
+                if clipped is not None and clipped.is_last_of(p) and multiplier is None:
                     kept.setdefault(id(clipped.part), (clipped.part, []))[1].append(clipped.row)
                 else:
                     todo.append(("gradient", name, _gradient(p), p.numel()))
@@ -198,12 +241,12 @@ class Watcher:
             if kept:  # counted at the clip: a plan that came since must not be mixed in
                 plans = {id(part.plan): part.plan for part, _ in kept.values()}
                 sample.plan = next(iter(plans.values())) if len(plans) == 1 else None
-        multiplier = scale.detach().reciprocal() if isinstance(scale, torch.Tensor) else None
         if multiplier is not None:
             self._add(sample, todo, multiplier)
             todo = []
         if "parameter" in self.kinds:
-            others = self._unowned(names, own) if next(iter(self._counts), None) is optimizer else {}
+            first = next((o for o, count in self._counts.items() if count.watched), None)
+            others = self._unowned(names, own, self._counts[optimizer]) if first is optimizer else {}
             todo += [("parameter", name, p.detach(), p.numel()) for name, p in (own | others).items()]
         self._add(sample, todo, None)
         if isinstance(found_inf, torch.Tensor):
@@ -212,14 +255,20 @@ class Watcher:
         self._coefficients = []
         self.merger.submit(sample)
 
-    def _unowned(self, names: dict[int, str], own: dict[str, Any]) -> dict[str, torch.Tensor]:
-        """Parameters that no optimizer steps (frozen ones); they are counted with those of the first optimizer."""
+    def _unowned(self, names: dict[int, str], own: dict[str, Any], first: _Count) -> dict[str, torch.Tensor]:
+        """Parameters that no optimizer steps (frozen ones); they are counted with those of the first optimizer.
+
+        At its first step the optimizers of the trainable ones may yet show up.
+        """
         owned = {id(p) for optimizer in self._counts for p in _parameters(optimizer)}
         return {
             name: parameter
             for prefix, model in self.models
             for name, parameter in layout.named_parameters(model, prefix)
-            if name not in own and id(parameter) in names and id(parameter) not in owned
+            if name not in own
+            and id(parameter) in names
+            and id(parameter) not in owned
+            and (first.steps > 1 or not parameter.requires_grad)
         }
 
     def _add(self, sample: Sample, todo: Sequence[tuple[str, str, torch.Tensor | None, int]], multiplier: Any) -> None:
@@ -239,7 +288,9 @@ class Watcher:
         for kind, name, tensor, numel in todo:
             if tensor is None or not self._countable(name, tensor):
                 continue
-            share = ranges.get(name, (0, numel)) if not tensor.is_sparse else (0, numel)
+            share = ranges.get(name, (0, numel))
+            if tensor.is_sparse:  # cutting one would need its data on the host: the rank of the first element counts it
+                share = (0, numel if share[0] == 0 < share[1] else 0)
             if share[0] == share[1]:
                 continue
             part, views = parts.setdefault(tensor.device, (Part(stage, plan), []))
@@ -251,17 +302,19 @@ class Watcher:
             part.implied_zeros.append(implied_zeros)
             views.append(view)
         for device, (part, views) in parts.items():
-            counts, moments = kernels.choose(device)(views, multiplier)
+            with device:  # the user's default device must not become that of a kernel's temporaries
+                counts, moments = kernels.choose(device)(views, multiplier)
             part.counts, part.moments = HostCopy(counts), HostCopy(moments)
         return [part for part, _ in parts.values()]
 
     def _countable(self, name: str, tensor: torch.Tensor) -> bool:
-        from torch.distributed.tensor import DTensor
-
-        if isinstance(tensor, DTensor):
+        module = sys.modules.get("torch.distributed.tensor")  # slow to import; without it there is none
+        if module is not None and isinstance(tensor, module.DTensor):
             return self._tell(name, "is sharded (DTensor); this version counts plain tensors only")
         if not tensor.is_floating_point():
             return self._tell(name, f"has dtype {tensor.dtype}; only real floating point is counted")
+        if tensor.layout not in (torch.strided, torch.sparse_coo):
+            return self._tell(name, f"has layout {tensor.layout}; only strided and sparse_coo are counted")
         return tensor.device.type != "meta"
 
     def _tell(self, name: str, why: str) -> bool:
@@ -284,8 +337,16 @@ def _gradient(parameter: torch.Tensor) -> torch.Tensor | None:
     return None if parameter.grad is None else parameter.grad.detach()
 
 
-def _mark(gradient: torch.Tensor) -> tuple[int, int]:
-    return gradient.data_ptr() if not gradient.is_sparse else id(gradient), gradient._version
+def _mark(gradient: torch.Tensor) -> tuple[Any, ...] | None:
+    """Equal as long as nothing happened to a gradient; None where that cannot be told.
+
+    An address would not do: the next gradient may lie at the same one, with as many changes behind it. A weak reference
+    to the tensor would forbid `torch.utils.swap_tensors`, which is the user's to call.
+    """
+    if gradient.layout is not torch.strided or gradient.is_inference():
+        return None
+    storage = StorageWeakRef(gradient.untyped_storage())  # type: ignore[no-untyped-call]
+    return storage, gradient.storage_offset(), gradient._version
 
 
 def _elements(tensor: torch.Tensor, part: tuple[int, int] | None) -> tuple[torch.Tensor, int]:

@@ -1,0 +1,119 @@
+"""A run whose watched tensors are read back, and the truth to hold them against."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+import torchtrack
+from torchtrack.histogram import Histogram
+
+Row = dict[str, Any]
+Truth = dict[str, Histogram]
+
+
+def histogram(row: Row) -> Histogram:
+    """The histogram that a row of the tensors table tells."""
+    return Histogram.from_sparse(row["buckets"], row["counts"], row["sum"], row["sum_sq"], row["min"], row["max"])
+
+
+def gradients(model: nn.Module, factor: float = 1.0) -> Truth:
+    """The histograms of a model's gradients as they are now, each times a factor."""
+    return {
+        name: Histogram.of(p.grad.to_dense().clone() * factor)
+        for name, p in model.named_parameters()
+        if p.grad is not None
+    }
+
+
+def parameters(model: nn.Module) -> Truth:
+    """The histograms of a model's parameters as they are now."""
+    return {name: Histogram.of(p.detach().clone()) for name, p in model.named_parameters()}
+
+
+def assert_same(row: Row, truth: Histogram) -> None:
+    """Counts, min and max are exact, the moments good to 1e-6."""
+    got = histogram(row)
+    assert got.sparse()[0].tolist() == truth.sparse()[0].tolist(), row["name"]
+    assert got.sparse()[1].tolist() == truth.sparse()[1].tolist(), row["name"]
+    assert (row["min"], row["max"]) == (truth.min, truth.max)
+    assert row["norm"] == pytest.approx(truth.norm, rel=1e-6)
+    assert got.sum == pytest.approx(truth.sum, rel=1e-5, abs=1e-6 * truth.norm)
+    assert row["count"] == row["numel"] == truth.count
+
+
+class Watched:
+    """A run in a folder of its own, and what its reader sees once it has ended."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.run = torchtrack.init(dir=folder, system_interval=0, sidecar=False, console=False)
+        self._uid = self.run.uid
+
+    def watch(self, *args: Any, **kwargs: Any) -> None:
+        """`Run.watch`, at every step unless said otherwise."""
+        self.run.watch(*args, **{"log_freq": 1, **kwargs})
+
+    def read(self) -> Any:
+        """End the run and read it."""
+        self.run.finish(quiet=True)
+        return torchtrack.Api(self.folder).run(self._uid)
+
+    def rows(self, kind: str | None = None, name: str | None = None) -> list[Row]:
+        """End the run; its rows of the tensors table, by sample."""
+        rows: list[Row] = self.read().tensors(kind, name).to_pylist()
+        return sorted(rows, key=lambda row: (row["sample"], row["kind"], row["name"]))
+
+    def check(self, kind: str, truths: list[Truth], stages: str | list[str]) -> list[Row]:
+        """The rows of a kind are exactly these, one a tensor and sample, at these stages."""
+        rows = self.rows(kind)
+        assert [row["name"] for row in rows] == [name for truth in truths for name in sorted(truth)]
+        every = [stages] * len(truths) if isinstance(stages, str) else stages
+        expected = [stage for stage, truth in zip(every, truths, strict=True) for _ in truth]
+        assert [row["stage"] for row in rows] == expected
+        for row, histogram_ in zip(rows, [truth[name] for truth in truths for name in sorted(truth)], strict=True):
+            assert_same(row, histogram_)
+        return rows
+
+
+@pytest.fixture(autouse=True)
+def _inductor_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))  # a compilation has torch set it for good
+
+
+@pytest.fixture
+def watched(tmp_path: Path) -> Iterator[Watched]:
+    watched = Watched(tmp_path / "watched")
+    yield watched
+    watched.run.finish(quiet=True)
+
+
+@pytest.fixture
+def model() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3))
+
+
+def backward(model: nn.Module, step: int = 0, scale: float = 1.0) -> torch.Tensor:
+    """One backward pass over data that depends on the step alone."""
+    generator = torch.Generator().manual_seed(100 + step)
+    first = next(model.parameters())
+    x = torch.randn(5, 4, generator=generator).to(first.dtype)
+    loss: torch.Tensor = model(x).square().sum() * scale
+    loss.backward()
+    return loss.detach()
+
+
+def until(condition: Callable[[], bool], timeout_s: float = 20.0) -> None:
+    """Wait for another thread; fails after the timeout."""
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < deadline, "waited in vain"
+        threading.Event().wait(0.002)

@@ -1,0 +1,623 @@
+"""What is counted at which step: plain training."""
+
+from __future__ import annotations
+
+import gc
+import logging
+import threading
+import warnings
+import weakref
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+
+from tests.watch.conftest import Truth, Watched, assert_same, backward, gradients, parameters
+from torchtrack import guard
+from torchtrack.histogram import Histogram
+from torchtrack.watch import hooks, kernels
+
+MAKERS: dict[str, Callable[[Any], torch.optim.Optimizer]] = {
+    "SGD": lambda p: torch.optim.SGD(p, lr=0.1),
+    "SGD foreach": lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9, foreach=True),
+    "SGD fused": lambda p: torch.optim.SGD(p, lr=0.1, fused=True),
+    "AdamW foreach": lambda p: torch.optim.AdamW(p, lr=0.01, foreach=True),
+    "AdamW fused": lambda p: torch.optim.AdamW(p, lr=0.01, fused=True),
+}
+
+
+def train(model: nn.Module, optimizer: torch.optim.Optimizer, steps: int) -> tuple[list[Truth], list[Truth]]:
+    """Plain steps; the gradients each uses and the parameters it starts from."""
+    used, before = [], []
+    for step in range(steps):
+        optimizer.zero_grad()
+        backward(model, step)
+        used.append(gradients(model))
+        before.append(parameters(model))
+        optimizer.step()
+    return used, before
+
+
+def step_in_backward(model: nn.Module) -> None:
+    """Each parameter gets an optimizer of its own that steps as soon as its gradient is there."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # torch's own, at import
+        from torch.distributed.optim import _apply_optimizer_in_backward
+    _apply_optimizer_in_backward(torch.optim.SGD, model.parameters(), {"lr": 0.1})  # type: ignore[no-untyped-call]
+
+
+@pytest.mark.parametrize("make", MAKERS.values(), ids=MAKERS)
+def test_gradients_are_those_the_step_uses(watched: Watched, model: nn.Module, make: Any) -> None:
+    watched.watch(model)
+    used, _ = train(model, make(model.parameters()), 3)
+    watched.check("gradient", used, "step")
+
+
+@pytest.mark.parametrize("make", MAKERS.values(), ids=MAKERS)
+def test_parameters_are_those_before_the_update(watched: Watched, model: nn.Module, make: Any) -> None:
+    watched.watch(model)
+    _, before = train(model, make(model.parameters()), 3)
+    watched.check("parameter", before, "step")
+
+
+def test_accumulated_gradients_are_counted_once_as_their_sum(watched: Watched, model: nn.Module) -> None:
+    watched.watch(model)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    for micro in range(4):
+        backward(model, micro, 0.25)
+    used = gradients(model)
+    optimizer.step()
+    watched.check("gradient", [used], "step")
+
+
+def test_the_first_step_and_every_log_freq_th_after_it_are_sampled(watched: Watched, model: nn.Module) -> None:
+    watched.watch(model, log_freq=3)
+    used, _ = train(model, torch.optim.SGD(model.parameters(), lr=0.1), 8)
+    rows = watched.check("gradient", [used[0], used[3], used[6]], "step")
+    assert sorted({row["sample"] for row in rows}) == [0, 3, 6]
+
+
+def test_a_row_carries_the_step_of_the_first_log_after_its_capture(watched: Watched, model: nn.Module) -> None:
+    watched.watch(model, log="gradients")
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    for step in (10, 20, 35):
+        backward(model, step)
+        optimizer.step()
+        watched.run.log({"loss": 1.0}, step=step)
+    rows = watched.rows(name="0.weight")
+    assert [(row["sample"], row["step"]) for row in rows] == [(0, 10), (1, 20), (2, 35)]
+
+
+def test_an_uncommitted_log_does_not_close_the_step_of_a_row(watched: Watched, model: nn.Module) -> None:
+    watched.watch(model, log="gradients")
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    backward(model)
+    optimizer.step()
+    watched.run.log({"a": 1.0}, step=3, commit=False)
+    watched.run.log({"b": 1.0}, step=7)
+    assert {row["step"] for row in watched.rows()} == {7}
+
+
+def test_without_any_log_a_row_carries_the_current_step(watched: Watched, model: nn.Module) -> None:
+    watched.watch(model, log="gradients")
+    train(model, torch.optim.SGD(model.parameters(), lr=0.1), 1)
+    assert {row["step"] for row in watched.rows()} == {0}
+
+
+def test_the_global_norms_are_metrics_of_the_run(watched: Watched, model: nn.Module) -> None:
+    watched.watch(model)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    backward(model)
+    total = float(nn.utils.get_total_norm([p.grad for p in model.parameters() if p.grad is not None]))
+    held = float(nn.utils.get_total_norm([p.detach() for p in model.parameters()]))
+    optimizer.step()
+    watched.run.log({"loss": 1.0})
+    history = watched.read().history(["watch/grad_norm", "watch/param_norm"]).to_pylist()
+    assert history[0]["watch/grad_norm"] == pytest.approx(total, rel=1e-6)
+    assert history[0]["watch/param_norm"] == pytest.approx(held, rel=1e-6)
+
+
+@pytest.mark.parametrize(("log", "kinds"), [("all", {"gradient", "parameter"}), ("gradients", {"gradient"}),
+                                            ("parameters", {"parameter"}), (None, set())])  # fmt: skip
+def test_log_chooses_the_kinds(watched: Watched, model: nn.Module, log: Any, kinds: set[str]) -> None:
+    watched.watch(model, log=log)
+    train(model, torch.optim.SGD(model.parameters(), lr=0.1), 1)
+    assert {row["kind"] for row in watched.rows()} == kinds
+
+
+def test_log_none_installs_nothing(watched: Watched, model: nn.Module) -> None:
+    watched.watch(model, log=None)
+    assert hooks.active() == 0
+
+
+# -- several optimizers -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("log_freq", [1, 2, 3])
+def test_each_of_two_alternating_optimizers_is_sampled_at_its_own_steps(
+    watched: Watched, model: nn.Sequential, log_freq: int
+) -> None:
+    watched.watch(model, log="gradients", log_freq=log_freq)
+    first, second = (torch.optim.SGD(model[i].parameters(), lr=0.01) for i in (0, 2))
+    expected: list[Truth] = []
+    for step in range(7):
+        model.zero_grad()
+        backward(model, step)
+        truth = gradients(model)
+        for part, optimizer in (("0", first), ("2", second)):
+            if step % log_freq == 0:
+                expected.append({name: h for name, h in truth.items() if name.startswith(part)})
+            optimizer.step()
+    rows = watched.check("gradient", expected, "step")
+    assert len({row["sample"] for row in rows}) == len(expected)
+
+
+def test_optimizers_of_different_pace_are_counted_each_by_its_own_steps(watched: Watched) -> None:
+    discriminator, generator = nn.Linear(4, 4), nn.Linear(4, 4)
+    watched.watch([discriminator, generator], log="gradients", log_freq=2)
+    of_d, of_g = (torch.optim.SGD(m.parameters(), lr=0.01) for m in (discriminator, generator))
+    expected: list[Truth] = []
+    for turn in range(4):
+        for inner in range(5):
+            discriminator.zero_grad()
+            backward(discriminator, 10 * turn + inner)
+            if (5 * turn + inner) % 2 == 0:
+                expected.append(gradients(discriminator))
+            of_d.step()
+        generator.zero_grad()
+        backward(generator, turn)
+        if turn % 2 == 0:
+            expected.append({f"model1/{name}": h for name, h in gradients(generator).items()})
+        of_g.step()
+    watched.check("gradient", expected, "step")
+
+
+def test_parameters_of_an_optimizer_that_steps_later_are_not_counted_with_the_first(
+    watched: Watched, model: nn.Sequential
+) -> None:
+    watched.watch(model, log="parameters")
+    first, second = (torch.optim.SGD(model[i].parameters(), lr=0.01) for i in (0, 2))
+    backward(model)
+    first.step()
+    second.step()
+    assert [(row["sample"], row["name"]) for row in watched.rows()] == [
+        (0, "0.bias"), (0, "0.weight"), (1, "2.bias"), (1, "2.weight")
+    ]  # fmt: skip
+
+
+def test_an_optimizer_of_other_parameters_is_ignored(watched: Watched, model: nn.Module) -> None:
+    watched.watch(model)
+    other = nn.Linear(3, 3)
+    optimizer = torch.optim.SGD(other.parameters(), lr=0.1)
+    for _ in range(3):
+        other(torch.ones(1, 3)).sum().backward()
+        optimizer.step()
+    assert watched.rows() == []
+
+
+def test_frozen_parameters_are_counted_though_an_unrelated_optimizer_stepped_first(
+    watched: Watched, model: nn.Sequential
+) -> None:
+    model[0].requires_grad_(False)
+    watched.watch(model)
+    other = nn.Linear(3, 3)
+    other(torch.ones(1, 3)).sum().backward()
+    torch.optim.SGD(other.parameters(), lr=0.1).step()
+    train(model, torch.optim.SGD(model[2].parameters(), lr=0.1), 1)
+    assert {row["name"] for row in watched.rows("parameter")} == {"0.bias", "0.weight", "2.bias", "2.weight"}
+
+
+def test_an_optimizer_in_backward_gives_each_parameter_once(watched: Watched, model: nn.Module) -> None:
+    watched.watch(model)
+    start = parameters(model)
+    grads: Truth = {}
+    for name, p in model.named_parameters():
+        p.register_post_accumulate_grad_hook(lambda p, name=name: grads.update({name: Histogram.of(p.grad.clone())}))
+    step_in_backward(model)
+    backward(model)
+    rows = watched.rows()
+    assert sorted((row["kind"], row["name"]) for row in rows) == sorted(
+        (kind, name) for kind in ("gradient", "parameter") for name in start
+    )
+    for row in rows:
+        assert_same(row, (grads if row["kind"] == "gradient" else start)[row["name"]])
+
+
+def test_an_optimizer_in_backward_inside_anothers_closure_takes_nothing_from_it(
+    watched: Watched, model: nn.Sequential
+) -> None:
+    watched.watch(model, log="gradients")
+    step_in_backward(model[0])
+    optimizer = torch.optim.SGD(model[2].parameters(), lr=0.1)
+    optimizer.step(lambda: float(backward(model)))
+    assert {row["name"] for row in watched.rows()} == {"0.bias", "0.weight", "2.bias", "2.weight"}
+
+
+def test_a_group_added_later_is_counted_from_then_on(watched: Watched, model: nn.Sequential) -> None:
+    watched.watch(model, log="gradients")
+    optimizer = torch.optim.SGD(model[0].parameters(), lr=0.1)
+    train(model, optimizer, 1)
+    optimizer.add_param_group({"params": list(model[2].parameters())})
+    used, _ = train(model, optimizer, 1)
+    rows = watched.rows()
+    assert {row["name"] for row in rows if row["sample"] == 0} == {"0.bias", "0.weight"}
+    assert {row["name"] for row in rows if row["sample"] == 1} == set(used[0])
+
+
+def test_an_optimizer_made_before_watch_is_sampled_from_its_next_step(watched: Watched, model: nn.Module) -> None:
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    train(model, optimizer, 2)
+    watched.watch(model, log_freq=5)
+    used, _ = train(model, optimizer, 1)
+    watched.check("gradient", used, "step")
+
+
+def test_an_optimizer_that_is_gone_is_not_kept_alive(watched: Watched, model: nn.Module) -> None:
+    watched.watch(model)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    train(model, optimizer, 1)
+    alive = weakref.ref(optimizer)
+    del optimizer
+    gc.collect()
+    assert alive() is None
+
+
+# -- names ------------------------------------------------------------------------------------------------------------
+
+
+def test_two_models_in_one_watch_and_in_two_are_named_apart(watched: Watched) -> None:
+    models = [nn.Linear(4, 1) for _ in range(4)]
+    watched.watch(models[:2], log="gradients")
+    watched.watch(models[2], log="gradients")
+    watched.watch(models[3], log="gradients", name="critic")
+    for m in models:
+        train(m, torch.optim.SGD(m.parameters(), lr=0.1), 1)
+    names = {row["name"] for row in watched.rows()}
+    assert names == {p + leaf for p in ("", "model1/", "model2/", "critic/") for leaf in ("weight", "bias")}
+
+
+def test_include_and_exclude_choose_by_pattern(watched: Watched, model: nn.Module) -> None:
+    watched.watch(model, include=["*.weight", "0.*"], exclude="0.bias")
+    train(model, torch.optim.SGD(model.parameters(), lr=0.1), 1)
+    assert {row["name"] for row in watched.rows()} == {"0.weight", "2.weight"}
+
+
+@pytest.mark.parametrize("before", [True, False])
+def test_a_compiled_model_has_the_names_of_the_plain_one_and_is_compiled_once(
+    watched: Watched, model: nn.Module, before: bool
+) -> None:
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+    compiled = torch.compile(model, backend="eager")
+    watched.watch(compiled if before else model)
+    optimizer = torch.optim.SGD(compiled.parameters(), lr=0.1)
+    used = []
+    for step in range(4):
+        optimizer.zero_grad()
+        backward(compiled, step)
+        used.append(gradients(model))
+        optimizer.step()
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1
+    watched.check("gradient", used, "step")
+    torch._dynamo.reset()
+
+
+def test_a_compiled_submodule_does_not_show_in_names(watched: Watched, model: nn.Sequential) -> None:
+    torch._dynamo.reset()
+    model[0] = torch.compile(model[0], backend="eager")
+    watched.watch(model)
+    train(model, torch.optim.SGD(model.parameters(), lr=0.1), 1)
+    assert {row["name"] for row in watched.rows()} == {"0.bias", "0.weight", "2.bias", "2.weight"}
+    torch._dynamo.reset()
+
+
+# -- which parameters -------------------------------------------------------------------------------------------------
+
+
+def test_frozen_parameters_have_parameter_rows_only_also_if_no_optimizer_holds_them(
+    watched: Watched, model: nn.Sequential
+) -> None:
+    model[0].requires_grad_(False)
+    watched.watch(model)
+    used, before = train(model, torch.optim.SGD(model[2].parameters(), lr=0.1), 2)
+    rows = watched.rows()
+    assert {row["name"] for row in rows if row["kind"] == "gradient"} == set(used[0])
+    frozen = [row for row in rows if row["name"] == "0.weight"]
+    assert [row["sample"] for row in frozen] == [0, 1]
+    assert_same(frozen[0], before[0]["0.weight"])
+
+
+def test_a_parameter_unfrozen_later_gets_gradient_rows_from_then_on(watched: Watched, model: nn.Sequential) -> None:
+    model[0].requires_grad_(False)
+    watched.watch(model, log="gradients")
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    first, _ = train(model, optimizer, 1)
+    model[0].requires_grad_(True)
+    second, _ = train(model, optimizer, 1)
+    watched.check("gradient", first + second, "step")
+
+
+def test_an_unused_parameter_has_no_gradient_row(watched: Watched, model: nn.Sequential) -> None:
+    model.register_parameter("unused", nn.Parameter(torch.ones(2)))
+    watched.watch(model)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    model[2](model[1](model[0](torch.ones(1, 4)))).sum().backward()
+    optimizer.step()
+    assert {row["kind"] for row in watched.rows(name="unused")} == {"parameter"}
+
+
+def test_a_tied_weight_is_counted_once_under_its_first_name(watched: Watched) -> None:
+    model = nn.Sequential(nn.Linear(4, 4, bias=False), nn.Linear(4, 4, bias=False))
+    model[1].weight = model[0].weight
+    watched.watch(model)
+    used, _ = train(model, torch.optim.SGD(model.parameters(), lr=0.1), 1)
+    assert [row["name"] for row in watched.check("gradient", used, "step")] == ["0.weight"]
+
+
+@pytest.mark.parametrize("how", ["data", "setattr", "to"])
+def test_parameters_replaced_after_watch_are_followed(watched: Watched, model: nn.Sequential, how: str) -> None:
+    watched.watch(model)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    first, _ = train(model, optimizer, 1)
+    if how == "data":
+        model[0].weight.data = torch.full((8, 4), 0.25)
+    elif how == "setattr":
+        model[0].weight = nn.Parameter(torch.full((8, 4), 0.25))
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    else:
+        model.zero_grad()
+        model.to(torch.float64)
+    second, before = train(model, optimizer, 1)
+    rows = watched.check("gradient", first + second, "step")
+    parameter = next(row for row in watched.rows("parameter", "0.weight") if row["sample"] == rows[-1]["sample"])
+    assert_same(parameter, before[0]["0.weight"])
+
+
+def test_a_lazy_module_is_counted_once_it_has_a_shape(watched: Watched) -> None:
+    model = nn.Sequential(nn.LazyLinear(3))
+    watched.watch(model)
+    model(torch.ones(2, 4))
+    used, _ = train(model, torch.optim.SGD(model.parameters(), lr=0.1), 1)
+    watched.check("gradient", used, "step")
+
+
+def test_complex_and_integer_parameters_are_left_out_with_one_warning_each(
+    watched: Watched, model: nn.Sequential, caplog: pytest.LogCaptureFixture
+) -> None:
+    model.register_parameter("phase", nn.Parameter(torch.ones(3, dtype=torch.complex64)))
+    model.register_parameter("phase2", nn.Parameter(torch.ones(3, dtype=torch.complex64)))
+    model.register_parameter("index", nn.Parameter(torch.ones(3, dtype=torch.int64), requires_grad=False))
+    watched.watch(model)
+    with caplog.at_level(logging.WARNING, "torchtrack"):
+        for _ in range(2):
+            optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+            for name in ("phase", "phase2"):
+                model.get_parameter(name).grad = torch.ones(3, dtype=torch.complex64)
+            model[2](model[1](model[0](torch.ones(1, 4)))).sum().backward()
+            optimizer.step()
+    assert sorted(message.split("dtype ")[1].split(";")[0] for message in caplog.messages) == [
+        "torch.complex64", "torch.int64"
+    ]  # fmt: skip
+    assert {row["name"] for row in watched.rows()} == {"0.bias", "0.weight", "2.bias", "2.weight"}
+
+
+# -- kinds of tensors -------------------------------------------------------------------------------------------------
+
+
+def give(watched: Watched, parameter: torch.Tensor, gradient: torch.Tensor) -> dict[str, Any]:
+    """Watch one parameter with this gradient for one step; its rows by kind."""
+    module = nn.Module()
+    module.register_parameter("w", nn.Parameter(parameter))
+    module.w.grad = gradient
+    watched.watch(module)
+    torch.optim.SGD(module.parameters(), lr=0.1).step()
+    return {row["kind"]: row for row in watched.rows()}
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_every_floating_dtype_is_counted_by_its_own_values(watched: Watched, dtype: torch.dtype) -> None:
+    w, g = torch.randn(3, 7, dtype=torch.float64).to(dtype), torch.randn(3, 7, dtype=torch.float64).to(dtype)
+    truth = {"parameter": Histogram.of(w), "gradient": Histogram.of(g)}
+    for kind, row in give(watched, w, g).items():
+        assert_same(row, truth[kind])
+
+
+LAYOUTS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
+    "transposed": lambda x: x.reshape(6, 20).t(),
+    "channels last": lambda x: x.reshape(2, 3, 4, 5).to(memory_format=torch.channels_last),
+    "strided": lambda x: x.reshape(10, 12)[::2, 1::3],
+    "permuted": lambda x: x.reshape(4, 5, 6).permute(2, 0, 1),
+    "scalar": lambda x: x[0],
+}
+
+
+@pytest.mark.parametrize("lay", LAYOUTS.values(), ids=LAYOUTS)
+def test_every_layout_is_counted_whole(watched: Watched, lay: Callable[[torch.Tensor], torch.Tensor]) -> None:
+    w, g = lay(torch.randn(120)), lay(torch.randn(120))
+    truth = {"parameter": Histogram.of(w), "gradient": Histogram.of(g)}
+    rows = give(watched, w, g)
+    assert rows.keys() == truth.keys()
+    for kind, row in rows.items():
+        assert_same(row, truth[kind])
+
+
+def test_the_zeros_a_sparse_gradient_does_not_store_are_counted(watched: Watched) -> None:
+    embedding = nn.Embedding(10, 3, sparse=True)
+    watched.watch(embedding, log="gradients")
+    optimizer = torch.optim.SparseAdam(embedding.parameters())
+    embedding(torch.tensor([1, 1, 7])).square().sum().backward()
+    assert embedding.weight.grad is not None
+    truth = gradients(embedding)
+    is_coalesced = embedding.weight.grad.is_coalesced()
+    optimizer.step()
+    assert embedding.weight.grad.is_coalesced() == is_coalesced
+    rows = watched.check("gradient", [truth], "step")
+    assert rows[0]["zeros"] >= 24
+
+
+def test_the_least_of_a_sparse_gradient_without_negative_values_is_zero(watched: Watched) -> None:
+    grad = torch.sparse_coo_tensor(torch.tensor([[1, 3]]), torch.tensor([2.0, 5.0]), (6,), check_invariants=True)
+    row = give(watched, torch.zeros(6), grad)["gradient"]
+    assert_same(row, Histogram.of(grad.to_dense()))
+
+
+def test_an_empty_parameter_has_no_row_and_harms_no_other(watched: Watched, model: nn.Sequential) -> None:
+    model.register_parameter("empty", nn.Parameter(torch.zeros(0, 4)))
+    watched.watch(model)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    model[2](model[1](model[0](torch.ones(1, 4)))).sum().backward()
+    model.get_parameter("empty").grad = torch.zeros(0, 4)
+    optimizer.step()
+    assert {row["name"] for row in watched.rows()} == {"0.bias", "0.weight", "2.bias", "2.weight"}
+
+
+def test_values_that_are_not_finite_are_counted_apart(watched: Watched) -> None:
+    inf, nan = float("inf"), float("nan")
+    g = torch.tensor([1.0, inf, -inf, -inf, nan, nan, nan, -2.0])
+    row = give(watched, torch.ones(8), g)["gradient"]
+    assert (row["pos_infs"], row["neg_infs"], row["nans"], row["count"]) == (1, 2, 3, 8)
+    assert (row["min"], row["max"]) == (-2.0, 1.0)
+
+
+def test_activation_checkpointing_changes_nothing(watched: Watched, model: nn.Sequential) -> None:
+    watched.watch(model)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    for reentrant in (True, False):
+        optimizer.zero_grad()
+        hidden = checkpoint(model[0], torch.ones(2, 4, requires_grad=True), use_reentrant=reentrant)
+        model[2](model[1](hidden)).sum().backward()
+        truth = gradients(model)
+        optimizer.step()
+    last = watched.rows("gradient")[-4:]
+    for row in last:
+        assert_same(row, truth[row["name"]])
+
+
+# -- surroundings -----------------------------------------------------------------------------------------------------
+
+
+def test_the_counts_do_not_depend_on_default_dtype_and_device(watched: Watched, model: nn.Module) -> None:
+    watched.watch(model)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    large = nn.Linear(200, 200)
+    watched.watch(large, log="gradients")
+    of_large = torch.optim.SGD(large.parameters(), lr=0.1)
+    truths = []
+    for step, device in enumerate(("meta", "cpu")):
+        model.zero_grad()
+        large.zero_grad()
+        backward(model, step)
+        large(torch.ones(1, 200)).sum().backward()
+        truths.append(gradients(model) | {f"model1/{name}": h for name, h in gradients(large).items()})
+        torch.set_default_dtype(torch.float64)
+        torch.set_default_device(device)
+        try:
+            nn.utils.clip_grad_norm_(model.parameters(), 1e9)
+            optimizer.step()
+            of_large.step()
+        finally:
+            torch.set_default_dtype(torch.float32)
+            torch.set_default_device(None)
+    rows = watched.rows("gradient")
+    assert len(rows) == 12
+    for row in rows:
+        assert_same(row, truths[row["sample"]][row["name"]])
+
+
+def test_the_counts_do_not_depend_on_autocast_and_deterministic_algorithms(watched: Watched, model: nn.Module) -> None:
+    watched.watch(model)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    torch.use_deterministic_algorithms(True)
+    try:
+        with torch.autocast("cpu", torch.bfloat16):
+            backward(model)
+            used = gradients(model)
+            optimizer.step()
+    finally:
+        torch.use_deterministic_algorithms(False)
+    watched.check("gradient", [used], "step")
+
+
+@pytest.mark.parametrize("context", [torch.no_grad, torch.inference_mode, torch.enable_grad])
+def test_watch_may_be_called_and_steps_taken_in_any_gradient_mode(
+    watched: Watched, model: nn.Module, context: Callable[[], Any]
+) -> None:
+    with context():
+        watched.watch(model)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    backward(model)
+    used = gradients(model)
+    with context():
+        nn.utils.clip_grad_norm_(model.parameters(), 0.1)
+        optimizer.step()
+    watched.check("gradient", [used], "pre_clip")
+
+
+def test_training_in_another_thread_is_watched(watched: Watched, model: nn.Module) -> None:
+    watched.watch(model)
+    done: list[list[Truth]] = []
+    thread = threading.Thread(target=lambda: done.append(train(model, torch.optim.SGD(model.parameters(), 0.1), 2)[0]))
+    thread.start()
+    thread.join()
+    watched.check("gradient", done[0], "step")
+
+
+@pytest.mark.usefixtures("expect_internal_failures")
+def test_a_failure_inside_a_hook_is_counted_and_later_samples_are_there(
+    watched: Watched, model: nn.Module, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    watched.watch(model, log="gradients")
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    broken = [True, True, False]
+    choose = kernels.choose
+
+    def fail(device: torch.device) -> Any:
+        if broken.pop(0):
+            raise MemoryError("no room")
+        return choose(device)
+
+    monkeypatch.setattr(kernels, "choose", fail)
+    start = model[0].weight.detach().clone()  # type: ignore[index]
+    used, _ = train(model, optimizer, 3)
+    assert not torch.equal(start, model[0].weight)  # type: ignore[index]
+    assert guard.failures == {"watch: MemoryError": 2}
+    rows = watched.check("gradient", used[2:], "step")
+    assert {row["sample"] for row in rows} == {2}
+
+
+# -- the end ----------------------------------------------------------------------------------------------------------
+
+
+def test_unwatch_leaves_nothing_behind(watched: Watched, model: nn.Module) -> None:
+    watched.watch(model)
+    train(model, torch.optim.SGD(model.parameters(), lr=0.1), 1)
+    watched.run.unwatch(model)
+    assert hooks.active() == 0
+    assert "torchtrack-watch" not in {thread.name for thread in threading.enumerate()}
+    train(model, torch.optim.SGD(model.parameters(), lr=0.1), 1)
+    assert {row["sample"] for row in watched.rows()} == {0}
+
+
+def test_an_unwatched_model_is_not_kept_alive(watched: Watched) -> None:
+    model = nn.Linear(2, 2)
+    watched.watch(model)
+    model(torch.ones(1, 2)).sum().backward()
+    nn.utils.clip_grad_norm_(model.parameters(), 0.1)
+    watched.run.unwatch(model)
+    alive = weakref.ref(model)
+    del model
+    gc.collect()
+    assert alive() is None
+
+
+def test_unwatch_of_one_model_leaves_the_other_watched(watched: Watched, model: nn.Module) -> None:
+    other = nn.Linear(4, 1)
+    watched.watch(model)
+    watched.watch(other)
+    watched.run.unwatch(model)
+    train(model, torch.optim.SGD(model.parameters(), lr=0.1), 1)
+    train(other, torch.optim.SGD(other.parameters(), lr=0.1), 1)
+    assert {row["name"] for row in watched.rows()} == {"model1/bias", "model1/weight"}
