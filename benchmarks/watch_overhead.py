@@ -2,13 +2,14 @@
 
     python benchmarks/watch_overhead.py [--rounds 12] [--threads 1]
 
-One transformer of 5.8 million parameters in 76 tensors on the CPU; every variant trains it with the same batches, and the
-variants take turns within each round, so that a machine that drifts drifts for all. A round gives each variant's cost over
-the bare steps of the same round; what is printed is the median over rounds with its quartiles.
+One transformer of 5.8 million parameters in 76 tensors on the CPU; every variant trains it with the same batches, and
+the variants take turns within each round, so that a machine that drifts drifts for all. A round gives each variant's
+cost over the bare steps of the same round; what is printed is the median over rounds with its quartiles.
 
     armed      a step that is sampled, log="all"
-    unarmed    a step that is not (torchtrack with a large log_freq; wandb the same way)
-    at N       armed / N + unarmed, over the bare step
+    unarmed    a step that is not; for torchtrack also timed alone, as what its hooks add to a clip and a step that have
+               no gradients to work on, since 200 ms of training hide microseconds
+    at N       armed / N + unarmed (alone), over the bare step
 """
 
 from __future__ import annotations
@@ -51,7 +52,7 @@ class Bare:
     name, package, armed = "bare", "torch", False
 
     def __init__(self, model: nn.Module, folder: Path) -> None:
-        self.model = model
+        self.model, self.folder = model, folder
 
     def on(self) -> None: ...
     def step(self) -> None: ...
@@ -160,7 +161,28 @@ def quartiles(values: list[float]) -> tuple[float, float, float]:
     return low, middle, high
 
 
-def report(rounds: dict[str, list[float]]) -> None:
+def unarmed_alone(watching: Bare) -> float:
+    """Milliseconds the hooks add to a clip and an optimizer step that is not sampled: median of interleaved pairs."""
+    optimizer = torch.optim.SGD(watching.model.parameters(), lr=0.0)
+
+    def block() -> float:
+        begin = time.perf_counter()
+        for _ in range(200):
+            torch.nn.utils.clip_grad_norm_(watching.model.parameters(), 1.0)
+            optimizer.step()
+        return (time.perf_counter() - begin) * 1e3 / 200
+
+    differences = []
+    for _ in range(15):
+        without = block()
+        watching.on()
+        block()  # the first step is a sample
+        differences.append(block() - without)
+        watching.off()
+    return statistics.median(differences)
+
+
+def report(rounds: dict[str, list[float]], alone: float) -> None:
     bare = statistics.median(rounds["bare"])
     added = {
         name: [t - b for t, b in zip(times, rounds["bare"], strict=True)]
@@ -175,12 +197,11 @@ def report(rounds: dict[str, list[float]]) -> None:
     ours = statistics.median(added["torchtrack armed"])
     for peer in ("wandb armed", "TensorBoard armed"):
         if peer in added:
-            print(
-                f"\n{peer} adds {statistics.median(added[peer]) / ours:.1f} times what torchtrack adds (promise: 5 or more)"
-            )
-    unarmed = statistics.median(added["torchtrack unarmed"])
+            ratio = statistics.median(added[peer]) / ours
+            print(f"{peer} adds {ratio:.1f} times what torchtrack adds (promise for wandb: 5 or more)")
+    print(f"torchtrack's hooks alone add {alone * 1e3:.1f} us to a step that is not sampled")
     for n in (1, 100):
-        print(f"torchtrack at log_freq={n}: {(ours / n + unarmed) / bare:.2%} of the bare step")
+        print(f"torchtrack at log_freq={n}: {(ours / n + alone) / bare:.2%} of the bare step")
 
 
 def sums(model: nn.Module) -> float:
@@ -233,7 +254,8 @@ def main() -> None:
         logits = model(batches[0][:, :-1])
         logits.sum().backward()
         floor = sums(model)
-        report(rounds)
+        optimizer.zero_grad()
+        report(rounds, unarmed_alone(made["torchtrack unarmed"]))
         ours = statistics.median(a - b for a, b in zip(rounds["torchtrack armed"], rounds["bare"], strict=True))
         print(f"one sum() over the same tensors: {floor:.2f} ms; torchtrack's sample is {ours / floor:.1f} of them")
         for variant in {id(getattr(v, "run", v)): v for v in made.values()}.values():

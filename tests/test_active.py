@@ -13,6 +13,7 @@ import pytest
 
 import torchtrack
 from tests.runs import begin, column, finished, only_run, recorded, script
+from torchtrack.active import _Process, active
 from torchtrack.errors import NoActiveRunError, RunNotFoundError
 
 
@@ -39,9 +40,7 @@ CALLS: dict[str, Any] = {
 
 @pytest.mark.parametrize("name", CALLS)
 def test_calls_before_init_say_that_init_is_missing(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    from torchtrack import active
-
-    monkeypatch.setattr(active, "_process", active._Process())
+    monkeypatch.setattr("torchtrack.active._process", _Process())
     with pytest.raises(NoActiveRunError, match=rf"torchtrack\.{name}.* needs a run: call torchtrack\.init"):
         CALLS[name]()
     assert torchtrack.run is None
@@ -57,7 +56,7 @@ def test_module_level_calls_go_to_the_active_run() -> None:
     torchtrack.summary["s"] = 2
     torchtrack.alert("title", "text", "ERROR")
     torchtrack.mark("here")
-    assert torchtrack.run is run
+    assert active() is run
     torchtrack.finish(quiet=True)
     read = recorded(run)
 

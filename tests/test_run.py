@@ -65,10 +65,10 @@ def test_a_run_without_a_name_has_one_for_people(monkeypatch: pytest.MonkeyPatch
 
 def test_name_tags_and_notes_can_be_changed(run: Run) -> None:
     run.name = "second"
-    run.tags += ("b", "a")  # type: ignore[assignment]
+    run.tags += ("b", "a")
     run.notes = None
     assert (run.name, run.tags, run.notes) == ("second", ("a", "b"), None)
-    run.tags = "only"  # type: ignore[assignment]
+    run.tags = "only"
     read = finished(run)
 
     assert (read.name, read.tags, read.notes) == ("second", ("only",), None)
@@ -302,7 +302,7 @@ def test_finish_returns_in_time_when_the_disk_hangs_and_says_so(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     hangs, go_on = threading.Event(), threading.Event()
-    append = torchtrack.journal.Writer.append  # type: ignore[attr-defined]  # a module of the package
+    append = torchtrack.journal.Writer.append
 
     def hang(*args: Any, **kwargs: Any) -> Any:
         hangs.set()
@@ -423,7 +423,7 @@ def test_a_folder_that_cannot_be_written_is_one_warning_and_training_goes_on(
     warnings = [r for r in caplog.records if r.levelno >= logging.WARNING]
     assert len([r for r in warnings if "cannot write to" in r.getMessage()]) == 1
     assert str(tmp_path / "file" / "runs") in warnings[-1].getMessage()
-    torchtrack.guard.failures.clear()  # type: ignore[attr-defined]  # the job key could not be recorded either
+    torchtrack.guard.failures.clear()
 
 
 STRACED = """

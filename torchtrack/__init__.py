@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from torchtrack.media import Audio, Image, Table
     from torchtrack.run import Run
 
+    run: Run | None
+
 _HOMES = {
     "active": ("alert", "define_metric", "finish", "init", "log", "mark", "unwatch"),
     "api": ("Api",),

@@ -186,13 +186,15 @@ class Recorder:
         now = time.time_ns()
         with self._lock:
             at = self.step if step is None else step
-            self._order += 1
-            row = layout.pack(self._order, at, now, *values)
+            row = layout.pack(self._order + 1, at, now, *values)
             self._room -= layout.row_bytes
             if self._room < 0:
                 self._drop(len(layout.names), layout.row_bytes, now)
             else:
-                self._add(layout, row)
+                self._order += 1
+                if not (buffer := layout.buffer):
+                    self._dirty[layout] = None
+                buffer += row
             if commit:
                 self._commit(at)
 
@@ -292,11 +294,6 @@ class Recorder:
 
     # -- under the lock ---------------------------------------------------------------------------------------------
 
-    def _add(self, layout: Layout, row: bytes) -> None:
-        if not layout.buffer:
-            self._dirty[layout] = None
-        layout.buffer += row
-
     def _commit(self, step: int) -> None:
         self.step = min(step, _LAST_STEP - 1) + 1
         if self._tickets:
@@ -365,7 +362,8 @@ class Recorder:
                 if found:
                     self._order += 1
                     self._room -= layout.row_bytes
-                    self._add(layout, layout.pack(self._order, step, time_ns, found[0]))
+                    self._dirty[layout] = None
+                    layout.buffer += layout.pack(self._order, step, time_ns, found[0])
                 else:
                     self._drop(1, 0, time_ns, "failed on the device")
             self._done.later += 1
@@ -491,15 +489,15 @@ def _parts(
 
 def _windows(rows: list[tuple[Layout, np.ndarray[Any, Any]]]) -> Iterable[list[tuple[Layout, np.ndarray[Any, Any]]]]:
     """Cut buffers of several layouts at common points of their order: each frame holds a bounded stretch of it."""
-    first = min(int(table[0, 0]) for _, table in rows)
-    last = max(int(table[-1, 0]) for _, table in rows)
-    width = max(len(layout.names) for layout, _ in rows)
-    stride = max(1, VALUES_PER_FRAME // width)
-    for start in range(first, last + 1, stride):
-        cuts = [(layout, table, *np.searchsorted(table[:, 0], (start, start + stride))) for layout, table in rows]
-        part = [(layout, table[lo:hi]) for layout, table, lo, hi in cuts if lo < hi]
-        if part:
-            yield part
+    widths = np.concatenate([np.full(len(table), len(layout.names)) for layout, table in rows])
+    orders = np.concatenate([table[:, 0] for _, table in rows])
+    by = np.argsort(orders, kind="stable")
+    orders, widths = orders[by], widths[by]
+    frame = (np.cumsum(widths) - widths) // max(VALUES_PER_FRAME - int(widths.max()), VALUES_PER_FRAME // 2)
+    starts = orders[np.flatnonzero(np.diff(frame, prepend=-1))]
+    for start, stop in zip(starts, [*starts[1:], orders[-1] + 1], strict=True):
+        cuts = [(layout, table, *np.searchsorted(table[:, 0], (start, stop))) for layout, table in rows]
+        yield [(layout, table[lo:hi]) for layout, table, lo, hi in cuts if lo < hi]
 
 
 def scalars_batch(rows: Sequence[tuple[Layout, np.ndarray[Any, Any]]]) -> pa.RecordBatch:

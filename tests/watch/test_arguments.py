@@ -19,7 +19,12 @@ WRONG: dict[str, tuple[type[Exception], str, tuple[Any, ...], dict[str, Any]]] =
     "parameters": (TypeError, "got generator", (LINEAR.parameters(),), {}),
     "an empty list": (TypeError, "a list of nothing", ([],), {}),
     "not only modules": (TypeError, r"a list of \['Linear', 'str'\]", ([LINEAR, "x"],), {}),
-    "log_freq as a float": (TypeError, "whole number of optimizer steps, got float '1.5'", (LINEAR,), {"log_freq": 1.5}),
+    "log_freq as a float": (
+        TypeError,
+        "whole number of optimizer steps, got float '1.5'",
+        (LINEAR,),
+        {"log_freq": 1.5},
+    ),
     "log_freq as a bool": (TypeError, "whole number", (LINEAR,), {"log_freq": True}),
     "log_freq None": (TypeError, "whole number", (LINEAR,), {"log_freq": None}),
     "log_freq zero": (ValueError, "takes 1 .every optimizer step. or more, got 0", (LINEAR,), {"log_freq": 0}),

@@ -38,8 +38,10 @@ def test_a_snapshot_keeps_the_value_of_its_moment() -> None:
 
 
 class PretendPinnedMemory:
-    """Fakes what a machine without an accelerator lacks: pinned memory (plain memory that the guard is told to take
-    for it) and events (which have happened when the test says so)."""
+    """Fakes what a machine without an accelerator lacks.
+
+    Pinned memory is plain memory that the guard is told to take for it; events have happened when the test says so.
+    """
 
     def __init__(self, guard: SyncGuard, patch: pytest.MonkeyPatch) -> None:
         self.happened = False
@@ -97,18 +99,21 @@ class Idle(torch.optim.SGD):
     """Its step does nothing."""
 
     def step(self, closure: Any = None) -> Any:
-        return None
+        assert closure is None
 
 
 def guarded(guard: SyncGuard, patch: pytest.MonkeyPatch) -> None:
     """Judge all that a watcher does inside the hooks, and nothing else."""
     for name in ("begin", "gradients_final", "skipped", "clipping", "_remember_clipped"):
 
-        def judged(*args: Any, original: Callable[..., Any] = getattr(Watcher, name)) -> Any:
-            with guard:
-                return original(*args)
+        def judged(original: Callable[..., Any]) -> Callable[..., Any]:
+            def method(*args: Any) -> Any:
+                with guard:
+                    return original(*args)
 
-        patch.setattr(Watcher, name, judged)
+            return method
+
+        patch.setattr(Watcher, name, judged(getattr(Watcher, name)))
 
 
 @pytest.mark.parametrize("clip", [False, True], ids=["", "clipped"])
@@ -128,10 +133,9 @@ def test_a_watched_step_on_a_device_never_waits(
     guarded(guard, monkeypatch)
     on: Any = {"device": "lazy:0", "dtype": dtype}
     with FakeTensorMode():
-        model = nn.Sequential(
-            nn.Linear(4, 8, **on), nn.LayerNorm(8, **on), nn.Linear(8, 300, **on)
-        )
-        model[2].weight.data = model[2].weight.data.t().contiguous().t()
+        model = nn.Sequential(nn.Linear(4, 8, **on), nn.LayerNorm(8, **on), nn.Linear(8, 300, **on))
+        last = model.get_parameter("2.weight")
+        last.data = last.data.t().contiguous().t()
         optimizer: Any = (Idle if scale else torch.optim.AdamW)(model.parameters(), lr=0.1)
         watched.watch(model, log_freq=2)
         for _ in range(3):

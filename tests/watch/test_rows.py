@@ -67,7 +67,9 @@ def test_a_row_says_when_what_and_by_whom() -> None:
 
 
 def test_rows_that_counted_nothing_are_left_out() -> None:
-    part = counted({("gradient", "a"): torch.ones(0), ("gradient", "b"): torch.ones(2), ("gradient", "c"): torch.ones(0)})
+    part = counted(
+        {("gradient", "a"): torch.ones(0), ("gradient", "b"): torch.ones(2), ("gradient", "c"): torch.ones(0)}
+    )
     assert [row["name"] for row in rows_of(part)] == ["b"]
     assert tensors_batch(part.select([0, 2]), 0, 0, 0) is None
 
@@ -81,7 +83,11 @@ def test_select_keeps_everything_of_a_row() -> None:
 
 def test_the_norm_of_a_kind_is_over_all_its_tensors() -> None:
     part = counted(
-        {("gradient", "a"): torch.tensor([3.0]), ("gradient", "b"): torch.tensor([4.0]), ("parameter", "a"): torch.ones(4)}
+        {
+            ("gradient", "a"): torch.tensor([3.0]),
+            ("gradient", "b"): torch.tensor([4.0]),
+            ("parameter", "a"): torch.ones(4),
+        }
     )
     assert part.norm("gradient") == 5.0
     assert part.norm("parameter") == 2.0

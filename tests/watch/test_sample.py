@@ -92,7 +92,9 @@ class Late(HostCopy):
 
 @pytest.mark.parametrize("late", ["counts", "moments", "found_inf", "scalar"])
 def test_a_sample_is_ready_when_all_of_it_has_arrived(late: str) -> None:
-    copy = Late(torch.zeros(1, 328) if late == "counts" else torch.zeros(1, 4) if late == "moments" else torch.zeros(()))
+    copy = Late(
+        torch.zeros(1, 328) if late == "counts" else torch.zeros(1, 4) if late == "moments" else torch.zeros(())
+    )
     part = part_of("step", {A: torch.ones(2)})
     sample = sample_of((part, [0]), found_inf=HostCopy(torch.zeros(())), scalars=[("x", HostCopy(torch.ones(())))])
     assert sample.ready()

@@ -15,10 +15,11 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from tests.watch.conftest import Truth, Watched, assert_same, backward, gradients, parameters
+from tests.watch.conftest import Truth, Watched, assert_same, backward, gradients, histogram, parameters
 from torchtrack import guard
 from torchtrack.histogram import Histogram
 from torchtrack.watch import hooks, kernels
+from torchtrack.watch.reduce import Merger
 
 MAKERS: dict[str, Callable[[Any], torch.optim.Optimizer]] = {
     "SGD": lambda p: torch.optim.SGD(p, lr=0.1),
@@ -45,8 +46,8 @@ def step_in_backward(model: nn.Module) -> None:
     """Each parameter gets an optimizer of its own that steps as soon as its gradient is there."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)  # torch's own, at import
-        from torch.distributed.optim import _apply_optimizer_in_backward
-    _apply_optimizer_in_backward(torch.optim.SGD, model.parameters(), {"lr": 0.1})  # type: ignore[no-untyped-call]
+        from torch.distributed.optim.apply_optimizer_in_backward import _apply_optimizer_in_backward
+    _apply_optimizer_in_backward(torch.optim.SGD, model.parameters(), {"lr": 0.1})
 
 
 @pytest.mark.parametrize("make", MAKERS.values(), ids=MAKERS)
@@ -291,7 +292,7 @@ def test_a_compiled_model_has_the_names_of_the_plain_one_and_is_compiled_once(
 ) -> None:
     torch._dynamo.reset()
     torch._dynamo.utils.counters.clear()
-    compiled = torch.compile(model, backend="eager")
+    compiled: Any = torch.compile(model, backend="eager")
     watched.watch(compiled if before else model)
     optimizer = torch.optim.SGD(compiled.parameters(), lr=0.1)
     used = []
@@ -307,7 +308,8 @@ def test_a_compiled_model_has_the_names_of_the_plain_one_and_is_compiled_once(
 
 def test_a_compiled_submodule_does_not_show_in_names(watched: Watched, model: nn.Sequential) -> None:
     torch._dynamo.reset()
-    model[0] = torch.compile(model[0], backend="eager")
+    compiled: Any = torch.compile(model[0], backend="eager")
+    model[0] = compiled
     watched.watch(model)
     train(model, torch.optim.SGD(model.parameters(), lr=0.1), 1)
     assert {row["name"] for row in watched.rows()} == {"0.bias", "0.weight", "2.bias", "2.weight"}
@@ -447,7 +449,7 @@ def test_every_layout_is_counted_whole(watched: Watched, lay: Callable[[torch.Te
 def test_the_zeros_a_sparse_gradient_does_not_store_are_counted(watched: Watched) -> None:
     embedding = nn.Embedding(10, 3, sparse=True)
     watched.watch(embedding, log="gradients")
-    optimizer = torch.optim.SparseAdam(embedding.parameters())
+    optimizer: Any = torch.optim.SparseAdam(embedding.parameters())
     embedding(torch.tensor([1, 1, 7])).square().sum().backward()
     assert embedding.weight.grad is not None
     truth = gradients(embedding)
@@ -456,6 +458,29 @@ def test_the_zeros_a_sparse_gradient_does_not_store_are_counted(watched: Watched
     assert embedding.weight.grad.is_coalesced() == is_coalesced
     rows = watched.check("gradient", [truth], "step")
     assert rows[0]["zeros"] >= 24
+
+
+@pytest.mark.parametrize(("share", "counted"), [((0, 2), 6), ((2, 5), 0), ((5, 6), 0), ((0, 0), 0), ((6, 6), 0)])
+def test_a_sparse_gradient_is_counted_whole_by_the_rank_whose_share_begins_it(
+    watched: Watched, monkeypatch: pytest.MonkeyPatch, share: tuple[int, int], counted: int
+) -> None:
+    monkeypatch.setattr(Merger, "ranges", lambda *_: {"w": share})
+    grad = torch.sparse_coo_tensor(torch.tensor([[1, 3]]), torch.tensor([2.0, 5.0]), (6,), check_invariants=True)
+    row = give(watched, torch.zeros(6), grad).get("gradient", {"count": 0})
+    assert row["count"] == counted
+
+
+@pytest.mark.parametrize("share", [(0, 7), (7, 20), (19, 20)])
+def test_a_rank_counts_its_share_of_the_elements_in_their_order(
+    watched: Watched, monkeypatch: pytest.MonkeyPatch, share: tuple[int, int]
+) -> None:
+    monkeypatch.setattr(Merger, "ranges", lambda *_: {"w": share})
+    w, g = torch.randn(5, 4).t().contiguous().t(), torch.randn(20).reshape(5, 4)
+    truth = {kind: Histogram.of(t.reshape(-1)[slice(*share)]) for kind, t in (("parameter", w), ("gradient", g))}
+    rows = give(watched, w, g)
+    for kind, row in rows.items():
+        assert histogram(row).counts.tolist() == truth[kind].counts.tolist()
+        assert (row["covers"], row["numel"]) == (f":{share[0]}-{share[1]}", 20)
 
 
 def test_the_least_of_a_sparse_gradient_without_negative_values_is_zero(watched: Watched) -> None:
