@@ -264,6 +264,27 @@ def test_a_child_that_logs_nothing_leaves_no_trace(tmp_path: Path) -> None:
     assert len(column(read, "x")) == 1000
 
 
+def test_a_child_cannot_log_to_a_run_that_had_ended(tmp_path: Path) -> None:
+    done = script(
+        HEAD
+        + """
+import threading
+run.finish()
+child = os.fork()
+if child == 0:
+    run.log({"x": -1.0})
+    print(threading.active_count(), flush=True)
+    os._exit(0)
+os.waitpid(child, 0)
+""",
+        tmp_path,
+    )
+
+    assert done.stdout == "1\n", done.stderr
+    assert "log() after finish() records nothing" in done.stderr
+    assert len(column(only_run(tmp_path), "x")) == 1000
+
+
 def test_children_of_multiprocessing_flush_before_they_leave(tmp_path: Path) -> None:
     done = script(
         """

@@ -530,7 +530,8 @@ class Run:
 
     def after_fork_in_child(self) -> None:
         """In a forked child: let go of the parent's threads and rows; the first log() starts a stream of its own."""
-        self._forked = self._is_child = True
+        self._is_child = True
+        self._forked = not self._finished
         self._recorder.abandon()
         self._watchers = []
         self._console = None

@@ -11,6 +11,8 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
+from torch.nn.utils import clip_grad_norm_
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import torchtrack
 from torchtrack.histogram import Histogram
@@ -117,3 +119,51 @@ def until(condition: Callable[[], bool], timeout_s: float = 20.0) -> None:
     while not condition():
         assert time.monotonic() < deadline, "waited in vain"
         threading.Event().wait(0.002)
+
+
+def train(model: nn.Module, optimizer: torch.optim.Optimizer, steps: int) -> tuple[list[Truth], list[Truth]]:
+    """Plain steps; the gradients each uses and the parameters it starts from."""
+    used, before = [], []
+    for step in range(steps):
+        optimizer.zero_grad()
+        backward(model, step)
+        used.append(gradients(model))
+        before.append(parameters(model))
+        optimizer.step()
+    return used, before
+
+
+class Counter(TorchDispatchMode):
+    """Which operators run."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.last: list[str] = []
+
+    def __enter__(self) -> Counter:
+        self.last = []
+        super().__enter__()  # type: ignore[no-untyped-call]
+        return self
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.last.append(str(func))
+        return func(*args, **(kwargs or {}))
+
+
+def scaled_step(
+    model: nn.Module, optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler, *, clip: bool, bad: bool
+) -> Truth:
+    """One step under a scaler; the unscaled gradients before any clipping."""
+    optimizer.zero_grad()
+    backward(model, scale=float(scaler.get_scale()))
+    first = next(model.parameters())
+    assert first.grad is not None
+    if bad:
+        first.grad[0, 0] = float("inf")
+    used = gradients(model, 1.0 / scaler.get_scale())
+    if clip:
+        scaler.unscale_(optimizer)
+        clip_grad_norm_(model.parameters(), 0.5)
+    scaler.step(optimizer)
+    scaler.update()
+    return used

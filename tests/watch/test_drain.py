@@ -44,6 +44,7 @@ class PretendPinnedMemory:
     """
 
     def __init__(self, guard: SyncGuard, patch: pytest.MonkeyPatch) -> None:
+        torch.utils._device._device_constructors()  # keeps which functions make tensors: the true ones
         self.happened = False
         self.recorded = 0
         self.hosts: list[torch.Tensor] = []

@@ -1,9 +1,9 @@
-"""When: clipping, gradient scaling, closures and other ways to step; and that training is never changed."""
+"""When: closures and other ways to step; what is installed; and that training is never changed."""
 
 from __future__ import annotations
 
 import functools
-import gc
+import os
 import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -12,272 +12,20 @@ import pytest
 import torch
 import torch.nn.utils as U
 from torch import nn
-from torch.nn.utils import clip_grad, clip_grad_norm_, clip_grad_value_
+from torch.nn.utils import clip_grad, clip_grad_norm_
 from torch.optim.optimizer import _global_optimizer_post_hooks, _global_optimizer_pre_hooks
-from torch.utils._python_dispatch import TorchDispatchMode
 
-from tests.watch.conftest import Truth, Watched, assert_same, backward, gradients, parameters
+from tests.watch.conftest import (
+    Counter,
+    Truth,
+    Watched,
+    backward,
+    gradients,
+    parameters,
+    scaled_step,
+)
 from torchtrack import guard
-from torchtrack.histogram import Histogram
 from torchtrack.watch import hooks
-
-# -- clipping ---------------------------------------------------------------------------------------------------------
-
-
-def clip_as_torchtitan(model: nn.Module) -> None:
-    total = U.get_total_norm([p.grad for p in model.parameters() if p.grad is not None])
-    U.clip_grads_with_norm_(model.parameters(), 0.5, total)
-
-
-CLIPS: dict[str, Callable[[nn.Module], object]] = {
-    "imported early": lambda m: clip_grad_norm_(list(m.parameters()), 0.5),
-    "as an attribute": lambda m: U.clip_grad_norm_(list(m.parameters()), 0.5),
-    "generator": lambda m: clip_grad_norm_(m.parameters(), max_norm=0.5),
-    "generator by keyword": lambda m: clip_grad_norm_(parameters=m.parameters(), max_norm=0.5),
-    "norm first, then clip": clip_as_torchtitan,
-    "infinity norm": lambda m: clip_grad_norm_(m.parameters(), 0.01, norm_type=float("inf")),
-    "not foreach": lambda m: clip_grad_norm_(m.parameters(), 0.5, foreach=False),
-    "values": lambda m: U.clip_grad_value_(m.parameters(), 0.01),
-    "values by keyword": lambda m: U.clip_grad_value_(parameters=m.parameters(), clip_value=0.01),
-    "twice": lambda m: (U.clip_grad_value_(m.parameters(), 0.01), clip_grad_norm_(m.parameters(), 0.001)),
-}
-
-
-@pytest.mark.parametrize("clip", CLIPS.values(), ids=CLIPS)
-@pytest.mark.parametrize("log_freq", [1, 2])
-def test_a_clipped_gradient_is_counted_once_as_it_was_before(
-    watched: Watched, model: nn.Module, clip: Callable[[nn.Module], object], log_freq: int
-) -> None:
-    watched.watch(model, log_freq=log_freq)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=0.01)
-    used = []
-    for step in range(5):
-        optimizer.zero_grad()
-        backward(model, step)
-        used.append(gradients(model))
-        clip(model)
-        assert gradients(model) != used[-1]
-        optimizer.step()
-    watched.check("gradient", used[::log_freq], "pre_clip")
-
-
-def test_clipping_values_imported_before_watch_is_seen_at_the_step(watched: Watched, model: nn.Module) -> None:
-    watched.watch(model)
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    backward(model)
-    clip_grad_value_(model.parameters(), 0.01)
-    used = gradients(model)
-    optimizer.step()
-    watched.check("gradient", [used], "step")
-
-
-def test_a_single_tensor_may_be_clipped(watched: Watched, model: nn.Sequential) -> None:
-    watched.watch(model)
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    backward(model)
-    used = gradients(model)
-    clip_grad_norm_(model.get_parameter("0.weight"), 0.1)
-    optimizer.step()
-    rows = watched.rows("gradient")
-    assert {row["name"]: row["stage"] for row in rows} == {
-        "0.bias": "step", "0.weight": "pre_clip", "2.bias": "step", "2.weight": "step"
-    }  # fmt: skip
-    for row in rows:
-        assert_same(row, used[row["name"]])
-
-
-def test_gradients_that_grow_after_the_clipping_are_counted_at_the_step(watched: Watched, model: nn.Module) -> None:
-    watched.watch(model)
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    backward(model, 0)
-    clip_grad_norm_(model.parameters(), 0.5)
-    backward(model, 1)
-    used = gradients(model)
-    optimizer.step()
-    watched.check("gradient", [used], "step")
-
-
-def test_a_clipping_whose_step_was_left_out_does_not_count_for_the_next(watched: Watched, model: nn.Module) -> None:
-    """The next gradients lie at the same addresses, with as many changes behind them."""
-    watched.watch(model)
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    backward(model, 0)
-    clip_grad_norm_(model.parameters(), 0.5)
-    optimizer.zero_grad(set_to_none=True)
-    gc.collect()
-    backward(model, 1)
-    backward(model, 2)
-    used = gradients(model)
-    optimizer.step()
-    watched.check("gradient", [used], "step")
-
-
-def test_a_model_may_be_converted_by_swapping_between_clipping_and_step(
-    watched: Watched, model: nn.Module, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Swapping refuses a tensor that somebody holds a weak reference to."""
-    monkeypatch.setattr(torch.__future__, "_swap_module_params_on_conversion", True)
-    watched.watch(model, log="gradients")
-    backward(model)
-    clip_grad_norm_(model.parameters(), 0.5)
-    model.to(torch.float64)
-    used = gradients(model)
-    torch.optim.SGD(model.parameters(), lr=0.1).step()
-    watched.check("gradient", [used], "step")
-
-
-def test_the_coefficient_of_a_clipping_is_a_metric(watched: Watched, model: nn.Module) -> None:
-    watched.watch(model)
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    expected = []
-    for max_norm in (0.5, 1e9):
-        optimizer.zero_grad()
-        backward(model)
-        total = float(clip_grad_norm_(model.parameters(), max_norm))
-        expected.append(min(1.0, max_norm / (total + 1e-6)))
-        optimizer.step()
-        watched.run.log({"loss": 1.0})
-    coefficients = watched.read().history(["watch/clip_coef"]).column("watch/clip_coef").to_pylist()
-    assert coefficients == pytest.approx(expected, rel=1e-6)
-    assert coefficients[1] == 1.0
-
-
-def test_clipping_that_refuses_what_is_not_finite_raises_as_ever(watched: Watched, model: nn.Module) -> None:
-    watched.watch(model)
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    backward(model)
-    first = next(model.parameters())
-    assert first.grad is not None
-    first.grad[0, 0] = float("inf")
-    with pytest.raises(RuntimeError, match="non-finite"):
-        clip_grad_norm_(model.parameters(), 0.5, error_if_nonfinite=True)
-    used = gradients(model)
-    optimizer.step()
-    watched.check("gradient", [used], "step")
-
-
-@pytest.mark.parametrize("arguments", [(3, 1.0), ([torch.ones(1)], "much"), ()])
-def test_wrong_arguments_of_a_clipping_raise_the_same(watched: Watched, model: nn.Module, arguments: Any) -> None:
-    with pytest.raises((TypeError, ValueError)) as before:
-        U.clip_grad_value_(*arguments)
-    watched.watch(model)
-    with pytest.raises((TypeError, ValueError)) as after:
-        U.clip_grad_value_(*arguments)
-    assert after.type is before.type
-
-
-def test_a_clipping_returns_what_it_returned(watched: Watched, model: nn.Module) -> None:
-    backward(model)
-    before = U.clip_grad_norm_(model.parameters(), 1e9)
-    watched.watch(model)
-    assert torch.equal(U.clip_grad_norm_(model.parameters(), 1e9), before)
-    assert U.clip_grad_value_(iter(model.parameters()), 1e9) is None
-
-
-def test_clippings_for_an_update_by_hand_are_soon_left_alone(watched: Watched, model: nn.Module) -> None:
-    watched.watch(model)
-    counter = Counter()
-    for step in range(20):
-        model.zero_grad()
-        backward(model, step)
-        total = U.get_total_norm([p.grad for p in model.parameters() if p.grad is not None])
-        with counter:
-            U.clip_grads_with_norm_(model.parameters(), 0.5, total)
-    watched.run.unwatch()
-    backward(model)
-    with Counter() as bare:
-        U.clip_grads_with_norm_(model.parameters(), 0.5, total)
-    assert counter.last == bare.last
-
-
-# -- gradient scaling -------------------------------------------------------------------------------------------------
-
-
-def scaled_step(
-    model: nn.Module, optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler, *, clip: bool, bad: bool
-) -> Truth:
-    """One step under a scaler; the unscaled gradients before any clipping."""
-    optimizer.zero_grad()
-    backward(model, scale=float(scaler.get_scale()))
-    first = next(model.parameters())
-    assert first.grad is not None
-    if bad:
-        first.grad[0, 0] = float("inf")
-    used = gradients(model, 1.0 / scaler.get_scale())
-    if clip:
-        scaler.unscale_(optimizer)
-        clip_grad_norm_(model.parameters(), 0.5)
-    scaler.step(optimizer)
-    scaler.update()
-    return used
-
-
-@pytest.mark.parametrize("fused", [False, True], ids=["", "fused"])
-@pytest.mark.parametrize("clip", [False, True], ids=["", "clipped"])
-@pytest.mark.parametrize("bad", [False, True], ids=["", "inf"])
-def test_under_a_scaler_the_unscaled_gradients_are_counted_once(
-    watched: Watched, model: nn.Module, fused: bool, clip: bool, bad: bool
-) -> None:
-    watched.watch(model)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=0.01, fused=fused)
-    scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
-    scaler.scale(torch.ones(()))
-    before = parameters(model)
-    used = scaled_step(model, optimizer, scaler, clip=clip, bad=bad)
-    assert (parameters(model) == before) == bad
-    rows = watched.check("gradient", [used], "skipped" if bad else "pre_clip" if clip else "step")
-    assert sum(row["pos_infs"] for row in rows) == int(bad)
-    held = watched.rows("parameter")
-    assert {row["name"] for row in held} == set(before)
-    for row in held:
-        assert_same(row, before[row["name"]])
-
-
-def test_a_skipped_step_counts_as_one(watched: Watched, model: nn.Module) -> None:
-    watched.watch(model, log="gradients", log_freq=2)
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
-    scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
-    scaler.scale(torch.ones(()))
-    used = [scaled_step(model, optimizer, scaler, clip=False, bad=step in (1, 2)) for step in range(5)]
-    rows = watched.check("gradient", used[::2], ["step", "skipped", "step"])
-    assert sorted({row["sample"] for row in rows}) == [0, 2, 4]
-
-
-def test_a_scale_that_is_no_power_of_two_is_divided_out_exactly(watched: Watched, model: nn.Module) -> None:
-    watched.watch(model)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=0.01, fused=True)
-    scaler = torch.amp.GradScaler("cpu", init_scale=1000.0)
-    scaler.scale(torch.ones(()))
-    backward(model, scale=1000.0)
-    inverse = torch.tensor(1000.0).double().reciprocal().float()
-    used = {name: Histogram.of(p.grad * inverse) for name, p in model.named_parameters() if p.grad is not None}
-    scaler.step(optimizer)
-    watched.check("gradient", [used], "step")
-
-
-def test_clipping_still_scaled_gradients_of_a_fused_optimizer_is_counted_unscaled_at_the_step(
-    watched: Watched, model: nn.Module
-) -> None:
-    watched.watch(model)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=0.01, fused=True)
-    scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
-    scaler.scale(torch.ones(()))
-    backward(model, scale=1024.0)
-    clip_grad_norm_(model.parameters(), 0.5)
-    used = gradients(model, 1 / 1024)
-    scaler.step(optimizer)
-    watched.check("gradient", [used], "step")
-
-
-def test_a_disabled_scaler_changes_nothing(watched: Watched, model: nn.Module) -> None:
-    watched.watch(model)
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
-    scaler = torch.amp.GradScaler("cpu", enabled=False)
-    backward(model)
-    used = gradients(model)
-    scaler.step(optimizer)
-    watched.check("gradient", [used], "step")
-
 
 # -- closures and other optimizers ------------------------------------------------------------------------------------
 
@@ -436,23 +184,6 @@ def test_nothing_is_done_while_a_cuda_graph_is_recorded(
 # -- training is never changed ----------------------------------------------------------------------------------------
 
 
-class Counter(TorchDispatchMode):
-    """Which operators run."""
-
-    def __init__(self) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-        self.last: list[str] = []
-
-    def __enter__(self) -> Counter:
-        self.last = []
-        super().__enter__()  # type: ignore[no-untyped-call]
-        return self
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        self.last.append(str(func))
-        return func(*args, **(kwargs or {}))
-
-
 Flow = Callable[[nn.Module, int], Iterator[None]]
 
 
@@ -591,6 +322,21 @@ def test_the_last_unwatch_puts_everything_back(watched: Watched, model: nn.Modul
     assert not _global_optimizer_post_hooks
 
 
+class Clippings:
+    """A listener that counts them."""
+
+    seen = 0
+
+    def clipping(self, *_: object) -> None:
+        self.seen += 1
+
+    def begin(self, _: object) -> bool:
+        return False
+
+    def skipped(self, _: object) -> None:
+        """Not counted."""
+
+
 def test_a_users_wrapper_around_ours_stays_and_what_it_wraps_sees_nothing_any_more(
     watched: Watched, model: nn.Module, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -612,13 +358,18 @@ def test_a_users_wrapper_around_ours_stays_and_what_it_wraps_sees_nothing_any_mo
     assert hooks.active() == 0
 
     watched.watch(model, name="again")
+    clippings = Clippings()
+    listener: Any = clippings
+    hooks.add(listener)
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.1)
     scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
     scaler.scale(torch.ones(()))
     for step in range(2):
         scaled_step(model, optimizer, scaler, clip=True, bad=step == 1)
         watched.run.log({"loss": 0.0})
+    hooks.remove(listener)
     assert {"_clip_grads_with_norm_", "step"} <= set(calls)
+    assert clippings.seen == 2
     run = watched.read()
     rows = run.tensors("gradient").to_pylist()
     assert sorted((row["sample"], row["stage"]) for row in rows) == [(0, "pre_clip")] * 4 + [(1, "skipped")] * 4
@@ -641,6 +392,17 @@ def test_a_torch_without_the_private_clip_function_is_watched_at_the_step(
     used = gradients(model)
     optimizer.step()
     watched.check("gradient", [used], "step")
+
+
+def test_in_a_forked_child_nothing_is_installed_any_more(watched: Watched, model: nn.Module) -> None:
+    watched.watch(model)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # of forking with threads: what users do
+        child = os.fork()
+    if child == 0:
+        os._exit(hooks.active())
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    assert hooks.active() > 0
 
 
 class Raising:

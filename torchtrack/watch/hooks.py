@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import functools
 import logging
+import os
 import sys
 import threading
 from collections.abc import Callable, Iterable
@@ -215,7 +216,7 @@ def _around_scaler_step(original: Callable[..., Any]) -> Callable[..., Any]:
             return original(self, optimizer, *args, **kwargs)
         installed.stepped.any = False
         result = original(self, optimizer, *args, **kwargs)
-        if not installed.stepped.any and isinstance(optimizer, Optimizer) and self.is_enabled():
+        if not installed.stepped.any and isinstance(optimizer, Optimizer):
             _each("watch", "skipped", optimizer)
         return result
 
@@ -251,3 +252,14 @@ def _uninstall() -> None:
         if getattr(owner, name) is shim:
             setattr(owner, name, original)
     _installed = _Installed()
+
+
+def _after_fork_in_child() -> None:
+    """The listeners are the parent's: their threads are not here, and a lock of theirs may have been held."""
+    global _lock
+    _lock = threading.Lock()
+    _uninstall()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork_in_child)
