@@ -15,7 +15,8 @@ import pytest
 
 from tests.runs import Memory, recorder, until
 from torchtrack import records
-from torchtrack.recorder import VALUES_PER_FRAME, Layout, Recorder, is_exact, scalars_batch
+from torchtrack.columns import VALUES_PER_FRAME, Layout, is_exact, scalars_batch
+from torchtrack.recorder import Recorder
 
 STOP_S = 20.0
 X = Layout(["x"], "mean")

@@ -35,8 +35,8 @@ _HOMES = {
     "run": ("Run",),
 }
 __all__ = [  # plain sorted, as the test says
-    "Api", "Audio", "Histogram", "Image", "Run", "Table", "TorchtrackError", "__version__", "alert", "config",
-    "define_metric", "finish", "init", "log", "mark", "run", "summary", "unwatch", "watch",
+    "Api", "Audio", "Histogram", "Image", "Run", "Table", "TorchtrackError", "__version__", "alert", "define_metric",
+    "finish", "init", "log", "mark", "run", "unwatch", "watch",
 ]  # fmt: skip
 
 

@@ -17,14 +17,16 @@ import pyarrow as pa
 from torchtrack import guard, records
 from torchtrack.background import Background
 from torchtrack.blobs import store
+from torchtrack.columns import Layout, is_exact
 from torchtrack.histogram import Histogram
 from torchtrack.media import Pending
-from torchtrack.recorder import Layout, Recorder, is_exact
+from torchtrack.recorder import Recorder
 from torchtrack.redact import Redactor
 from torchtrack.values import MAX_NAME, REDUCES, RESERVED, Deferred, Text, convert, encodable, flatten
 
 _MAX_LAYOUTS: Final = 4096
 _MAX_BAD_NAMES: Final = 1000
+_MAX_WAITING_MEDIA: Final = 64
 _REST: Final = "(more names)"
 _INT64: Final = 1 << 63
 logger = logging.getLogger("torchtrack")
@@ -59,6 +61,7 @@ class Logbook:
         self._strict = strict
         self._layouts: dict[tuple[Any, ...], Layout] = {}
         self._lock = threading.RLock()  # a signal handler may log while this thread holds it
+        self._media_room = threading.BoundedSemaphore(_MAX_WAITING_MEDIA)
         self._closed = ""
 
     def log(self, metrics: Any, step: Any, commit: bool, reduce: Any) -> None:
@@ -206,10 +209,11 @@ class Logbook:
     def _media(self, name: str, pending: Pending, step: int, time_ns: int) -> None:
         def store_it() -> None:
             failure = guard.outcome(self._store, name, pending, step, time_ns)
+            self._media_room.release()
             if isinstance(failure, Exception):
                 self._count(name, failure)
 
-        if not self._background.submit("media", store_it):
+        if not (self._media_room.acquire(blocking=False) and self._background.submit("media", store_it)):
             self.refuse(name, RuntimeError("media come faster than they can be written; this one was dropped"))
 
     def _store(self, name: str, pending: Pending, step: int, time_ns: int) -> None:

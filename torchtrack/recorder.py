@@ -4,25 +4,22 @@
     Recorder.row -> Layout.buffer  --->  numpy view -> Arrow columns -> one frame -> journal.Writer
     Recorder.put -> queue          --->  rows of the rare tables (texts, events, media, tensors)
 
-A row of the hot path is one struct in a bytearray: order, step, time, then one double a metric. Rows with the same
-metric names and types share a `Layout`, so that the thread splits a buffer into columns without running Python for each
-value and never keeps the interpreter from the training loop.
+The thread works on whole buffers (columns.py) and so never keeps the interpreter from the training loop.
 """
 
 from __future__ import annotations
 
-import struct
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
-import numpy as np
 import pyarrow as pa
 
 from torchtrack import guard, records
+from torchtrack.columns import Layout, Rows, columns, frames, scalars_batch
 from torchtrack.journal.frame import Kind
 
 if TYPE_CHECKING:
@@ -30,36 +27,13 @@ if TYPE_CHECKING:
 
 FLUSH_INTERVAL_S: Final = 0.1
 MEMORY_BYTES: Final = 64 << 20
-VALUES_PER_FRAME: Final = 1 << 16
 ROWS_PER_TURN: Final = 4096
-_HEAD: Final = 3  # order, step, time
-_LARGEST_EXACT_INT: Final = 1 << 53
 _REPORT_INTERVAL_S: Final = 10.0
 _LAST_STEP: Final = (1 << 63) - 1
 _LATER_BYTES: Final = 512
 _LATER_POLL_S: Final = 0.005
 _LATER_SHARE: Final = 0.8
 _NO_ROOM: Final = -(1 << 62)
-
-_EXACT: Final = frozenset(
-    {
-        float,
-        bool,
-        np.float64,
-        np.float32,
-        np.float16,
-        np.bool_,
-        np.int8,
-        np.int16,
-        np.int32,
-        np.uint8,
-        np.uint16,
-        np.uint32,
-    }
-)
-_INTEGERS: Final = frozenset({int, np.int64, np.uint64})
-PLAIN: Final = _EXACT | _INTEGERS
-"""Types whose values are float64 values already; integers only up to 2^53 in size."""
 
 
 class Later(Protocol):
@@ -79,37 +53,6 @@ class Ticket:
 
     def __init__(self) -> None:
         self.step: int | None = None
-
-
-class Layout:
-    """The names of a row and the buffer of the rows that have them."""
-
-    __slots__ = ("buffer", "integers", "names", "pack", "partial", "reduce", "row_bytes")
-
-    def __init__(
-        self, names: Sequence[str], reduce: str, integers: Sequence[int] = (), *, partial: bool = False
-    ) -> None:
-        packer = struct.Struct(f"={_HEAD}q{len(names)}d")
-        self.names = tuple(names)
-        self.reduce = reduce
-        self.partial = partial
-        self.integers = tuple(integers)
-        self.pack: Callable[..., bytes] = packer.pack
-        self.row_bytes = packer.size
-        self.buffer = bytearray()
-
-    @classmethod
-    def of(cls, metrics: Mapping[str, Any], reduce: str) -> Layout | None:
-        """The layout of a row, or None if it holds anything but plain numbers."""
-        kinds = [type(value) for value in metrics.values()]
-        if not kinds or not PLAIN.issuperset(kinds) or not all(type(name) is str for name in metrics):
-            return None
-        return cls(list(metrics), reduce, [i for i, kind in enumerate(kinds) if kind in _INTEGERS])
-
-
-def is_exact(value: Any) -> bool:
-    """Whether float64 holds this integer exactly."""
-    return bool(-_LARGEST_EXACT_INT <= value <= _LARGEST_EXACT_INT)
 
 
 @dataclass(slots=True)
@@ -406,16 +349,14 @@ class Recorder:
             for layout in self._dirty:
                 layout.buffer = bytearray()
             self._dirty = {}
-        rows = [
-            (layout, np.frombuffer(buffer, np.int64).reshape(-1, _HEAD + len(layout.names))) for layout, buffer in full
-        ]
-        for part in _parts(rows):
+        rows = [(layout, columns(layout, buffer)) for layout, buffer in full]
+        for part in frames(rows):
             if not guard.attempt("recorder", self._append_scalars, part):
                 self._lose(sum(len(table) * len(layout.names) for layout, table in part))
         with self._lock:
             self._room += sum(len(buffer) for _, buffer in full)
 
-    def _append_scalars(self, rows: list[tuple[Layout, np.ndarray[Any, Any]]]) -> None:
+    def _append_scalars(self, rows: Rows) -> None:
         self._append(records.Table.SCALARS, scalars_batch(rows))
 
     def _write_rows(self) -> None:
@@ -472,67 +413,3 @@ class Recorder:
 def _take(value: Later, found: list[float]) -> None:
     if value.ready():
         found.append(float(value.value()))
-
-
-def _parts(
-    rows: list[tuple[Layout, np.ndarray[Any, Any]]],
-) -> Iterable[list[tuple[Layout, np.ndarray[Any, Any]]]]:
-    """What goes into one frame each."""
-    if len(rows) > 1:
-        yield from _windows(rows)
-        return
-    for layout, table in rows:
-        stride = max(1, VALUES_PER_FRAME // len(layout.names))
-        for start in range(0, len(table), stride):
-            yield [(layout, table[start : start + stride])]
-
-
-def _windows(rows: list[tuple[Layout, np.ndarray[Any, Any]]]) -> Iterable[list[tuple[Layout, np.ndarray[Any, Any]]]]:
-    """Cut buffers of several layouts at common points of their order: each frame holds a bounded stretch of it."""
-    widths = np.concatenate([np.full(len(table), len(layout.names)) for layout, table in rows])
-    orders = np.concatenate([table[:, 0] for _, table in rows])
-    by = np.argsort(orders, kind="stable")
-    orders, widths = orders[by], widths[by]
-    frame = (np.cumsum(widths) - widths) // max(VALUES_PER_FRAME - int(widths.max()), VALUES_PER_FRAME // 2)
-    starts = orders[np.flatnonzero(np.diff(frame, prepend=-1))]
-    for start, stop in zip(starts, [*starts[1:], orders[-1] + 1], strict=True):
-        cuts = [(layout, table, *np.searchsorted(table[:, 0], (start, stop))) for layout, table in rows]
-        yield [(layout, table[lo:hi]) for layout, table, lo, hi in cuts if lo < hi]
-
-
-def scalars_batch(rows: Sequence[tuple[Layout, np.ndarray[Any, Any]]]) -> pa.RecordBatch:
-    """The scalars table of some buffers, in the order the rows were logged.
-
-    Args:
-        rows: layout and int64 array [rows, 3 + metrics]: order, step, time in ns, then the bits of the float64 values.
-    """
-    names = list(dict.fromkeys(name for layout, _ in rows for name in layout.names))
-    reduces = list(dict.fromkeys(layout.reduce for layout, _ in rows))
-    code = {name: i for i, name in enumerate(names)}
-    columns: list[tuple[np.ndarray[Any, Any], ...]] = []
-    for layout, table in rows:
-        width, n = len(layout.names), len(table)
-        columns.append(
-            (
-                np.repeat(table[:, 0], width),
-                np.repeat(table[:, 1], width),
-                np.repeat(table[:, 2] // 1000, width),
-                np.tile(np.array([code[name] for name in layout.names], np.int32), n),
-                np.ascontiguousarray(table[:, _HEAD:]).reshape(-1).view(np.float64),
-                np.full(n * width, reduces.index(layout.reduce), np.int32),
-                np.full(n * width, layout.partial),
-            )
-        )
-    order, step, stamp, name, value, reduce, partial = (np.concatenate(parts) for parts in zip(*columns, strict=True))
-    if len(rows) > 1:
-        by = np.argsort(order, kind="stable")
-        step, stamp, name, value, reduce, partial = (part[by] for part in (step, stamp, name, value, reduce, partial))
-    arrays = [
-        pa.array(step),
-        pa.array(stamp).view(pa.timestamp("us", tz="UTC")),
-        pa.DictionaryArray.from_arrays(pa.array(name), pa.array(names, pa.string())),
-        pa.array(value),
-        pa.DictionaryArray.from_arrays(pa.array(reduce), pa.array(reduces, pa.string())),
-        pa.array(partial),
-    ]
-    return pa.RecordBatch.from_arrays(arrays, schema=records.SCALARS)

@@ -62,6 +62,8 @@ class Run:
         self._forked = False
         self._is_child = False
         self._renamed: str | None = None
+        self._parent: str | None = None
+        """The stream of the process this one was forked from."""
         self._watchers: list[Watcher] = []
         self._watched_models = 0
         self._watches = 0
@@ -409,7 +411,7 @@ class Run:
         self._background.submit(
             "sidecar", lambda: self._sidecar and self._sidecar.ended(f"{self._stream:016x}", reason)
         )
-        self._background.close(max(0.1, (deadline - time.monotonic()) / 2))
+        settled = self._background.close(max(0.1, (deadline - time.monotonic()) / 2))
         ended = {
             "type": "ended",
             "reason": reason,
@@ -430,12 +432,13 @@ class Run:
         if self._job is not None:
             self._job.close(min(1.0, max(0.1, deadline - time.monotonic())))
         if not quiet and not self._is_child and self._who().rank == 0:
-            self._say_goodbye(written=written)
+            self._say_goodbye(written=written, settled=settled)
 
-    def _say_goodbye(self, *, written: bool) -> None:
+    def _say_goodbye(self, *, written: bool, settled: bool) -> None:
         identity = self._who()
         dropped = self._recorder.dropped_rows
         trouble = "" if written else "; the disk did not take everything in time"
+        trouble += "" if settled else "; some images or other media were not written in time"
         trouble += f"; {dropped} rows were dropped" if dropped else ""
         say(f"run {self.name} ended{trouble}; look: torchtrack show {identity.uid} --dir {_shown(self.settings.dir)}")
 
@@ -523,6 +526,7 @@ class Run:
             "boot_id": boot_id(),
             "start_time_ns": time.time_ns(),
             "start_mono_ns": time.monotonic_ns(),
+            "parent": self._parent,
             "writer": f"torchtrack {__version__}",
         }
         folder = self.settings.dir / identity.uid / f"{identity.rank // 1000:03d}"
@@ -546,6 +550,7 @@ class Run:
             if not self._forked:
                 return
             step = self._recorder.step
+            self._parent = f"{self._stream:016x}"
             self._equip()
             if is_dataloader_worker():
                 self._logbook.close("log() in a DataLoader worker records nothing; log in the training process")

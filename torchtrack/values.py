@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
+from torchtrack.columns import PLAIN, is_exact
 from torchtrack.histogram import Histogram
 from torchtrack.media import Pending, as_media
-from torchtrack.recorder import PLAIN, is_exact
 
 if TYPE_CHECKING:
     from torchtrack.recorder import Later

@@ -146,7 +146,6 @@ def test_a_damaged_line_of_a_key_file_is_ignored(tmp_path: Path, damage: bytes) 
     assert keys.last("id", "k") == Attempt("cd" * 8, 2, "p", "a")
 
 
-@pytest.mark.usefixtures("expect_internal_failures")
 def test_a_folder_that_cannot_be_written_costs_only_the_resume(tmp_path: Path) -> None:
     (tmp_path / "keys").write_text("in the way")
     assert start(tmp_path).attempt == 1

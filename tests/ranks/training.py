@@ -1,4 +1,4 @@
-"""A small model that real ranks train with DistributedDataParallel while torchtrack watches, and the truth beside it."""
+"""A small model that real ranks train with DistributedDataParallel, watched, and the truth beside it."""
 
 from __future__ import annotations
 

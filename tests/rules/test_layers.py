@@ -32,11 +32,12 @@ ARROWS: dict[str, set[str]] = {
     "media": {"blobs", "redact"},
     "job": set(),
     "journal": {"records"},
-    "recorder": {"journal", "records"},
+    "columns": {"records"},
+    "recorder": {"columns", "journal", "records"},
     "sidecar": {"journal"},
     "watch": {"histogram", "records"},
-    "values": {"histogram", "media", "recorder", "watch"},
-    "logbook": {"background", "blobs", "histogram", "media", "recorder", "records", "redact", "values"},
+    "values": {"columns", "histogram", "media", "recorder", "watch"},
+    "logbook": {"background", "blobs", "columns", "histogram", "media", "recorder", "records", "redact", "values"},
     # the training script's side
     "run": {
         "background",

@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._device import _device_constructors
 
 from tests.watch.conftest import Watched
 from torchtrack.testing.syncguard import SyncGuard
@@ -44,7 +45,7 @@ class PretendPinnedMemory:
     """
 
     def __init__(self, guard: SyncGuard, patch: pytest.MonkeyPatch) -> None:
-        torch.utils._device._device_constructors()  # keeps which functions make tensors: the true ones
+        _device_constructors()  # keeps which functions make tensors: the true ones
         self.happened = False
         self.recorded = 0
         self.hosts: list[torch.Tensor] = []

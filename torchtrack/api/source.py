@@ -74,6 +74,8 @@ class Source:
         exits, beats = self._node_records()
         facts = []
         for stream in streams:
+            if stream.opening.get("parent"):
+                continue  # a forked child: its end is not the rank's
             ended, exit_ = stream.ended or {}, exits.get(stream.key, {})
             facts.append(
                 StreamFacts(

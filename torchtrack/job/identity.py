@@ -9,6 +9,7 @@ from __future__ import annotations
 import difflib
 import hashlib
 import json
+import logging
 import os
 import re
 import secrets
@@ -18,8 +19,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from torchtrack import guard
 from torchtrack.errors import RunNotFoundError
+
+logger = logging.getLogger("torchtrack")
 
 RESUME: Final = ("auto", "must", "allow", "never")
 _UID: Final = re.compile(r"[0-9a-f]{16}")
@@ -104,7 +106,7 @@ class Keys:
             finally:
                 os.close(descriptor)
         except OSError as error:
-            guard.report("recording the job key", error)
+            logger.debug("torchtrack cannot record the run's keys; a restart will be a run of its own: %s", error)
 
     def ids(self, project: str) -> list[str]:
         """Ids of runs of this project, for an error message: a sample if there are very many."""

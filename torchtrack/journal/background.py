@@ -85,8 +85,10 @@ class Background:
 
     def _start(self) -> None:
         if self._thread is None:
-            self._thread = threading.Thread(target=self._run, name="torchtrack-sync", daemon=True)
-            self._thread.start()
+            thread = threading.Thread(target=self._run, name="torchtrack-sync", daemon=True)
+            with contextlib.suppress(RuntimeError):  # the interpreter is ending; the seal will sync
+                thread.start()
+                self._thread = thread
         self._turn.notify_all()
 
     def _run(self) -> None:

@@ -189,7 +189,7 @@ class Merger:
             self._disband(write_retained=False)
 
     def _retain(self, sample: Sample, merged: Counted) -> None:
-        """Keep what rank 0 should have written by now: if it is lost, this rank writes it; twice the same counts once."""
+        """Keep what rank 0 should have written by now: if that is lost, this rank writes it. Twice counts once."""
         now = time.monotonic()
         self._retained.append((now, sample, merged))
         while len(self._retained) > 1 and self._retained[0][0] < now - _RETAIN_S:
