@@ -445,14 +445,30 @@ def test_a_ticket_gets_the_step_of_the_next_committed_row() -> None:
     assert [first.step, second.step] == [40, 41]
 
 
-def test_a_ticket_that_is_open_at_the_next_or_the_end_gets_the_current_step() -> None:
+def test_tickets_stay_open_until_a_row_is_committed() -> None:
     to = Recorder(Memory)  # type: ignore[arg-type]
     row(to, 1.0, 9)
     first, second = to.ticket(), to.ticket()
-    assert [first.step, second.step] == [10, None]
-    to.stamp()
+    assert [first.step, second.step] == [None, None]
+    row(to, 1.0, 30)
 
-    assert second.step == 10
+    assert [first.step, second.step] == [30, 30]
+
+
+def test_only_the_tickets_that_are_handed_in_at_the_end_get_the_current_step() -> None:
+    to = Recorder(Memory)  # type: ignore[arg-type]
+    row(to, 1.0, 9)
+    first, second = to.ticket(), to.ticket()
+    to.stamp([first])
+
+    assert [first.step, second.step] == [10, None]
+
+
+def test_a_script_that_never_logs_leaves_a_bounded_number_of_tickets_open() -> None:
+    to = Recorder(Memory)  # type: ignore[arg-type]
+    tickets = [to.ticket() for _ in range(1000)]
+
+    assert sum(ticket.step is None for ticket in tickets) == 64
 
 
 def test_a_row_that_found_no_room_still_moves_the_step() -> None:

@@ -31,6 +31,7 @@ ROWS_PER_TURN: Final = 4096
 _REPORT_INTERVAL_S: Final = 10.0
 _LAST_STEP: Final = (1 << 63) - 1
 _LATER_BYTES: Final = 512
+_MAX_TICKETS: Final = 64
 _LATER_POLL_S: Final = 0.005
 _LATER_SHARE: Final = 0.8
 _NO_ROOM: Final = -(1 << 62)
@@ -183,17 +184,21 @@ class Recorder:
             self._commit(self.step if step is None else step)
 
     def ticket(self) -> Ticket:
-        """A ticket that the next committed row stamps; one that is still open gets the current step."""
+        """A ticket that the next committed row stamps. Where none ever comes, the oldest get the current step."""
         ticket = Ticket()
         with self._lock:
-            self._stamp(self.step)
+            if len(self._tickets) >= _MAX_TICKETS:
+                self._tickets.pop(0).step = self.step
             self._tickets.append(ticket)
         return ticket
 
-    def stamp(self) -> None:
-        """Give every open ticket the current step: no row will come any more."""
+    def stamp(self, tickets: Iterable[Ticket]) -> None:
+        """Give those of these tickets that are still open the current step: nothing will be logged with them."""
         with self._lock:
-            self._stamp(self.step)
+            for ticket in tickets:
+                if ticket.step is None:
+                    ticket.step = self.step
+                    self._tickets.remove(ticket)
 
     def report(self, name: str, read: Callable[[], float]) -> None:
         """Log what `read` returns as the metric `name` whenever it changed, at most every ten seconds."""

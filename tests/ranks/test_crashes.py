@@ -55,6 +55,28 @@ def test_a_rank_killed_inside_a_merge_never_makes_a_count_double(tmp_path: Path,
     assert len(torn) <= 3  # the sample of the merge, and those that were counted by halves when the peer was lost
 
 
+def test_a_rank_that_ends_in_an_unfinished_merge_exits_at_once_with_its_rows(tmp_path: Path) -> None:
+    folder = tmp_path / "runs"
+    zero, one = (
+        subprocess.Popen(
+            [sys.executable, str(SCRIPTS / "alone_at_the_end.py"), str(folder), f"{folder}.store"],
+            env={**os.environ, "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "OMP_NUM_THREADS": "1"},
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(2)
+    )
+    uid = zero.communicate(timeout=40)[0].strip()
+    assert one.poll() is None
+    one.communicate(timeout=10)
+    assert (zero.returncode, one.returncode) == (0, 0)
+    rows = torchtrack.Api(folder).run(uid).tensors("gradient").to_pylist()
+    last = [row for row in rows if row["sample"] == max(row["sample"] for row in rows)]
+    assert sum(row["count"] for row in last) == (16 * 3 + 3) // 2  # the half that this rank counted
+    assert all(row["coverage"] <= 1.0 for row in last)
+
+
 def states(folder: Path, how: str) -> list[Any]:
     """By rank: the trained weights and the random state."""
     return [torch.load(f"{folder}-{rank}-{how}.pt") for rank in range(2)]

@@ -15,7 +15,7 @@ import torch.distributed as dist
 import torchtrack
 from tests.ranks import training
 from torchtrack.testing import ranks
-from torchtrack.watch.reduce import MAX_COLUMNS
+from torchtrack.watch.packed import MAX_COLUMNS
 from torchtrack.watch.rows import SUMS
 
 TENSORS = 5

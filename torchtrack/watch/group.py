@@ -6,6 +6,7 @@ blocks inside a collective: that would abort the process at interpreter exit. It
 
 from __future__ import annotations
 
+import ctypes
 import time
 from collections.abc import Callable
 from datetime import timedelta
@@ -34,6 +35,7 @@ class Group:
     def __init__(self, store: Any, rank: int, world_size: int, give_up: Callable[[], bool]) -> None:
         self.rank, self.world_size = rank, world_size
         self._give_up = give_up
+        self._work: Any = None
         self._group: Any = dist.ProcessGroupGloo(store, rank, world_size, timedelta(seconds=_CONNECT_TIMEOUT_S))
 
     def all_reduce(self, tensor: torch.Tensor, op: str, timeout_s: float) -> None:
@@ -52,14 +54,26 @@ class Group:
             self._finish(self._group.allreduce([slab], options), deadline)
 
     def _finish(self, work: Any, deadline: float) -> None:
+        self._work = work
         pause = _POLL_S[0]
         while not work.is_completed():
             if time.monotonic() > deadline or self._give_up():
                 raise TimeoutError("a rank did not come to the merge in time")
             time.sleep(pause)
             pause = min(pause * 1.5, _POLL_S[1])
+        self._work = None
         work.wait()
 
     def close(self) -> None:
-        """Close the connections; ranks that still wait for this one learn it at once."""
-        self._group.abort()
+        """Close the connections, so that ranks which still wait for this one learn it.
+
+        A group with unfinished work cannot be closed: its destructor waits for the work's timeout, at interpreter exit
+        too. Such a group is kept for the rest of the process.
+        """
+        if self._work is not None:
+            _immortal(self._group)
+        del self._group
+
+
+def _immortal(thing: object) -> None:
+    ctypes.pythonapi.Py_IncRef(ctypes.py_object(thing))

@@ -12,13 +12,10 @@ twice, so a sample may take the first way on one rank and the second on another.
 
 from __future__ import annotations
 
-import hashlib
-import json
 import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
@@ -26,7 +23,9 @@ import numpy as np
 from torchtrack import guard, records
 from torchtrack.watch import layout
 from torchtrack.watch.group import FAILURES, Group
-from torchtrack.watch.rows import MAXES, SUMS, Counted, tensors_batch
+from torchtrack.watch.meeting import Meeting
+from torchtrack.watch.packed import HEADER, Packed
+from torchtrack.watch.rows import Counted, tensors_batch
 
 if TYPE_CHECKING:
     from torchtrack.job import Job
@@ -34,12 +33,10 @@ if TYPE_CHECKING:
     from torchtrack.watch.sample import Sample
 
 QUEUE_BYTES: Final = 32 << 20
-TURN_TIMEOUT_S: Final = 30.0
-_HEADER: Final = 5  # sample, -sample, plan, -plan, replan
-_KEEP_DIGESTS: Final = 16
+TURN_TIMEOUT_S: Final = 10.0
+_KEEP_DIGESTS: Final = 64
+_FIRST_REPLAN: Final = 8
 _RETAIN_S: Final = 1.0
-_STAGES: Final = ("step", "pre_clip", "skipped")
-MAX_COLUMNS: Final = MAXES + 1
 _IDLE_S: Final = 0.05
 logger = logging.getLogger("torchtrack")
 
@@ -70,12 +67,17 @@ class Merger:
         self._deadline: float | None = None
         self._awaiting: deque[tuple[Sample, list[Counted], bool]] = deque()
         self._retained: deque[tuple[float, Sample, Counted]] = deque()
-        self._meeting: _Meeting | None = None
+        self._meeting: Meeting | None = None
         self._group: Group | None = None
         self._digests: dict[int, dict[str, str]] = {}
         self._numels: dict[str, int] = {}
         self._shares: tuple[layout.Plan | None, dict[str, tuple[int, int]]] = (None, {})
         self._thread = threading.Thread(target=self._main, name="torchtrack-watch", daemon=True)
+        self._replan_at = 0
+        self._replan_pause = _FIRST_REPLAN
+
+    def start(self) -> None:
+        """Start the thread."""
         self._thread.start()
 
     # -- the training thread ----------------------------------------------------------------------------------------
@@ -84,9 +86,10 @@ class Merger:
         """Hand over a sample. When too much waits already, its rows are dropped and counted, never waited for."""
         size = sample.nbytes
         with self._lock:
-            if self._queued_bytes + size > QUEUE_BYTES:
+            if self._queued_bytes and self._queued_bytes + size > QUEUE_BYTES:
                 self.dropped_samples += 1
-                sample.dropped, sample.picks, size = True, [], 0
+                sample.drop()
+                size = 0
             self._queued_bytes += size
             self._queue.append(sample)
         self.next_sample = sample.number + 1
@@ -104,7 +107,8 @@ class Merger:
         """Write what is there and end the thread; turns that other ranks do not join in time are written unmerged."""
         self._deadline = time.monotonic() + max(timeout_s - 1.0, 0.1)
         self._wake.set()
-        self._thread.join(timeout_s)
+        if self._thread.ident is not None:
+            self._thread.join(timeout_s)
         return not self._thread.is_alive()
 
     # -- the merge thread -------------------------------------------------------------------------------------------
@@ -124,6 +128,9 @@ class Merger:
             sample = self._queue.popleft()
             with self._lock:
                 self._queued_bytes -= sample.nbytes
+            if not sample.ready():  # the run ends before the device got there
+                self.dropped_samples += 1
+                sample.drop()
             self._take(sample)
         elif self._queue:
             time.sleep(0.001)
@@ -134,7 +141,7 @@ class Merger:
 
     def _finish(self) -> None:
         self._disband(write_retained=False)
-        self._recorder.stamp()
+        self._recorder.stamp([sample.ticket for sample, _, _ in self._awaiting])
         self._write()
 
     def _take(self, sample: Sample) -> None:
@@ -162,7 +169,7 @@ class Merger:
 
     def _turn(self, sample: Sample, counted: Counted | None) -> None:
         assert self.plan is not None  # noqa: S101  # _take checked it
-        packed = _Packed(self.plan, counted)
+        packed = Packed(self.plan, counted)
         try:
             header = self._align(sample, packed)
             if header is None:
@@ -185,7 +192,9 @@ class Merger:
         else:
             self._retain(sample, merged)
             self._emit(sample, [rest] if rest else [], norms=False)
-        if header is not None and header[4]:
+        if header is not None and header[4] and sample.number >= self._replan_at:
+            # A tensor that no plan can hold would ask again and again: each time it is heard later.
+            self._replan_at, self._replan_pause = sample.number + self._replan_pause, 2 * self._replan_pause
             self._disband(write_retained=False)
 
     def _retain(self, sample: Sample, merged: Counted) -> None:
@@ -195,13 +204,13 @@ class Merger:
         while len(self._retained) > 1 and self._retained[0][0] < now - _RETAIN_S:
             self._retained.popleft()
 
-    def _align(self, sample: Sample, packed: _Packed) -> np.ndarray[Any, Any] | None:
+    def _align(self, sample: Sample, packed: Packed) -> np.ndarray[Any, Any] | None:
         """The header all ranks agree on, extremes merged. None: this sample is behind, or under another plan."""
         assert self.plan is not None  # noqa: S101
         own = packed.maxes.copy()
         while True:
             packed.maxes[:] = own
-            header = packed.maxes[:_HEADER]
+            header = packed.maxes[:HEADER]
             header[:] = sample.number, -sample.number, self.plan.digest, -self.plan.digest, packed.replan
             self._all_reduce(packed.maxes, "max")
             if header[0] == -header[1]:
@@ -232,20 +241,14 @@ class Merger:
             del self._digests[number]
 
     def _meet(self) -> None:
-        identity = self._job.identity if self._job else None
-        if (
-            self._job is None
-            or identity is None
-            or identity.provisional
-            or identity.world_size < 2
-            or not self._digests
-        ):
+        if self._job is None or not self._digests or self._deadline is not None:
             return
-        if self._deadline is not None:
+        identity = self._job.identity
+        if identity.provisional or identity.world_size < 2:
             return
         try:
             if self._meeting is None or self._meeting.attempt != identity.attempt:
-                self._meeting = _Meeting.join(self._job, self._ordinal)
+                self._meeting = Meeting.join(self._job, self._ordinal)
             if self._meeting is None:
                 return
             offer = layout.Offer(self.next_sample, dict(self._numels), dict(self._digests))
@@ -262,8 +265,6 @@ class Merger:
     def _disband(self, *, write_retained: bool) -> None:
         """Leave the group: rows are counted whole again until the ranks have met anew."""
         self.plan = None
-        self._digests.clear()
-        self._numels.clear()
         for _, sample, merged in self._retained if write_retained else ():
             self._emit(sample, [merged])
         self._retained.clear()
@@ -281,22 +282,17 @@ class Merger:
     def _write(self) -> None:
         while self._awaiting and self._awaiting[0][0].ticket.step is not None:
             sample, counted, norms = self._awaiting.popleft()
-            step = self._awaiting_step(sample)
+            step = sample.ticket.step or 0
             for part in counted:
                 batch = tensors_batch(part, sample.number, step, sample.time_ns)
                 if batch is not None:
                     self._recorder.put(records.Table.TENSORS, lambda batch=batch: batch, batch.nbytes)  # type: ignore[misc]
-            values = {name: copy.value() for name, copy in sample.scalars}
+            values = [(name, copy.value()) for name, copy in sample.scalars]
             sample.scalars = []
             if norms and counted:
-                values |= _norms(counted)
-            for name, value in values.items():
+                values += _norms(counted).items()
+            for name, value in values:
                 self._recorder.number(name, value, step)
-
-    @staticmethod
-    def _awaiting_step(sample: Sample) -> int:
-        step = sample.ticket.step
-        return 0 if step is None else step
 
 
 def _norms(counted: list[Counted]) -> dict[str, float]:
@@ -312,138 +308,3 @@ def _norms(counted: list[Counted]) -> dict[str, float]:
         )
     norms = {"watch/grad_norm": every.norm("gradient"), "watch/param_norm": every.norm("parameter")}
     return {name: norm for name, norm in norms.items() if norm is not None}
-
-
-class _Packed:
-    """A sample as the buffers of a turn; their size follows from the plan alone, so that it is the same on all ranks.
-
-    sums: [world size] who is present, then rows x (328 counts, sum, sum of squares).
-    maxes: the header, then rows x (max, -min, number of the stage).
-    """
-
-    def __init__(self, plan: layout.Plan, counted: Counted | None) -> None:
-        self._plan = plan
-        self._keys = [(kind, name) for kind in layout.KINDS for name in plan.names]
-        rows = {key: i for i, key in enumerate(self._keys)}
-        self.sums = np.zeros(plan.world_size + len(rows) * SUMS)
-        self.maxes = np.full(_HEADER + len(rows) * MAX_COLUMNS, -np.inf)
-        self.rest: Counted | None = None
-        self.replan = 0.0
-        if counted is None:
-            return
-        shared = [i for i, key in enumerate(counted.keys) if key in rows]
-        alone = [i for i, key in enumerate(counted.keys) if key not in rows]
-        into = [rows[counted.keys[i]] for i in shared]
-        self._sums()[into] = counted.sums[shared]
-        self._maxes()[into, :MAXES] = counted.maxes[shared]
-        self._maxes()[into, MAXES] = [_STAGES.index(counted.stages[i]) for i in shared]
-        if alone:
-            self.rest = counted.select(alone)
-            self.replan = float(any(name not in plan.distinct for _, name in self.rest.keys))
-
-    def _sums(self) -> np.ndarray[Any, Any]:
-        return self.sums[self._plan.world_size :].reshape(-1, SUMS)
-
-    def _maxes(self) -> np.ndarray[Any, Any]:
-        return self.maxes[_HEADER:].reshape(-1, MAX_COLUMNS)
-
-    def merged(self) -> Counted:
-        """The merged rows after both all-reduces."""
-        present = np.flatnonzero(self.sums[: self._plan.world_size] > 0).tolist()
-        whole = len(present) == self._plan.world_size
-        maxes = self._maxes()
-        return Counted(
-            list(self._keys),
-            self._sums(),
-            maxes[:, :MAXES],
-            list(self._plan.numels) * len(layout.KINDS),
-            ["" if whole else self._plan.covers(name, present) for _, name in self._keys],
-            [_STAGES[int(max(stage, 0))] for stage in maxes[:, MAXES]],
-            len(present),
-        )
-
-
-class _Meeting:
-    """Ranks of one watch meet in the store: offers by round, then a group; a new generation after every failure."""
-
-    def __init__(self, store: Any, prefix: str, rank: int, world_size: int, attempt: int) -> None:
-        self.attempt = attempt
-        self.wanted: set[int] = set()
-        """Samples that other ranks have offered: worth keeping until this rank has counted them too."""
-        self._store, self._prefix = store, prefix
-        self._rank, self._world_size = rank, world_size
-        self._generation = 0
-        self._round = 0
-        self._offered: layout.Offer | None = None
-        self._next_look = 0.0
-        self._pause = 0.01
-
-    @classmethod
-    def join(cls, job: Job, ordinal: int) -> _Meeting | None:
-        """A meeting over the job's store; None while there is none."""
-        store, identity = job.store(), job.identity
-        if store is None:
-            return None
-        prefix = f"torchtrack/{identity.uid}/{identity.attempt}/watch{ordinal}"
-        return cls(store, prefix, identity.rank, identity.world_size, identity.attempt)
-
-    def agree(self, offer: layout.Offer) -> layout.Plan | None:
-        """Publish an offer once a round; the plan when all offers are there and agree, else None. Never waits."""
-        now = time.monotonic()
-        if now < self._next_look:
-            return None
-        if self._offered is None:
-            self._publish(offer)
-        others = [self._key(rank) for rank in range(self._world_size)]
-        if not self._store.check(others):
-            self._next_look, self._pause = now + self._pause, min(self._pause * 1.5, 1.0)
-            return None
-        assert self._offered is not None  # noqa: S101
-        headers = [json.loads(self._store.get(key)) for key in others]
-        plan = self._decide(headers)
-        if plan is None and max(self._offered.samples) < offer.next_sample - 1:
-            self._round, self._offered, self._pause = self._round + 1, None, 0.01
-        return plan
-
-    def group(self, give_up: Callable[[], bool]) -> Group:
-        """The private group of this generation."""
-        from torch.distributed.distributed_c10d import PrefixStore
-
-        store = PrefixStore(f"{self._prefix}/{self._generation}/group", self._store)
-        return Group(store, self._rank, self._world_size, give_up)
-
-    def failed(self) -> None:
-        """Begin a new generation."""
-        self._generation += 1
-        self._round, self._offered, self._pause = 0, None, 0.01
-
-    def _key(self, rank: int, what: str = "offer") -> str:
-        return f"{self._prefix}/{self._generation}/{self._round}/{what}/{rank}"
-
-    def _publish(self, offer: layout.Offer) -> None:
-        """The whole offer, and before it a short one that is enough when all ranks hold replicas of everything."""
-        self._offered = offer
-        short = {number: _fingerprint([offer.numels, digests]) for number, digests in offer.samples.items()}
-        self._store.set(self._key(self._rank, "whole"), offer.encode())
-        self._store.set(self._key(self._rank), json.dumps([offer.next_sample, list(short.items())]))
-
-    def _decide(self, headers: list[Any]) -> layout.Plan | None:
-        assert self._offered is not None  # noqa: S101
-        shorts = [dict(samples) for _, samples in headers]
-        common = set(shorts[0]).intersection(*shorts[1:])
-        if not common:
-            self.wanted = {max(short) for short in shorts}
-            return None
-        if len({short[max(common)] for short in shorts}) == 1:
-            offers = [
-                layout.Offer(next_sample, self._offered.numels, {max(common): self._offered.samples[max(common)]})
-                for next_sample, _ in headers
-            ]
-        else:
-            whole = [self._store.get(self._key(rank, "whole")) for rank in range(self._world_size)]
-            offers = [layout.Offer.decode(bytes(data)) for data in whole]
-        return layout.agree(offers)
-
-
-def _fingerprint(content: Any) -> str:
-    return hashlib.blake2s(json.dumps(content, sort_keys=True).encode(), digest_size=16).hexdigest()

@@ -84,6 +84,10 @@ class Sample:
         """About the memory it keeps until it is written."""
         return sum(len(part.keys) for part, _ in self.picks) * SUMS * 8
 
+    def drop(self) -> None:
+        """Let go of all that was counted: a turn goes on with zeros in its place."""
+        self.dropped, self.picks, self.scalars, self.found_inf = True, [], [], None
+
     def ready(self) -> bool:
         """Whether everything is on the host."""
         return (

@@ -95,6 +95,7 @@ class Watcher:
         self._told: set[str] = set()
         self.merger = Merger(recorder, job, ordinal)
         if self.kinds:
+            self.merger.start()
             hooks.add(self)
 
     def close(self, timeout_s: float = 5.0) -> bool:
