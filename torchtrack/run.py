@@ -8,6 +8,7 @@ import socket
 import sys
 import threading
 import time
+import weakref
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal
@@ -65,7 +66,7 @@ class Run:
         self._parent: str | None = None
         """The stream of the process this one was forked from."""
         self._watchers: list[Watcher] = []
-        self._watched_models = 0
+        self._prefixes: weakref.WeakKeyDictionary[Any, str] = weakref.WeakKeyDictionary()
         self._watches = 0
         self._labels: dict[str, Any] = {
             "name": self._who().name or settings.name,
@@ -301,10 +302,9 @@ class Run:
             recorder=self._recorder,
             job=self._job,
             ordinal=self._watches,
-            watched=self._watched_models,
+            prefixes=self._prefixes,
         )
         self._watches += 1
-        self._watched_models += len(watcher.models)
         self._watchers.append(watcher)
         self._recorder.report(f"_tt/watch{self._watches - 1}/dropped_samples", lambda: watcher.merger.dropped_samples)
         guard.attempt("watch()", lambda: self._tell("model", describe(watcher.models)))

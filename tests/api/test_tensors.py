@@ -145,6 +145,13 @@ def test_histograms_the_user_logged_are_told_apart_by_step_and_the_last_counts(r
     assert the_run(runs).tensors("logged").column("count").to_pylist() == [5, 7]
 
 
+def test_of_several_samples_at_one_step_the_histogram_is_the_last(runs: Path, journal: Make) -> None:
+    with journal() as rank:
+        for sample, size in ((7, 5), (8, 6), (9, 4)):
+            rank.tensor(sample, "w", WEIGHTS[:size], step=3)
+    assert the_run(runs).histogram("gradient", "w", 3).count == 4
+
+
 def test_a_histogram_of_a_step_that_was_not_sampled_names_the_nearest(runs: Path, journal: Make) -> None:
     with journal() as rank:
         for step in (0, 100, 200):

@@ -114,3 +114,20 @@ def test_a_further_model_has_its_prefix_in_module_names_only(watched: Watched) -
 def test_the_structure_of_a_lazy_model_is_recorded(watched: Watched) -> None:
     watched.watch(nn.Sequential(nn.LazyLinear(2)))
     assert [m["class"] for m in modules(watched)[0]] == ["Sequential", "LazyLinear"]
+
+
+def test_a_model_that_is_watched_again_keeps_its_names(watched: Watched) -> None:
+    run, model = watched.run, nn.Linear(2, 2)
+    other = nn.Linear(2, 2)
+    run.watch([model, other], log_freq=1)
+    run.unwatch()
+    run.watch(other, log_freq=1)
+    [watcher] = run._watchers
+    assert [prefix for prefix, _ in watcher.models] == ["model1/"]
+
+
+def test_two_models_of_one_run_cannot_have_one_name(watched: Watched) -> None:
+    model = nn.Linear(2, 2)
+    watched.run.watch(model, name="critic")
+    with pytest.raises(ValueError, match="'critic'\\) names another model of this run already"):
+        watched.run.watch(nn.Linear(2, 2), name="critic")

@@ -259,6 +259,8 @@ class Run:
     def histogram(self, kind: str, name: str, step: int, stage: str | None = None) -> Histogram:
         """The histogram of a tensor at a step; of all tensors that match, added exactly, if `name` is a pattern.
 
+        Where several samples fall on the step, it is the last of them.
+
         Args:
             kind: gradient, parameter, logged.
             name: the parameter's name.
@@ -268,7 +270,7 @@ class Run:
         Raises:
             ValueError: nothing was recorded at that step; the message names the nearest steps that were.
         """
-        rows = tensors.one_stage(self.tensors(kind, name, step, step + 1), stage)
+        rows = tensors.newest_sample(tensors.one_stage(self.tensors(kind, name, step, step + 1), stage))
         if not rows.num_rows:
             raise ValueError(self._no_histogram(kind, name, step, stage))
         return tensors.histogram(rows)

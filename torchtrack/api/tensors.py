@@ -255,6 +255,16 @@ def one_stage(rows: pa.Table, stage: str | None) -> pa.Table:
     return rows.filter(pa.array(place == best[group]))
 
 
+def newest_sample(rows: pa.Table) -> pa.Table:
+    """Of each name the rows of its last sample: several optimizer steps may fall on one step of the run."""
+    newest = rows.group_by("name").aggregate([("sample", "max")])
+    last = dict(zip(newest["name"].to_pylist(), newest["sample_max"].to_pylist(), strict=True))
+    keep = [
+        last[name] == sample for name, sample in zip(rows["name"].to_pylist(), rows["sample"].to_pylist(), strict=True)
+    ]
+    return rows.filter(pa.array(keep, pa.bool_()))
+
+
 def histogram(rows: pa.Table) -> Histogram:
     """The exact sum of the histograms of some rows."""
     _, bucket, count = flat_buckets(rows)

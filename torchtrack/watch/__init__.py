@@ -5,7 +5,7 @@ hooks (when) -> watcher (what) -> kernels (how) -> drain (to the host) -> reduce
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import MutableMapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from torch import nn
@@ -31,7 +31,7 @@ def start(
     recorder: Recorder,
     job: Job | None,
     ordinal: int,
-    watched: int,
+    prefixes: MutableMapping[nn.Module, str],
 ) -> Watcher:
     """Check the arguments of `Run.watch` and begin to watch.
 
@@ -45,7 +45,7 @@ def start(
         recorder: where rows go.
         job: the other ranks.
         ordinal: number of this watch in the run.
-        watched: how many models the run watches already: theirs have the names to themselves.
+        prefixes: the prefix of every model this run has watched; the new ones are added.
 
     Raises:
         TypeError: something that is no module, or an argument of the wrong type.
@@ -64,16 +64,20 @@ def start(
         raise TypeError(f'watch(log=) takes "all", "gradients", "parameters" or None, got {_describe(log)}')
     if log not in LOGS:
         raise ValueError(f'watch(log=) takes "all", "gradients", "parameters" or None, got {log!r}')
-    prefixes = [_prefix(name, i, watched) for i in range(len(modules))]
+    given = _name(name)
+    include, exclude = _patterns("include", include), _patterns("exclude", exclude)
+    names = dict(prefixes)
+    chosen = [_prefix(given, i, layout.unwrap(module), names) for i, module in enumerate(modules)]
+    prefixes.update(names)
     return Watcher(
-        list(zip(prefixes, modules, strict=True)),
+        list(zip(chosen, modules, strict=True)),
         LOGS[log],
         log_freq,
         recorder,
         job,
         ordinal,
-        _patterns("include", include),
-        _patterns("exclude", exclude),
+        include,
+        exclude,
     )
 
 
@@ -93,14 +97,28 @@ def describe(models: Sequence[tuple[str, nn.Module]]) -> dict[str, Any]:
     return {"modules": tree}
 
 
-def _prefix(name: str | None, index: int, watched: int) -> str:
-    if name is not None:
-        if not isinstance(name, str):
-            raise TypeError(f"watch(name=) takes a string, got {_describe(name)}")
-        if not name.strip("/"):
-            raise ValueError(f"watch(name=) takes a non-empty string, got {_describe(name)}")
-        return name.strip("/") + (f"{index}/" if index else "/")
-    return f"model{watched + index}/" if watched + index else ""
+def _name(name: Any) -> str:
+    if name is None:
+        return ""
+    if not isinstance(name, str):
+        raise TypeError(f"watch(name=) takes a string, got {_describe(name)}")
+    if not name.strip("/"):
+        raise ValueError(f"watch(name=) takes a non-empty string, got {_describe(name)}")
+    return name.strip("/")
+
+
+def _prefix(name: str, index: int, model: nn.Module, prefixes: dict[nn.Module, str]) -> str:
+    """The prefix of a model's names; a model that is watched again keeps the one it had."""
+    if name:
+        prefix = f"{name}{index or ''}/"
+        if any(taken == prefix and other is not model for other, taken in prefixes.items()):
+            raise ValueError(f"watch(name={name!r}) names another model of this run already; choose another name")
+    elif model in prefixes:
+        prefix = prefixes[model]
+    else:
+        prefix = f"model{len(prefixes)}/" if prefixes else ""
+    prefixes[model] = prefix
+    return prefix
 
 
 def _patterns(argument: str, value: Any) -> tuple[str, ...]:
