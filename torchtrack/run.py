@@ -40,6 +40,10 @@ LEVELS: Final = ("INFO", "WARN", "ERROR")
 _JOIN_BEFORE_OPEN_S: Final = 0.2
 _SIDECAR_INTERVAL_S: Final = 10.0
 _WATCH_SHARE: Final = 0.6
+_UNWATCH_S: Final = 0.3
+_PATIENCE_S: Final = {"finish": 3.0, "exit": 1.0}
+"""How long the last samples wait for other ranks to merge with, by how the run ends."""
+_PATIENCE_OF_FAILURES_S: Final = 0.2
 _MAX_ERROR: Final = 4000
 _NOBODY: Final = Identity("0" * 16, "disabled", "", None, 1, 0, 0, 0, 1, provisional=False)
 
@@ -66,6 +70,8 @@ class Run:
         self._parent: str | None = None
         """The stream of the process this one was forked from."""
         self._watchers: list[Watcher] = []
+        self._unwatched: list[Watcher] = []
+        """Watchers whose last samples are still being written."""
         self._prefixes: weakref.WeakKeyDictionary[Any, str] = weakref.WeakKeyDictionary()
         self._watches = 0
         self._labels: dict[str, Any] = {
@@ -320,7 +326,9 @@ class Run:
             held = [model for _, model in watcher.models]
             if chosen is None or any(model is mine for model in chosen for mine in held):
                 self._watchers.remove(watcher)
-                guard.attempt("unwatch()", watcher.close)
+                guard.attempt("unwatch()", watcher.stop, self.settings.finish_timeout, _PATIENCE_S["finish"])
+                if not watcher.join(_UNWATCH_S):
+                    self._unwatched.append(watcher)
 
     # -- describing the run -----------------------------------------------------------------------------------------
 
@@ -405,9 +413,7 @@ class Run:
         deadline, now = time.monotonic() + self.settings.finish_timeout, time.time_ns()
         if self._console is not None:
             self._console.stop()
-        watchers, self._watchers = self._watchers, []
-        for watcher in watchers:
-            guard.attempt("unwatch()", watcher.close, max(0.1, (deadline - time.monotonic()) * _WATCH_SHARE))
+        self._end_watching(reason)
         self._background.submit(
             "sidecar", lambda: self._sidecar and self._sidecar.ended(f"{self._stream:016x}", reason)
         )
@@ -433,6 +439,16 @@ class Run:
             self._job.close(min(1.0, max(0.1, deadline - time.monotonic())))
         if not quiet and not self._is_child and self._who().rank == 0:
             self._say_goodbye(written=written, settled=settled)
+
+    def _end_watching(self, reason: str) -> None:
+        within = self.settings.finish_timeout * _WATCH_SHARE
+        until = time.monotonic() + within
+        watchers, self._watchers = self._watchers, []
+        for watcher in watchers:
+            guard.attempt("unwatch()", watcher.stop, within, _PATIENCE_S.get(reason, _PATIENCE_OF_FAILURES_S))
+        for watcher in [*watchers, *self._unwatched]:
+            guard.attempt("unwatch()", watcher.join, max(0.1, until - time.monotonic()))
+        self._unwatched = []
 
     def _say_goodbye(self, *, written: bool, settled: bool) -> None:
         identity = self._who()
@@ -538,6 +554,7 @@ class Run:
         self._forked = not self._finished
         self._recorder.abandon()
         self._watchers = []
+        self._unwatched = []
         self._console = None
         self._sidecar = None
         self._lock = threading.Lock()

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
@@ -117,10 +118,10 @@ def test_a_rank_one_step_ahead_never_makes_an_element_count_twice(tmp_path: Path
     assert len({step for step, _ in one}) == len({step for step, _ in zero})
 
 
-def unequal_tensors(folder: Path) -> str:
+def unequal_tensors(folder: Path, equal_at_first: bool) -> str:
     """No DDP: each rank trains a model of its own under the same names."""
     rank = dist.get_rank()
-    model = training.model(seed=rank)
+    model = training.model(seed=0 if equal_at_first else rank)
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-2)
     run = torchtrack.init(dir=folder, system_interval=0.0)
     run.watch(model, log="parameters", log_freq=1)
@@ -142,7 +143,10 @@ def unequal_tensors(folder: Path) -> str:
     return run.uid
 
 
-def test_tensors_of_one_name_that_differ_between_ranks_are_parts_of_a_larger_whole(tmp_path: Path) -> None:
-    uid = ranks(2, init=True).run(unequal_tensors, tmp_path)[0]
+@pytest.mark.parametrize("equal_at_first", [False, True])
+def test_tensors_of_one_name_that_differ_between_ranks_are_parts_of_a_larger_whole(
+    tmp_path: Path, equal_at_first: bool
+) -> None:
+    uid = ranks(2, init=True).run(unequal_tensors, tmp_path, equal_at_first)[0]
     last: dict[str, Any] = torchtrack.Api(tmp_path).run(uid).tensors("parameter", "0.weight").to_pylist()[-1]
     assert (last["count"], last["numel"], last["coverage"]) == (2 * 640, 2 * 640, 1.0)

@@ -58,6 +58,22 @@ def test_a_clipped_gradient_is_counted_once_as_it_was_before(
     watched.check("gradient", used[::log_freq], "pre_clip")
 
 
+def test_an_optimizer_that_is_made_anew_is_seen_before_its_clipping(watched: Watched, model: nn.Module) -> None:
+    watched.watch(model, log_freq=5)
+    used = []
+    for epoch in range(3):
+        optimizer = torch.optim.AdamW(model.parameters(), lr=0.01)
+        for step in range(7):
+            optimizer.zero_grad()
+            backward(model, 7 * epoch + step)
+            if step % 5 == 0:
+                used.append(gradients(model))
+            clip_grad_norm_(model.parameters(), 0.1)
+            optimizer.step()
+        del optimizer
+    watched.check("gradient", used, "pre_clip")
+
+
 def test_clipping_values_imported_before_watch_is_seen_at_the_step(watched: Watched, model: nn.Module) -> None:
     watched.watch(model)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)

@@ -47,7 +47,7 @@ class PretendPinnedMemory:
     def __init__(self, guard: SyncGuard, patch: pytest.MonkeyPatch) -> None:
         _device_constructors()  # keeps which functions make tensors: the true ones
         self.happened = False
-        self.recorded = 0
+        self.recorded: list[torch.device] = []
         self.hosts: list[torch.Tensor] = []
         empty = torch.empty
 
@@ -59,12 +59,16 @@ class PretendPinnedMemory:
                 guard._pinned |= {id(host)}
             return host
 
-        def record(event: object) -> None:
-            self.recorded += 1
+        def record(event: object, stream: torch.device) -> None:
+            self.recorded.append(stream)
 
         event = type("Event", (), {"record": record, "query": lambda _: self.happened})
         patch.setattr(torch, "empty", pretend)
-        patch.setattr(torch, "get_device_module", lambda _: types.SimpleNamespace(Event=event))
+        patch.setattr(
+            torch,
+            "get_device_module",
+            lambda _: types.SimpleNamespace(Event=event, current_stream=lambda device: device),
+        )
 
 
 @pytest.fixture
@@ -83,7 +87,7 @@ def test_from_a_device_the_copy_is_ready_when_its_event_has_happened(
 ) -> None:
     with FakeTensorMode(), guard:
         copy = HostCopy(torch.empty(4, device="lazy:0"))
-    assert (guard.violations, guard.copies_to_host, pinned.recorded) == ([], 1, 1)
+    assert (guard.violations, guard.copies_to_host, pinned.recorded) == ([], 1, [torch.device("lazy:0")])
     assert not copy.ready()
     pinned.happened = True
     assert copy.ready()
@@ -152,5 +156,5 @@ def test_a_watched_step_on_a_device_never_waits(
         watched.run.unwatch()
     assert guard.violations == []
     assert [len([key for part, rows in s.picks for key in rows]) for s in submitted] == [12, 12]
-    assert guard.copies_to_host == pinned.recorded > 0
+    assert guard.copies_to_host == len(pinned.recorded) > 0
     assert not submitted[0].ready()

@@ -44,6 +44,11 @@ class Rows:
             ticket.step = 99 if ticket.step is None else ticket.step
 
 
+def close(merger: Merger, timeout_s: float) -> bool:
+    merger.end(timeout_s / 2, timeout_s / 2)
+    return merger.join(timeout_s)
+
+
 @dataclass
 class FakeJob:
     """Who the ranks are, and the store they share."""
@@ -123,7 +128,7 @@ def start() -> Iterator[Start]:
         return list(begun)
 
     yield start
-    closing = [threading.Thread(target=rank.merger.close, args=(3.0,)) for rank in begun]
+    closing = [threading.Thread(target=close, args=(rank.merger, 3.0)) for rank in begun]
     for thread in closing:
         thread.start()
     for thread in closing:
@@ -252,7 +257,7 @@ def test_when_a_peer_is_lost_the_others_write_their_parts(start: Start) -> None:
         rank.submit(tensors(1))
     until(lambda: all(rank.merger.merged_samples == 1 for rank in ranks))
     number = ranks[0].samples
-    ranks[2].merger.close(2.0)
+    close(ranks[2].merger, 2.0)
     for rank in ranks[:2]:
         rank.submit(tensors(2))
     until(lambda: all(rank.merger.plan is None for rank in ranks[:2]))
@@ -270,7 +275,7 @@ def test_when_the_writer_is_lost_another_rank_writes_what_it_retained(start: Sta
     for rank in ranks:
         rank.submit(tensors(1))
     until(lambda: all(rank.merger.merged_samples == 1 for rank in ranks))
-    ranks[0].merger.close(2.0)
+    close(ranks[0].merger, 2.0)
     assert ranks[1].of(merged) == []
     ranks[1].submit(tensors(2))
     until(lambda: len(ranks[1].of(merged)) == 3)
@@ -282,9 +287,19 @@ def test_closing_while_a_turn_waits_for_others_writes_and_ends(start: Start) -> 
     plan = planned(ranks)
     number = ranks[0].samples
     ranks[0].submit(tensors(1))
-    assert ranks[0].merger.close(2.0)
+    assert close(ranks[0].merger, 2.0)
     rows = ranks[0].of(number)
     assert {row["name"]: row["count"] for row in rows} == {n: b - a for n, (a, b) in plan.ranges(0).items() if a < b}
+
+
+def test_a_row_that_waits_too_long_for_its_step_gets_the_current_one(
+    start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reduce, "_STEP_WITHIN_S", 0.0)
+    (rank,) = start(1)
+    rank.submit(tensors(0), step=None)
+    until(lambda: len(rank.of(0)) == 3)
+    assert {row["step"] for row in rank.of(0)} == {99}
 
 
 def test_a_row_waits_for_its_step_and_gets_the_current_one_at_the_end(start: Start) -> None:
@@ -296,7 +311,7 @@ def test_a_row_waits_for_its_step_and_gets_the_current_one_at_the_end(start: Sta
     ticket.step = 12
     until(lambda: len(rank.of(0)) == 3)
     assert rank.of(1) == []
-    rank.merger.close(2.0)
+    close(rank.merger, 2.0)
     assert [{row["step"] for row in rank.of(sample)} for sample in (0, 1)] == [{12}, {99}]
 
 

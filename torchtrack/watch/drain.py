@@ -28,7 +28,7 @@ class HostCopy:
             self._host = torch.empty(tensor.shape, dtype=tensor.dtype, device="cpu", pin_memory=True)
             self._host.copy_(tensor, non_blocking=True)
             self._event = torch.get_device_module(tensor.device.type).Event()
-            self._event.record()
+            self._event.record(torch.get_device_module(tensor.device.type).current_stream(tensor.device))
 
     def ready(self) -> bool:
         """Whether the numbers have arrived."""

@@ -18,6 +18,8 @@ import torch.distributed as dist
 SLAB_BYTES: Final = 8 << 20
 _CONNECT_TIMEOUT_S: Final = 5.0
 _POLL_S: Final = (0.0002, 0.005)
+_MAX_UNFINISHED: Final = 3
+_unfinished: list[int] = []
 FAILURES: Final = (RuntimeError, ValueError, OSError, TimeoutError)
 """What a lost peer, a closed socket or a late rank looks like."""
 
@@ -68,12 +70,14 @@ class Group:
         """Close the connections, so that ranks which still wait for this one learn it.
 
         A group with unfinished work cannot be closed: its destructor waits for the work's timeout, at interpreter exit
-        too. Such a group is kept for the rest of the process.
+        too. Such a group is kept for the rest of the process, and the other ranks' own timeout tells them.
         """
         if self._work is not None:
-            _immortal(self._group)
+            _unfinished.append(id(self._group))
+            ctypes.pythonapi.Py_IncRef(ctypes.py_object(self._group))
         del self._group
 
 
-def _immortal(thing: object) -> None:
-    ctypes.pythonapi.Py_IncRef(ctypes.py_object(thing))
+def may_connect() -> bool:
+    """Whether this process may make another group: those it has to keep cost it threads and open files."""
+    return len(_unfinished) < _MAX_UNFINISHED

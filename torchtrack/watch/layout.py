@@ -117,6 +117,10 @@ class Plan:
         first, last = total * rank // self.world_size, total * (rank + 1) // self.world_size
         return min(max(first - begin, 0), numel), min(max(last - begin, 0), numel)
 
+    def numel(self, name: str) -> int:
+        """Elements of a tensor that is shared out."""
+        return self._places[name][1]
+
     def ranges(self, rank: int) -> dict[str, tuple[int, int]]:
         """By name: [lo, hi) of the flat tensor that this rank counts; an empty range if none of it."""
         return {name: self._share(name, rank) for name in self.names}

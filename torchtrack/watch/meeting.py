@@ -6,13 +6,16 @@ import hashlib
 import json
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from torchtrack.watch import layout
 from torchtrack.watch.group import Group
 
 if TYPE_CHECKING:
     from torchtrack.job import Job
+
+
+_FIRST_PAUSE_S: Final = 0.01
 
 
 class Meeting:
@@ -28,33 +31,34 @@ class Meeting:
         self._round = 0
         self._offered: layout.Offer | None = None
         self._next_look = 0.0
-        self._pause = 0.01
+        self._pause = _FIRST_PAUSE_S
 
     @classmethod
-    def join(cls, job: Job, ordinal: int) -> Meeting | None:
-        """A meeting over the job's store; None while there is none."""
+    def join(cls, job: Job, ordinal: int, terms: str) -> Meeting | None:
+        """A meeting over the job's store of the ranks that watch on the same terms; None while there is no store."""
         store, identity = job.store(), job.identity
         if store is None:
             return None
-        prefix = f"torchtrack/{identity.uid}/{identity.attempt}/watch{ordinal}"
+        prefix = f"torchtrack/{identity.uid}/{identity.attempt}/watch{ordinal}/{terms}"
         return cls(store, prefix, identity.rank, identity.world_size, identity.attempt)
 
     def agree(self, offer: layout.Offer) -> layout.Plan | None:
         """Publish an offer once a round; the plan when all offers are there and agree, else None. Never waits."""
-        now = time.monotonic()
-        if now < self._next_look:
+        if time.monotonic() < self._next_look:
             return None
         if self._offered is None:
             self._publish(offer)
         others = [self._key(rank) for rank in range(self._world_size)]
         if not self._store.check(others):
-            self._next_look, self._pause = now + self._pause, min(self._pause * 1.5, 1.0)
+            self._wait(at_most_s=1.0)
             return None
         assert self._offered is not None  # noqa: S101
         headers = [json.loads(self._store.get(key)) for key in others]
         plan = self._decide(headers)
         if plan is None and max(self._offered.samples) < offer.next_sample - 1:
-            self._round, self._offered, self._pause = self._round + 1, None, 0.01
+            self._round, self._offered = self._round + 1, None
+        if plan is not None:
+            self._pause = _FIRST_PAUSE_S
         return plan
 
     def group(self, give_up: Callable[[], bool]) -> Group:
@@ -65,9 +69,13 @@ class Meeting:
         return Group(store, self._rank, self._world_size, give_up)
 
     def failed(self) -> None:
-        """Begin a new generation."""
+        """Begin a new generation, after a pause that grows while nothing is agreed: a store that died stays dead."""
         self._generation += 1
-        self._round, self._offered, self._pause = 0, None, 0.01
+        self._round, self._offered = 0, None
+        self._wait(at_most_s=5.0)
+
+    def _wait(self, at_most_s: float) -> None:
+        self._next_look, self._pause = time.monotonic() + self._pause, min(self._pause * 1.5, at_most_s)
 
     def _key(self, rank: int, what: str = "offer") -> str:
         return f"{self._prefix}/{self._generation}/{self._round}/{what}/{rank}"

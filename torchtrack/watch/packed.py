@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Final
 
 import numpy as np
@@ -22,9 +23,9 @@ class Packed:
     maxes: the header, then rows x (max, -min, number of the stage).
     """
 
-    def __init__(self, plan: layout.Plan, counted: Counted | None) -> None:
+    def __init__(self, plan: layout.Plan, kinds: Sequence[str], counted: Counted | None) -> None:
         self._plan = plan
-        self._keys = [(kind, name) for kind in layout.KINDS for name in plan.names]
+        self._keys = [(kind, name) for kind in kinds for name in plan.names]
         rows = {key: i for i, key in enumerate(self._keys)}
         self.sums = np.zeros(plan.world_size + len(rows) * SUMS)
         self.maxes = np.full(HEADER + len(rows) * MAX_COLUMNS, -np.inf)
@@ -32,8 +33,11 @@ class Packed:
         self.replan = 0.0
         if counted is None:
             return
-        shared = [i for i, key in enumerate(counted.keys) if key in rows]
-        alone = [i for i, key in enumerate(counted.keys) if key not in rows]
+        fits = [
+            key in rows and numel == plan.numel(key[1]) for key, numel in zip(counted.keys, counted.numels, strict=True)
+        ]
+        shared = [i for i, fit in enumerate(fits) if fit]
+        alone = [i for i, fit in enumerate(fits) if not fit]
         into = [rows[counted.keys[i]] for i in shared]
         self._sums()[into] = counted.sums[shared]
         self._maxes()[into, :MAXES] = counted.maxes[shared]
@@ -57,7 +61,7 @@ class Packed:
             list(self._keys),
             self._sums(),
             maxes[:, :MAXES],
-            list(self._plan.numels) * len(layout.KINDS),
+            [self._plan.numel(name) for _, name in self._keys],
             ["" if whole else self._plan.covers(name, present) for _, name in self._keys],
             [STAGES[int(max(stage, 0))] for stage in maxes[:, MAXES]],
             len(present),

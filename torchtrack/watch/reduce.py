@@ -16,13 +16,14 @@ import logging
 import threading
 import time
 from collections import deque
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
 from torchtrack import guard, records
 from torchtrack.watch import layout
-from torchtrack.watch.group import FAILURES, Group
+from torchtrack.watch.group import FAILURES, Group, may_connect
 from torchtrack.watch.meeting import Meeting
 from torchtrack.watch.packed import HEADER, Packed
 from torchtrack.watch.rows import Counted, tensors_batch
@@ -37,6 +38,10 @@ TURN_TIMEOUT_S: Final = 10.0
 _KEEP_DIGESTS: Final = 64
 _FIRST_REPLAN: Final = 8
 _RETAIN_S: Final = 1.0
+_RETAIN_BYTES: Final = 16 << 20
+_STORE_PAUSE_S: Final = 0.2
+_STEP_WITHIN_S: Final = 2.0
+"""A sample waits so long for the log() whose step it carries; then it takes the current one, to reach the disk."""
 _IDLE_S: Final = 0.05
 logger = logging.getLogger("torchtrack")
 
@@ -50,9 +55,18 @@ class Merger:
         recorder: where rows go.
         job: who the ranks are; None for a run of one process.
         ordinal: number of this watch in the run, the same on every rank.
+        kinds: what is counted; only ranks that count the same merge.
+        log_freq: how often; likewise.
     """
 
-    def __init__(self, recorder: Recorder, job: Job | None, ordinal: int) -> None:
+    def __init__(
+        self,
+        recorder: Recorder,
+        job: Job | None,
+        ordinal: int,
+        kinds: Sequence[str] = layout.KINDS,
+        log_freq: int = 1,
+    ) -> None:
         self.plan: layout.Plan | None = None
         self.dropped_samples = 0
         self.merged_samples = 0
@@ -60,17 +74,24 @@ class Merger:
         self._recorder = recorder
         self._job = job
         self._ordinal = ordinal
+        self._kinds = tuple(kinds)
+        self._terms = f"{'+'.join(kinds)}/{log_freq}"
         self._queue: deque[Sample] = deque()
         self._queued_bytes = 0
         self._lock = threading.Lock()
         self._wake = threading.Event()
         self._deadline: float | None = None
+        self._patience_s = 0.0
+        self._waits_since = 0.0
+        self._next_store = 0.0
         self._awaiting: deque[tuple[Sample, list[Counted], bool]] = deque()
         self._retained: deque[tuple[float, Sample, Counted]] = deque()
         self._meeting: Meeting | None = None
         self._group: Group | None = None
         self._digests: dict[int, dict[str, str]] = {}
         self._numels: dict[str, int] = {}
+        self._telling = False
+        """Whether what is remembered can tell replicas from tensors that are only equal so far."""
         self._shares: tuple[layout.Plan | None, dict[str, tuple[int, int]]] = (None, {})
         self._thread = threading.Thread(target=self._main, name="torchtrack-watch", daemon=True)
         self._replan_at = 0
@@ -103,10 +124,20 @@ class Merger:
             self._shares = (plan, plan.ranges(self._job.identity.rank))
         return self._shares[1]
 
-    def close(self, timeout_s: float) -> bool:
-        """Write what is there and end the thread; turns that other ranks do not join in time are written unmerged."""
-        self._deadline = time.monotonic() + max(timeout_s - 1.0, 0.1)
+    def end(self, within_s: float, patience_s: float) -> None:
+        """Write what is there and end the thread, without waiting for it here.
+
+        Args:
+            within_s: after so long nothing is merged any more.
+            patience_s: how long one turn may still wait for other ranks; its rows are then written unmerged.
+        """
+        self._waits_since = time.monotonic()
+        self._patience_s = patience_s
+        self._deadline = self._waits_since + within_s
         self._wake.set()
+
+    def join(self, timeout_s: float) -> bool:
+        """Wait for the thread to end. False if it is still at it."""
         if self._thread.ident is not None:
             self._thread.join(timeout_s)
         return not self._thread.is_alive()
@@ -139,6 +170,10 @@ class Merger:
     def _late(self) -> bool:
         return self._deadline is not None and time.monotonic() > self._deadline
 
+    def _gives_up(self) -> bool:
+        """Whether the turn under way should wait no longer for the others."""
+        return self._deadline is not None and (self._late() or time.monotonic() > self._waits_since + self._patience_s)
+
     def _finish(self) -> None:
         self._disband(write_retained=False)
         self._recorder.stamp([sample.ticket for sample, _, _ in self._awaiting])
@@ -169,7 +204,7 @@ class Merger:
 
     def _turn(self, sample: Sample, counted: Counted | None) -> None:
         assert self.plan is not None  # noqa: S101  # _take checked it
-        packed = Packed(self.plan, counted)
+        packed = Packed(self.plan, self._kinds, counted)
         try:
             header = self._align(sample, packed)
             if header is None:
@@ -201,7 +236,8 @@ class Merger:
         """Keep what rank 0 should have written by now: if that is lost, this rank writes it. Twice counts once."""
         now = time.monotonic()
         self._retained.append((now, sample, merged))
-        while len(self._retained) > 1 and self._retained[0][0] < now - _RETAIN_S:
+        room = _RETAIN_BYTES // merged.sums.nbytes if merged.sums.nbytes else 1
+        while len(self._retained) > 1 and (self._retained[0][0] < now - _RETAIN_S or len(self._retained) > room):
             self._retained.popleft()
 
     def _align(self, sample: Sample, packed: Packed) -> np.ndarray[Any, Any] | None:
@@ -222,6 +258,7 @@ class Merger:
         import torch
 
         assert self._group is not None  # noqa: S101
+        self._waits_since = time.monotonic()
         self._group.all_reduce(torch.from_numpy(array), op, TURN_TIMEOUT_S)
 
     def _rank(self) -> int:
@@ -232,29 +269,41 @@ class Merger:
     def _remember(self, sample: Sample, counted: Counted | None) -> None:
         if self._job is None or counted is None or any(counted.covers):
             return
+        if self._job.identity.world_size < 2 and not self._job.identity.provisional:
+            return
         numels = dict(zip((name for _, name in counted.keys), counted.numels, strict=True))
         rows = {key: counted.sums[i] for i, key in enumerate(counted.keys)}
         self._numels.update(numels)
-        self._digests[sample.number] = layout.row_digests(list(numels), rows)
+        digests = layout.row_digests(list(numels), rows)
+        if not self._telling and not any(kind == "gradient" for kind, _ in rows):
+            # Models start out equal without being replicas: only what training has changed can tell.
+            self._telling = digests != self._digests.get(next(iter(self._digests), -1), digests)
+            self._digests = {} if self._telling else self._digests
+        else:
+            self._telling = True
+        self._digests[sample.number] = digests
         wanted = self._meeting.wanted if self._meeting else set()
         for number in [number for number in self._digests if number not in wanted][:-_KEEP_DIGESTS]:
             del self._digests[number]
 
     def _meet(self) -> None:
-        if self._job is None or not self._digests or self._deadline is not None:
+        if self._job is None or not self._telling or self._deadline is not None or not may_connect():
             return
         identity = self._job.identity
         if identity.provisional or identity.world_size < 2:
             return
         try:
             if self._meeting is None or self._meeting.attempt != identity.attempt:
-                self._meeting = Meeting.join(self._job, self._ordinal)
+                if time.monotonic() < self._next_store:
+                    return
+                self._next_store = time.monotonic() + _STORE_PAUSE_S
+                self._meeting = Meeting.join(self._job, self._ordinal, self._terms)
             if self._meeting is None:
                 return
             offer = layout.Offer(self.next_sample, dict(self._numels), dict(self._digests))
             plan = self._meeting.agree(offer)
             if plan is not None:
-                self._group = self._meeting.group(self._late)
+                self._group = self._meeting.group(self._gives_up)
                 self.plan = plan
         except FAILURES as error:
             logger.debug("torchtrack watch did not meet the other ranks: %s", error)
@@ -280,6 +329,8 @@ class Merger:
         self._awaiting.append((sample, counted, norms))
 
     def _write(self) -> None:
+        oldest = time.monotonic() - _STEP_WITHIN_S
+        self._recorder.stamp([sample.ticket for sample, _, _ in self._awaiting if sample.made_at < oldest])
         while self._awaiting and self._awaiting[0][0].ticket.step is not None:
             sample, counted, norms = self._awaiting.popleft()
             step = sample.ticket.step or 0
@@ -287,12 +338,16 @@ class Merger:
                 batch = tensors_batch(part, sample.number, step, sample.time_ns)
                 if batch is not None:
                     self._recorder.put(records.Table.TENSORS, lambda batch=batch: batch, batch.nbytes)  # type: ignore[misc]
-            values = [(name, copy.value()) for name, copy in sample.scalars]
+            values = [(name, copy.value()) for name, copy in sample.scalars] if self._speaks() else []
             sample.scalars = []
-            if norms and counted:
+            if norms and counted and self._speaks():
                 values += _norms(counted).items()
             for name, value in values:
                 self._recorder.number(name, value, step)
+
+    def _speaks(self) -> bool:
+        """Whether this rank logs what is one number for the whole job: the lowest does, and one that is alone."""
+        return self._job is None or self._job.identity.rank == 0 or self._job.identity.provisional
 
 
 def _norms(counted: list[Counted]) -> dict[str, float]:

@@ -78,6 +78,7 @@ class Sample:
     skipped: bool = False
     dropped: bool = False
     time_ns: int = field(default_factory=time.time_ns)
+    made_at: float = field(default_factory=time.monotonic)
 
     @property
     def nbytes(self) -> int:

@@ -34,6 +34,7 @@ logger = logging.getLogger("torchtrack")
 class _Count:
     """How often one optimizer was seen, how many of these steps were ours, and whether its parameters are watched."""
 
+    optimizer: weakref.ref[Optimizer]
     seen: int = 0
     steps: int = 0
     watched: bool = False
@@ -93,17 +94,21 @@ class Watcher:
         self._owners: dict[int, _Count] = {}
         self._unclaimed = 0
         self._told: set[str] = set()
-        self.merger = Merger(recorder, job, ordinal)
+        self.merger = Merger(recorder, job, ordinal, self.kinds, log_freq)
         if self.kinds:
             self.merger.start()
             hooks.add(self)
 
-    def close(self, timeout_s: float = 5.0) -> bool:
-        """Stop watching: hooks are gone at once, what was sampled is written."""
+    def stop(self, within_s: float, patience_s: float) -> None:
+        """Stop watching: hooks are gone at once, what was sampled will be written; see `Merger.end`."""
         hooks.remove(self)
         self._forget()
         self.models = []
-        return self.merger.close(timeout_s)
+        self.merger.end(within_s, patience_s)
+
+    def join(self, timeout_s: float) -> bool:
+        """Wait until all of it is written. False after the timeout."""
+        return self.merger.join(timeout_s)
 
     # -- hooks.Listener ---------------------------------------------------------------------------------------------
 
@@ -111,7 +116,7 @@ class Watcher:
         """Count a step; True if it is sampled."""
         count = self._counts.get(optimizer)
         if count is None:
-            count = self._counts[optimizer] = _Count()
+            count = self._counts[optimizer] = _Count(weakref.ref(optimizer))
             self._unclaimed = 0
         due = (count.steps if count.watched else count.seen) % self.log_freq == 0
         count.seen += 1
@@ -152,7 +157,7 @@ class Watcher:
             return None
         stepping = self._stepping()
         counts = self._counts.values()
-        if id(probe) not in self._owners:
+        if self._owner(probe) is None:
             self._unclaimed += 1
             if self._unclaimed > _UNCLAIMED_CLIPS:
                 return None
@@ -162,7 +167,7 @@ class Watcher:
         due = {
             names[id(p)]: p
             for p in parameters
-            if p.grad is not None and id(p) in names and self._is_due(self._owners.get(id(p)), stepping)
+            if p.grad is not None and id(p) in names and self._is_due(self._owner(p), stepping)
         }
         if not due:
             return None
@@ -179,6 +184,11 @@ class Watcher:
         """The optimizer in whose step (in a closure) this happens: it has been counted already."""
         optimizer = hooks.enclosing_optimizer()
         return None if optimizer is None else self._counts.get(optimizer)
+
+    def _owner(self, parameter: torch.Tensor) -> _Count | None:
+        """The optimizer that steps a parameter, as far as it has been seen and is still there."""
+        owner = self._owners.get(id(parameter))
+        return owner if owner is not None and owner.optimizer() is not None else None
 
     def _is_due(self, owner: _Count | None, stepping: _Count | None) -> bool:
         """Whether the next step of an optimizer, or the one under way, is sampled; one not seen yet has its first."""
@@ -290,6 +300,8 @@ class Watcher:
             if tensor is None or not self._countable(name, tensor):
                 continue
             share = ranges.get(name, (0, numel))
+            if plan is not None and name in ranges and plan.numel(name) != numel:
+                share = (0, numel)  # replaced since by one of another size
             if tensor.is_sparse:  # cutting one would need its data on the host: the rank of the first element counts it
                 share = (0, numel if share[0] == 0 < share[1] else 0)
             if share[0] == share[1]:
@@ -316,6 +328,8 @@ class Watcher:
             return self._tell(name, f"has dtype {tensor.dtype}; only real floating point is counted")
         if tensor.layout not in (torch.strided, torch.sparse_coo):
             return self._tell(name, f"has layout {tensor.layout}; only strided and sparse_coo are counted")
+        if tensor.is_sparse and tensor.device.type != "cpu" and not tensor.is_coalesced():
+            return self._tell(name, "is sparse and not coalesced; to coalesce it would wait for the device")
         return tensor.device.type != "meta"
 
     def _tell(self, name: str, why: str) -> bool:
