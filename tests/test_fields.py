@@ -66,9 +66,19 @@ def test_a_missing_attribute_says_what_there_is(fields: Fields) -> None:
     assert not hasattr(fields, "lrr")
 
 
-def test_what_was_recorded_cannot_be_deleted(fields: Fields) -> None:
-    with pytest.raises(TypeError, match="'lr' cannot be deleted"):
-        del fields["lr"]
+def test_what_was_recorded_is_not_deleted(fields: Fields, caplog: pytest.LogCaptureFixture) -> None:
+    del fields["lr"]
+    assert fields["lr"] == 0.1
+    assert "'lr' is not deleted" in caplog.text
+
+
+@pytest.mark.parametrize("wrong", [5, [("a", 1)], "lr=1"])
+def test_an_update_with_no_mapping_is_refused_and_raises_nothing(
+    fields: Fields, told: list[dict[str, Any]], caplog: pytest.LogCaptureFixture, wrong: Any
+) -> None:
+    fields.update(wrong, depth=3)
+    assert (fields.as_dict(), told) == ({"lr": 0.1, "name": "x", "depth": 3}, [{"depth": 3}])
+    assert "did not take the update" in caplog.text
 
 
 def test_a_copy_and_what_a_checkpoint_holds_are_plain_dicts(fields: Fields) -> None:

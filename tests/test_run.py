@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import copy
 import dataclasses
 import logging
+import pickle
 import random
 import re
 import shutil
@@ -457,3 +459,13 @@ def test_the_training_thread_makes_no_system_call_that_writes_or_waits(tmp_path:
     begun = [line for line in between if "resumed>" not in line]  # the write of BEGIN itself may end in here
     assert [line for line in begun if line.split(maxsplit=1)[0] == thread] == []
     assert [line for line in lines[end_at:] if "writev" in line] != []
+
+
+def test_a_copy_of_what_holds_the_run_holds_the_same_run(run: Run) -> None:
+    assert copy.deepcopy({"run": run})["run"] is run
+
+
+def test_a_run_that_is_sent_to_another_process_records_nothing_there(run: Run) -> None:
+    there = pickle.loads(pickle.dumps(run))
+    there.log({"loss": 1.0})
+    assert there.disabled

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator, Mapping, MutableMapping
 from typing import Any
 
 from torchtrack.environment import config_dict
+
+logger = logging.getLogger("torchtrack")
 
 
 class Fields(MutableMapping[str, Any]):
@@ -21,7 +24,7 @@ class Fields(MutableMapping[str, Any]):
         object.__setattr__(self, "_changed", changed)
 
     def update(self, *values: Any, allow_val_change: bool = True, **more: Any) -> None:
-        """Set several keys, from a dict, a Namespace, a dataclass or any mapping.
+        """Set several keys, from a dict, a Namespace, a dataclass or a mapping; anything else only earns a warning.
 
         Args:
             values: at most one of these.
@@ -29,7 +32,11 @@ class Fields(MutableMapping[str, Any]):
             more: further keys.
         """
         del allow_val_change
-        fresh = {**(config_dict(values[0]) if values and values[0] is not None else {}), **more}
+        try:
+            fresh = {**(config_dict(values[0]) if values and values[0] is not None else {}), **more}
+        except TypeError as error:
+            logger.warning("torchtrack did not take the update: %s", error)
+            fresh = more
         self._values.update(fresh)
         if fresh:
             self._changed(fresh)
@@ -46,7 +53,7 @@ class Fields(MutableMapping[str, Any]):
         self._changed({key: value})
 
     def __delitem__(self, key: str) -> None:
-        raise TypeError(f"{key!r} cannot be deleted: what was recorded stays; set another value instead")
+        logger.warning("torchtrack: %r is not deleted: what was recorded stays; set another value instead", key)
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._values)

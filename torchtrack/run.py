@@ -9,7 +9,7 @@ import sys
 import threading
 import time
 import weakref
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal
 
@@ -458,6 +458,12 @@ class Run:
         trouble += f"; {dropped} rows were dropped" if dropped else ""
         say(f"run {self.name} ended{trouble}; look: torchtrack show {identity.uid} --dir {_shown(self.settings.dir)}")
 
+    def __deepcopy__(self, memo: object) -> Run:
+        return self  # a model or data set that holds the run may be copied; the run is still one
+
+    def __reduce__(self) -> tuple[Callable[[], Run], tuple[()]]:
+        return _elsewhere, ()  # in another process it is a run that records nothing
+
     def __enter__(self) -> Run:
         return self
 
@@ -577,6 +583,10 @@ class Run:
                 self._background.start()
                 self._recorder.start()
             self._forked = False
+
+
+def _elsewhere() -> Run:
+    return Run(Settings.resolve(mode="disabled"), {}, None)
 
 
 def boot_id() -> str | None:
