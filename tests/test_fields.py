@@ -83,7 +83,7 @@ def test_an_update_with_no_mapping_is_refused_and_raises_nothing(
 
 def test_a_copy_and_what_a_checkpoint_holds_are_plain_dicts(fields: Fields) -> None:
     fields.update({"layers": {"n": [1]}})
-    for other in (copy.copy(fields), copy.deepcopy(fields), pickle.loads(pickle.dumps(fields)), fields.as_dict()):  # noqa: S301
+    for other in (copy.copy(fields), copy.deepcopy(fields), pickle.loads(pickle.dumps(fields)), fields.as_dict()):
         assert type(other) is dict
         assert other == {"lr": 0.1, "name": "x", "layers": {"n": [1]}}
     copy.copy(fields)["lr"] = 5.0

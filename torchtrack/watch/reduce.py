@@ -40,6 +40,7 @@ _FIRST_REPLAN: Final = 8
 _RETAIN_S: Final = 1.0
 _RETAIN_BYTES: Final = 16 << 20
 _STORE_PAUSE_S: Final = 0.2
+_MAX_FAILURES: Final = 3
 _STEP_WITHIN_S: Final = 2.0
 """A sample waits so long for the log() whose step it carries; then it takes the current one, to reach the disk."""
 _IDLE_S: Final = 0.05
@@ -84,6 +85,7 @@ class Merger:
         self._patience_s = 0.0
         self._waits_since = 0.0
         self._next_store = 0.0
+        self._failures = 0
         self._awaiting: deque[tuple[Sample, list[Counted], bool]] = deque()
         self._retained: deque[tuple[float, Sample, Counted]] = deque()
         self._meeting: Meeting | None = None
@@ -287,7 +289,9 @@ class Merger:
             del self._digests[number]
 
     def _meet(self) -> None:
-        if self._job is None or not self._telling or self._deadline is not None or not may_connect():
+        if self._job is None or not self._telling or self._deadline is not None:
+            return
+        if self._failures >= _MAX_FAILURES or not may_connect():
             return
         identity = self._job.identity
         if identity.provisional or identity.world_size < 2:
@@ -305,7 +309,9 @@ class Merger:
             if plan is not None:
                 self._group = self._meeting.group(self._gives_up)
                 self.plan = plan
+                self._failures = 0
         except FAILURES as error:
+            self._failures += 1  # a store whose owner died does not come back
             logger.debug("torchtrack watch did not meet the other ranks: %s", error)
             self._group = None
             if self._meeting:
