@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import numbers
 import sys
 from collections.abc import Iterator, Mapping
@@ -22,6 +23,8 @@ REDUCES: Final = ("mean", "sum", "min", "max")
 MAX_NAME: Final = 1024
 _MAX_TEXT: Final = 1 << 20
 _MAX_DEPTH: Final = 16
+_WAYS: Final = {"sum": "sum", "avg": "mean", "min": "min", "max": "max"}
+"""The `reduce` of each reduction of a partial DTensor that readers can do."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,16 +119,34 @@ def _tensor(value: Any) -> float | Text | Deferred:
         )
     if value.is_complex():
         raise TypeError("a complex tensor is no real number; log its real and imaginary part")
-    value = value.detach().reshape(())
-    reduce, partial = None, False
+    value = value.detach()
+    reduce = None
     placements = getattr(value, "placements", None)
     if placements is not None:
-        parts = [placement for placement in placements if placement.is_partial()]
-        partial = bool(parts)
-        reduce = {"avg": "mean"}.get(parts[0].reduce_op, parts[0].reduce_op) if parts else None
+        reduce = _reduction(value.device_mesh, placements)
         value = value.to_local()
+    value = value.reshape(())
     if value.device.type == "cpu" and placements is None:
         return _number(value.item())
     from torchtrack.watch.drain import snapshot
 
-    return Deferred(snapshot(value), reduce if reduce in REDUCES else None, partial)
+    return Deferred(snapshot(value), reduce, partial=reduce is not None)
+
+
+def _reduction(mesh: Any, placements: Any) -> str | None:
+    """How the local values of a DTensor make up the whole; None if each is the whole.
+
+    Raises:
+        TypeError: readers cannot do that. A subclass of Partial has a reduction of its own, whatever its `reduce_op`;
+            a sum over more ranks than hold a part would count some twice.
+    """
+    from torch.distributed import get_world_size
+    from torch.distributed.tensor import Partial, Replicate
+
+    parts = [placement for placement in placements if type(placement) is Partial]
+    ways = {_WAYS.get(part.reduce_op) for part in parts}
+    others = any(type(placement) not in (Partial, Replicate) for placement in placements)
+    summed = math.prod(mesh.size(i) for i, placement in enumerate(placements) if type(placement) is Partial)
+    if others or None in ways or len(ways) > 1 or ("sum" in ways and summed != get_world_size()):
+        raise TypeError(f"a DTensor placed {tuple(placements)} cannot be put together later; log x.full_tensor()")
+    return ways.pop() if ways else None

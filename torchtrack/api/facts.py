@@ -8,7 +8,10 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta, timezone
 from typing import Any
 
+import pyarrow.compute as pc
+
 from torchtrack.api.streams import StreamRows
+from torchtrack.api.tensors import select
 from torchtrack.records import Table
 from torchtrack.sidecar.state import State
 
@@ -48,10 +51,11 @@ class Event:
 
 
 def attempt(number: int, streams: Sequence[StreamRows], state: State) -> Attempt:
-    """One launch, from the streams of its ranks."""
+    """One launch, from the streams of its ranks; what forked children do after it is not the rank's."""
+    streams = _of_ranks(streams)
     return Attempt(
         number=number,
-        world_size=max(int(stream.place.get("world_size") or 1) for stream in streams),
+        world_size=world_size(streams),
         start=when(min(stream.start_ns for stream in streams)),
         end=when(max(stream.last_ns for stream in streams)),
         ranks=tuple(sorted({stream.rank for stream in streams})),
@@ -61,14 +65,46 @@ def attempt(number: int, streams: Sequence[StreamRows], state: State) -> Attempt
     )
 
 
+def world_size(streams: Sequence[StreamRows]) -> int:
+    """How many ranks an attempt has."""
+    return max(int(stream.place.get("world_size") or 1) for stream in _of_ranks(streams))
+
+
+def _of_ranks(streams: Sequence[StreamRows]) -> Sequence[StreamRows]:
+    """Without the streams of forked children, unless there are no others."""
+    return [stream for stream in streams if not stream.parent] or streams
+
+
+def first_step(streams: Sequence[StreamRows]) -> int | None:
+    """The first step of an attempt, from which on it hides earlier ones; None if it has none.
+
+    It is that of the user's metrics, else of other things the user logged, else of the lowest rank's tensors: what
+    `watch` writes on a rank that never logs carries step 0, wherever the run was resumed.
+    """
+    steps = [step for stream in streams if (step := stream.load_scalars().first_step) is not None]
+    steps = steps or [step for stream in streams for step in _other_steps(stream)]
+    if steps:
+        return min(steps)
+    sampled = [(s.rank, step) for s in streams if (step := pc.min(s.table(Table.TENSORS)["step"]).as_py()) is not None]
+    return min(sampled)[1] if sampled else None
+
+
+def _other_steps(stream: StreamRows) -> Iterator[int]:
+    """The first steps of the texts, media and histograms that the user logged."""
+    histograms = select(stream.table(Table.TENSORS), "logged", None)
+    for rows in (stream.table(Table.TEXTS), stream.table(Table.MEDIA), histograms):
+        step = pc.min(rows.column("step")).as_py()
+        if step is not None:
+            yield step
+
+
 def when(time_ns: int) -> datetime:
     """A wall time as a moment in UTC."""
     return datetime.fromtimestamp(time_ns / 1e9, timezone.utc)
 
 
 def events(streams: Sequence[StreamRows]) -> Iterator[Event]:
-    """All events of some streams in the order of time; what is no JSON object is left out."""
-    found = []
+    """All events of some streams, one stream after the other, as they were written; no JSON object: left out."""
     for stream in streams:
         for row in stream.table(Table.EVENTS).to_pylist():
             try:
@@ -76,5 +112,4 @@ def events(streams: Sequence[StreamRows]) -> Iterator[Event]:
             except (TypeError, ValueError):
                 continue
             if isinstance(data, dict) and row["time"] is not None:
-                found.append(Event(row["time"], row["step"], row["type"], stream.rank, stream.attempt, data))
-    yield from sorted(found, key=lambda event: event.time)
+                yield Event(row["time"], row["step"], row["type"], stream.rank, stream.attempt, data)

@@ -6,6 +6,7 @@ a few passes over the data and the memory that of the answer.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Final
@@ -14,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from torchtrack.api.streams import REDUCES, Floats, Ints, Points, Scalars
+from torchtrack.api.streams import PARTIAL, REDUCES, Floats, Ints, Points, Scalars
 
 _MEAN, _SUM, _MIN, _MAX = range(4)
 _NEVER: Final = np.iinfo(np.int64).max
@@ -39,16 +40,22 @@ Index = npt.NDArray[np.intp]
 
 @dataclass(frozen=True)
 class Part:
-    """What one rank logged in one attempt; `streams` in the order they were opened."""
+    """What one rank logged in one attempt of so many ranks; `streams` in the order they were opened."""
 
     attempt: int
     rank: int
     streams: tuple[Scalars, ...]
+    world_size: int
 
     def points(self, code: int) -> Points | None:
         """The values of one metric."""
         found = [points for stream in self.streams if (points := stream.by_code().get(code)) is not None]
         return Points.concat(found) if found else None
+
+    def places(self, code: int) -> Ints:
+        """Where each of these values stands among all that the rank wrote."""
+        starts = itertools.accumulate(map(len, self.streams), initial=0)
+        return np.concatenate([s.places(code) + start for s, start in zip(self.streams, starts, strict=False)])
 
 
 @dataclass(frozen=True)
@@ -123,9 +130,18 @@ class _Cells:
         self.value = np.zeros(size)
         self.count = np.zeros(size, np.int32)
         self.reduce = np.zeros(size, np.int8)
+        self.needed = np.zeros(size, np.int32)
 
-    def add(self, where: Index, value: Floats, reduce: npt.NDArray[np.int8]) -> None:
-        """Combine another rank's values, at most one a cell. The lowest rank's `reduce` decides a cell."""
+    def add(self, where: Index, value: Floats, reduce: npt.NDArray[np.int8], ranks: npt.NDArray[np.int32]) -> None:
+        """Combine another rank's values, at most one a cell. The lowest rank's `reduce` decides a cell.
+
+        `ranks` says of how many ranks a value is one part if it is partial.
+        """
+        part = reduce >= PARTIAL
+        if part.any():
+            at = where[part]
+            self.needed[at] = np.maximum(self.needed[at], ranks[part])
+            reduce = reduce % PARTIAL
         new = self.count[where] == 0
         self.value[where[new]] = value[new]
         self.reduce[where[new]] = reduce[new]
@@ -140,11 +156,14 @@ class _Cells:
                 at = where[chosen]
                 self.value[at] = _OPERATIONS[code](self.value[at], value[chosen])
 
-    def column(self) -> pa.Array:
-        """Float64, null where nothing was logged; a value that one rank alone logged keeps its bits."""
+    def column(self, *, parts: bool) -> pa.Array:
+        """Float64, null where nothing was logged or, unless `parts` will do, not every part of a partial value is there.
+
+        A value that one rank alone logged keeps its bits.
+        """
         several = (self.count > 1) & (self.reduce == _MEAN)
         self.value[several] /= self.count[several]
-        return column(self.value, self.count > 0)
+        return column(self.value, self.count > 0 if parts else self.count >= np.maximum(self.needed, 1))
 
 
 def column(values: Floats, valid: Bools) -> pa.Array:
@@ -154,29 +173,39 @@ def column(values: Floats, valid: Bools) -> pa.Array:
 
 
 def combined(parts: Sequence[Part], keys: Sequence[tuple[str, int]], window: Window) -> pa.Table:
-    """One row a step over all given ranks and attempts (of which a step must belong to one): step, time, keys.
+    """One row a step over all ranks: step, time, keys. A value of which a rank's part is missing is null.
 
     Args:
-        parts: whose scalars.
+        parts: the scalars of every rank.
         keys: name and code of each column.
         window: which steps.
     """
+    return _combined(parts, keys, window, parts_do=False)
+
+
+def alone(parts: Sequence[Part], keys: Sequence[tuple[str, int]], window: Window) -> pa.Table:
+    """The same of one rank; of a partial value its own part."""
+    return _combined(parts, keys, window, parts_do=True)
+
+
+def _combined(parts: Sequence[Part], keys: Sequence[tuple[str, int]], window: Window, *, parts_do: bool) -> pa.Table:
+    """A step must belong to one attempt; where several have it the newest wins, rank by rank."""
     ranks = sorted({part.rank for part in parts})
     found = {(rank, code): _visible(parts, rank, code, window) for rank in ranks for _, code in keys}
-    axis = Axis([points.step for points in found.values()])
+    axis = Axis([points.step for points, _ in found.values()])
     cells = {code: _Cells(len(axis)) for _, code in keys}
     time = np.full(len(axis), _NEVER, np.int64)
     with np.errstate(all="ignore"):
         for rank in ranks:
             stamp = np.full(len(axis), -_NEVER, np.int64)
             for code, cell in cells.items():
-                points = found[rank, code]
+                points, of_ranks = found[rank, code]
                 if len(points):
                     where, last = _last(axis.index(points.step), len(axis))
-                    cell.add(where, points.value[last], points.reduce[last])
+                    cell.add(where, points.value[last], points.reduce[last], of_ranks[last])
                     stamp[where] = np.maximum(stamp[where], points.time[last])
             time = np.where((time == _NEVER) & (stamp != -_NEVER), stamp, time)
-        columns = [cells[code].column() for _, code in keys]
+        columns = [cells[code].column(parts=parts_do) for _, code in keys]
     return pa.table([pa.array(axis.steps), pa.array(time).cast(_TIME), *columns], names=["step", "time", *_names(keys)])
 
 
@@ -185,20 +214,21 @@ def _names(keys: Sequence[tuple[str, int]]) -> list[str]:
 
 
 _NOTHING: Final = Points(np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros(0), np.zeros(0, np.int8))
+_NO_RANKS: Final = np.zeros(0, np.int32)
 
 
-def _visible(parts: Sequence[Part], rank: int, code: int, window: Window) -> Points:
-    """The wanted values of one metric of one rank; each attempt's in the order logged."""
-    chosen = []
+def _visible(parts: Sequence[Part], rank: int, code: int, window: Window) -> tuple[Points, npt.NDArray[np.int32]]:
+    """The wanted values of one metric of one rank, each attempt's in the order written, and its attempt's ranks."""
+    chosen, ranks = [_NOTHING], [_NO_RANKS]
     for part in parts:
         points = part.points(code) if part.rank == rank else None
         if points is not None:
             keep = window.clip(part.attempt, points.step)
             chosen.append(points if keep is None else points.where(keep))
-    if len(chosen) < 2:
-        return chosen[0] if chosen else _NOTHING
-    columns = zip(*((p.step, p.time, p.value, p.reduce) for p in chosen), strict=True)
-    return Points(*(np.concatenate(parts_of) for parts_of in columns))
+            ranks.append(np.broadcast_to(np.int32(part.world_size), len(chosen[-1])))
+    if len(chosen) < 3:
+        return chosen[-1], ranks[-1]
+    return Points.concat(chosen), np.concatenate(ranks)
 
 
 def _last(index: Index, size: int) -> tuple[Index, Index | slice]:
@@ -215,7 +245,7 @@ def by_rank(parts: Sequence[Part], keys: Sequence[tuple[str, int]], window: Wind
     """One row a step and rank: step, time, rank, keys."""
     tables = []
     for rank in sorted({part.rank for part in parts}):
-        rows = combined([part for part in parts if part.rank == rank], keys, window)
+        rows = alone([part for part in parts if part.rank == rank], keys, window)
         tables.append(rows.add_column(2, "rank", pa.array(np.full(rows.num_rows, rank, np.int64))))
     if not tables:
         return combined([], keys, window).add_column(2, "rank", pa.array([], pa.int64()))
@@ -237,10 +267,10 @@ def _sorted_by(rows: pa.Table, name: str) -> pa.Table:
 
 
 def raw(parts: Sequence[Part], keys: Sequence[tuple[str, int]], window: Window) -> pa.Table:
-    """Every value as it was logged: step, time, rank, attempt, keys; nothing combined, nothing left out.
+    """Every value as it was written: step, time, rank, attempt, keys; nothing combined, nothing left out.
 
     A row holds what one rank logged at one step and moment; a metric logged twice there makes a second row. Rows are
-    ordered by attempt, rank and time.
+    ordered by attempt, rank and where they stand in the journal.
     """
     tables = [_raw_part(part, keys, window) for part in sorted(parts, key=lambda part: (part.attempt, part.rank))]
     head = [("step", pa.int64()), ("time", _TIME), ("rank", pa.int64()), ("attempt", pa.int64())]
@@ -250,15 +280,17 @@ def raw(parts: Sequence[Part], keys: Sequence[tuple[str, int]], window: Window) 
 
 def _raw_part(part: Part, keys: Sequence[tuple[str, int]], window: Window) -> pa.Table:
     found: list[tuple[Points, Ints]] = []
+    places = [_NOTHING.step]
     for _, code in keys:
-        points = part.points(code) or _NOTHING
+        points, place = part.points(code) or _NOTHING, part.places(code)
         keep = window.clip(part.attempt, points.step)
-        points = points if keep is None else points.where(keep)
+        points, place = (points, place) if keep is None else (points.where(keep), place[keep])
         found.append((points, _occurrence(points)))
+        places.append(place)
     time = np.concatenate([_NOTHING.time, *(points.time for points, _ in found)])
     step = np.concatenate([_NOTHING.step, *(points.step for points, _ in found)])
     nth = np.concatenate([_NOTHING.step, *(occurrence for _, occurrence in found)])
-    row, first = _groups(time, step, nth)
+    row, first = _groups(time, step, nth, np.concatenate(places))
     size, at, arrays = len(first), 0, []
     for points, _ in found:
         values, valid = np.zeros(size), np.zeros(size, np.bool_)
@@ -274,7 +306,7 @@ def _raw_part(part: Part, keys: Sequence[tuple[str, int]], window: Window) -> pa
 
 
 def long(parts: Sequence[Part], names: Sequence[str]) -> pa.Table:
-    """Every value as it was logged, a row each: step, time, name, value, reduce, rank, attempt."""
+    """Every value as it was written, a row each: step, time, name, value, reduce, rank, attempt."""
     tables = [LONG.empty_table()]
     known = pa.array(list(names), pa.string())
     reduces = pa.array(REDUCES)
@@ -283,35 +315,37 @@ def long(parts: Sequence[Part], names: Sequence[str]) -> pa.Table:
         columns = [(np.full(len(points), code, np.int32), points) for code in codes if (points := part.points(code))]
         if not columns:
             continue
-        code = np.concatenate([column for column, _ in columns])
-        points = Points(
-            *(np.concatenate(c) for c in zip(*((p.step, p.time, p.value, p.reduce) for _, p in columns), strict=True))
-        )
-        order = np.lexsort((code, points.step, points.time))
-        code, points = code[order], points.where(order)
+        order = np.argsort(np.concatenate([part.places(code) for code in codes]))
+        code = np.concatenate([column for column, _ in columns])[order]
+        points = Points.concat([points for _, points in columns]).where(order)
         place = [pa.array(np.full(len(points), number, np.int64)) for number in (part.rank, part.attempt)]
         arrays = [
             pa.array(points.step),
             pa.array(points.time).cast(_TIME),
             pa.DictionaryArray.from_arrays(pa.array(code), known),
             column(points.value, np.ones(len(points), np.bool_)),
-            pa.DictionaryArray.from_arrays(pa.array(points.reduce.astype(np.int32)), reduces),
+            pa.DictionaryArray.from_arrays(pa.array((points.reduce % PARTIAL).astype(np.int32)), reduces),
             *place,
         ]
         tables.append(pa.table(arrays, schema=LONG))
     return pa.concat_tables(tables).unify_dictionaries().combine_chunks()
 
 
-def _groups(time: Ints, step: Ints, nth: Ints) -> tuple[Index, Index]:
-    """The row of each value, and one value of each row; rows ordered by time, step and occurrence."""
-    order = np.lexsort((nth, step, time))
+def _groups(time: Ints, step: Ints, nth: Ints, place: Ints) -> tuple[Index, Index]:
+    """The row of each value, and the first value of each row; rows ordered by the place of that."""
+    order = np.lexsort((place, nth, step, time))
     moved = np.zeros(len(order), np.bool_)
     for values in (time[order], step[order], nth[order]):
         moved[1:] |= values[1:] != values[:-1]
-    row = np.empty(len(order), np.intp)
-    row[order] = np.cumsum(moved)
+    group = np.cumsum(moved)
     moved[:1] = True
-    return row, order[moved]
+    first = order[moved]
+    by = np.argsort(place[first])
+    number = np.empty(len(by), np.intp)
+    number[by] = np.arange(len(by))
+    row = np.empty(len(order), np.intp)
+    row[order] = number[group]
+    return row, first[by]
 
 
 def _occurrence(points: Points) -> Ints:

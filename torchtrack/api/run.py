@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any, Literal
@@ -114,12 +115,7 @@ class Run:
     @property
     def attempts(self) -> list[Attempt]:
         """Every launch of the run, oldest first."""
-        groups: dict[int, list[StreamRows]] = {}
-        for stream in self._streams():
-            groups.setdefault(stream.attempt, []).append(stream)
-        return [
-            facts.attempt(number, streams, self._source.state(streams)) for number, streams in sorted(groups.items())
-        ]
+        return [facts.attempt(n, streams, self._source.state(streams)) for n, streams in self._attempts().items()]
 
     @property
     def world_size(self) -> int:
@@ -176,18 +172,19 @@ class Run:
     ) -> pa.Table:
         """Scalars as a table: one row a step, a float64 column a metric.
 
-        What was not logged is null; NaN is NaN. Where a metric was logged twice at a step the later value counts.
+        What was not logged is null; NaN is NaN. Of a metric logged twice at a step the value written last counts,
+        whatever the clock said; a number on a device is written once it has arrived.
 
         Args:
             keys: metrics, by default all the user's (not those under watch/, system/ and _tt/).
-            ranks: "mean" combines ranks as `reduce` of `log` said; "all" gives a row a step and rank, with a column
-                `rank`; a number gives that rank alone.
+            ranks: "mean" combines ranks as `reduce` of `log` said, and is null where the parts of a DTensor are not
+                all there; "all" gives a row a step and rank, with a column `rank`; a number gives that rank alone.
             start: the first step.
             stop: the step after the last.
             attempts: "latest" hides an attempt from the first step of a later one on; "all" gives the rows of each
                 attempt, with a column `attempt`.
-            raw: everything as it was logged, nothing combined or hidden: step, time, rank, attempt, then the metrics. A
-                row holds what one rank logged at one step and moment; a metric logged twice there makes a second row.
+            raw: everything as it was written, nothing combined or hidden: step, time, rank, attempt, then the metrics.
+                A row holds what one rank logged at one step and moment; a metric logged twice makes a second row.
 
         Returns:
             Columns `step`, `time` (UTC; of the lowest rank), `rank` and `attempt` where asked for, then the metrics.
@@ -198,16 +195,13 @@ class Run:
         names = self._known_keys([keys] if isinstance(keys, str) else keys)
         if attempts not in ("latest", "all"):
             raise ValueError(f'attempts={attempts!r}: it is "latest" or "all"')
-        parts = self._parts()
-        if isinstance(ranks, str):
-            if ranks not in ("mean", "all"):
-                raise ValueError(f'ranks={ranks!r}: it is "mean", "all" or a rank')
-        else:
-            parts = _of_rank(parts, ranks)
+        if isinstance(ranks, str) and ranks not in ("mean", "all"):
+            raise ValueError(f'ranks={ranks!r}: it is "mean", "all" or a rank')
+        parts = self._parts() if isinstance(ranks, str) else _of_rank(self._parts(), ranks)
         coded = [(name, self._source.names.codes[name]) for name in names]
         if raw:
             return history.raw(parts, coded, Window(start, stop))
-        make = history.by_rank if ranks == "all" else history.combined
+        make = history.combined if ranks == "mean" else history.by_rank if ranks == "all" else history.alone
         if attempts == "latest":
             return make(parts, coded, Window(start, stop, self._cuts()))
         numbers = sorted({part.attempt for part in parts})
@@ -240,6 +234,8 @@ class Run:
     ) -> pa.Table:
         """Statistics of tensors, a row each (kind, name, stage, sample), every element counted once over all ranks.
 
+        `step` and `time` are those of the lowest rank that recorded the sample.
+
         Args:
             kind: gradient, parameter, logged; may be a pattern such as `*`.
             name: a parameter's name; may be a pattern such as `layers.*.weight`.
@@ -250,11 +246,8 @@ class Run:
             The columns of `records.TENSORS`, then `norm`, `coverage` (share of the elements that was counted) and
             `attempt`. From its first step on a later attempt hides earlier ones.
         """
-        parts = [
-            tensors.TensorPart(s.attempt, s.rank, tensors.select(s.table(Table.TENSORS), kind, name))
-            for s in self._streams()
-        ]
-        return tensors.combined(parts, Window(start, stop, self._cuts()))
+        parts = [tensors.TensorPart(s.attempt, s.rank, s.table(Table.TENSORS)) for s in self._streams()]
+        return tensors.combined(parts, kind, name, Window(start, stop, self._cuts()))
 
     def histogram(self, kind: str, name: str, step: int, stage: str | None = None) -> Histogram:
         """The histogram of a tensor at a step; of all tensors that match, added exactly, if `name` is a pattern.
@@ -318,8 +311,8 @@ class Run:
 
     def events(self, type: str | None = None) -> list[Event]:  # noqa: A002
         """What ranks said about the run, in the order of time; of one type if given."""
-        events = self._cached("events", lambda: list(facts.events(self._streams())))
-        return [event for event in events if type is None or event.type == type]
+        events = [event for event in self._events() if type is None or event.type == type]
+        return sorted(events, key=lambda event: (event.time, event.attempt, event.rank))
 
     def findings(self) -> list[Event]:
         """What the stability rules concluded: the events of type finding."""
@@ -336,9 +329,16 @@ class Run:
         return streams
 
     def _streams(self) -> list[StreamRows]:
-        """The ranks' streams: by attempt, rank and time of opening."""
+        """The ranks' streams: by attempt and rank, forked children after their rank, then as they were opened."""
         streams = [stream for stream in self._sync() if stream.role == "rank"]
-        return sorted(streams, key=lambda s: (s.attempt, s.rank, s.start_ns, str(s.path)))
+        return sorted(streams, key=lambda s: (s.attempt, s.rank, bool(s.parent), s.opened, str(s.path)))
+
+    def _attempts(self) -> dict[int, list[StreamRows]]:
+        """The streams of each attempt, oldest first."""
+        groups: dict[int, list[StreamRows]] = {}
+        for stream in self._streams():
+            groups.setdefault(stream.attempt, []).append(stream)
+        return groups
 
     def _cached(self, key: Any, make: Callable[[], Any]) -> Any:
         self._sync()
@@ -350,21 +350,16 @@ class Run:
         return value
 
     def _parts(self) -> list[Part]:
-        groups: dict[tuple[int, int], list[Any]] = {}
-        for stream in self._streams():
-            groups.setdefault((stream.attempt, stream.rank), []).append(stream.load_scalars())
-        return [Part(attempt, rank, tuple(scalars)) for (attempt, rank), scalars in groups.items()]
+        parts = []
+        for attempt, streams in self._attempts().items():
+            world_size = facts.world_size(streams)
+            for rank, group in itertools.groupby(streams, key=lambda stream: stream.rank):
+                parts.append(Part(attempt, rank, tuple(stream.load_scalars() for stream in group), world_size))
+        return parts
 
     def _cuts(self) -> dict[int, int]:
-        """From which step on each attempt is hidden. A step of an attempt is one of its metrics or tensors."""
-        first: dict[int, int | None] = {}
-        for stream in self._streams():
-            step = stream.load_scalars().first_step
-            if step is None:
-                step = pc.min(stream.table(Table.TENSORS).column("step")).as_py()
-            steps = [known for known in (step, first.get(stream.attempt)) if known is not None]
-            first[stream.attempt] = min(steps, default=None)
-        return history.cuts(first)
+        """From which step on each attempt is hidden."""
+        return history.cuts({number: facts.first_step(streams) for number, streams in self._attempts().items()})
 
     def _known_keys(self, keys: Sequence[str] | None) -> list[str]:
         known = self.keys()
@@ -380,8 +375,16 @@ class Run:
         return dict(events[-1].data) if events else {}
 
     def _by_authority(self, type_: str) -> list[Event]:
-        """Events of a type, those that win last: newest attempt, lowest rank, newest."""
-        return sorted(self.events(type_), key=lambda event: (event.attempt, -event.rank, event.time))
+        """Events of a type, those that win last: newest attempt, lowest rank, written last."""
+        return [event for event in self._events() if event.type == type_]
+
+    def _events(self) -> list[Event]:
+        """All events, those that win last; a forked child does not speak for its rank."""
+
+        def read() -> list[Event]:
+            return list(facts.events(sorted(self._streams(), key=lambda s: (s.attempt, -s.rank, not s.parent))))
+
+        return list(self._cached("events", read))
 
 
 def _of_rank(parts: list[Part], rank: int) -> list[Part]:

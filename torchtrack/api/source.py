@@ -74,7 +74,7 @@ class Source:
         exits, beats = self._node_records()
         facts = []
         for stream in streams:
-            if stream.opening.get("parent"):
+            if stream.parent:
                 continue  # a forked child: its end is not the rank's
             ended, exit_ = stream.ended or {}, exits.get(stream.key, {})
             facts.append(
@@ -121,6 +121,7 @@ class Source:
     def _group(self) -> None:
         self._groups, self._aliases = {}, {}
         known = [stream for stream in self._streams.values() if stream.known]
+        _adopt([stream for stream in known if stream.role == "rank"])
         for stream in known:
             if stream.role == "rank":
                 self._aliases.update((uid, stream.uid) for uid in stream.uids - {stream.uid})
@@ -137,6 +138,17 @@ class Source:
     def unread(self) -> list[StreamRows]:
         """Files that look like journals and could not be placed."""
         return [stream for stream in self._streams.values() if not stream.known and stream.path.stat().st_size]
+
+
+def _adopt(streams: Sequence[StreamRows]) -> None:
+    """Tell forked children the stream of their rank: they may have been forked before the ranks agreed."""
+    by_key = {stream.key: stream for stream in streams}
+    for stream in streams:
+        elder, seen = stream, {stream.key}
+        while elder.parent in by_key and elder.parent not in seen:
+            elder = by_key[elder.parent]
+            seen.add(elder.key)
+        stream.elder = None if elder is stream else elder
 
 
 class Api:

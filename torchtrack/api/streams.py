@@ -22,6 +22,9 @@ from torchtrack.journal.reader import Damage, Stream
 
 OWN_PREFIXES: Final = ("watch/", "system/", "_tt/")
 REDUCES: Final = ("mean", "sum", "min", "max")
+PARTIAL: Final = 4
+"""Added to the index of a reduction where the value is one rank's part of a whole that all ranks together have."""
+_BACKGROUND: Final = ("system/", "_tt/")
 
 Ints = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]
@@ -33,7 +36,6 @@ class Names:
     def __init__(self) -> None:
         self.codes: dict[str, int] = {}
         self.names: list[str] = []
-        self._background = np.zeros(0, np.bool_)
 
     def intern(self, names: list[str]) -> Ints:
         """The code of each name."""
@@ -43,21 +45,15 @@ class Names:
                 self.names.append(name)
         return np.array([self.codes[name] for name in names], np.int64)
 
-    def background(self) -> npt.NDArray[np.bool_]:
-        """By code: whether the metric is sampled in the background, so that its step says nothing of the attempt."""
-        if len(self._background) < len(self.names):
-            self._background = np.array([name.startswith(("system/", "_tt/")) for name in self.names], np.bool_)
-        return self._background
-
 
 @dataclass(frozen=True)
 class Points:
-    """Values of one metric in the order they were logged."""
+    """Values of one metric in the order they were written; wall time orders nothing, clocks are set back."""
 
     step: Ints
     time: Ints  # microseconds since the epoch, UTC
     value: Floats
-    reduce: npt.NDArray[np.int8]  # index into REDUCES
+    reduce: npt.NDArray[np.int8]  # index into REDUCES, + PARTIAL
 
     def __len__(self) -> int:
         return len(self.step)
@@ -68,18 +64,11 @@ class Points:
 
     @classmethod
     def concat(cls, parts: list[Points]) -> Points:
-        """Several stretches as one, in the order of their times where those disagree with the order written.
-
-        A number that came late from a device is written after later ones; its time is when it was logged.
-        """
+        """Several stretches as one."""
         if len(parts) == 1:
-            points = parts[0]
-        else:
-            columns = zip(*((p.step, p.time, p.value, p.reduce) for p in parts), strict=True)
-            points = cls(*(np.concatenate(column) for column in columns))
-        if len(points) > 1 and bool((points.time[1:] < points.time[:-1]).any()):
-            points = points.where(np.argsort(points.time, kind="stable"))
-        return points
+            return parts[0]
+        columns = zip(*((p.step, p.time, p.value, p.reduce) for p in parts), strict=True)
+        return cls(*(np.concatenate(column) for column in columns))
 
 
 class Scalars:
@@ -89,8 +78,9 @@ class Scalars:
         self._names = names
         self._parts: list[tuple[Ints, Points]] = []
         self._by_code: dict[int, Points] | None = None
-        self.first_step: int | None = None
-        self.last_step: int | None = None
+
+    def __len__(self) -> int:
+        return sum(len(code) for code, _ in self._parts)
 
     def add(self, rows: pa.Table) -> None:
         """Append rows in one chunk. Rows without step, time or name are not ours and are left out."""
@@ -109,13 +99,11 @@ class Scalars:
             rows.column("value").chunk(0).to_numpy(zero_copy_only=False),
             known[reduce.indices.fill_null(-1).to_numpy(zero_copy_only=False)],
         )
+        partial = rows.column("partial").chunk(0)
+        if partial.true_count:
+            points.reduce[partial.fill_null(False).to_numpy(zero_copy_only=False)] += PARTIAL
         self._parts.append((code, points))
         self._by_code = None
-        leading = points.step[~self._names.background()[code]]
-        if len(leading):
-            first, last = int(leading.min()), int(leading.max())
-            self.first_step = first if self.first_step is None else min(first, self.first_step)
-            self.last_step = last if self.last_step is None else max(last, self.last_step)
 
     def _codes(self, column: pa.DictionaryArray) -> Ints:
         codes: Ints = self._names.intern(column.dictionary.to_pylist())[column.indices.to_numpy()]
@@ -126,10 +114,28 @@ class Scalars:
         if self._by_code is None:
             if len(self._parts) > 1:
                 code = np.concatenate([part[0] for part in self._parts])
-                columns = zip(*((p.step, p.time, p.value, p.reduce) for _, p in self._parts), strict=True)
-                self._parts = [(code, Points(*(np.concatenate(column) for column in columns)))]
+                self._parts = [(code, Points.concat([points for _, points in self._parts]))]
             self._by_code = _split(*self._parts[0]) if self._parts else {}
         return self._by_code
+
+    def places(self, code: int) -> Ints:
+        """Where each point of a metric stands among all rows of the stream."""
+        known = code in self.by_code()
+        return np.flatnonzero(self._parts[0][0] == code) if known else np.zeros(0, np.int64)
+
+    @property
+    def first_step(self) -> int | None:
+        """The first step of the user's own metrics: the steps of ours say nothing on a rank that never logs."""
+        return min((int(step.min()) for step in self._steps(OWN_PREFIXES)), default=None)
+
+    @property
+    def last_step(self) -> int | None:
+        """The last step of the user's metrics and those of `watch`."""
+        return max((int(step.max()) for step in self._steps(_BACKGROUND)), default=None)
+
+    def _steps(self, without: tuple[str, ...]) -> list[Ints]:
+        names = self._names.names
+        return [points.step for code, points in self.by_code().items() if not names[code].startswith(without)]
 
 
 def _split(code: Ints, points: Points) -> dict[int, Points]:
@@ -139,7 +145,7 @@ def _split(code: Ints, points: Points) -> dict[int, Points]:
     codes, starts = np.unique(code[order], return_index=True)
     bounds = [*starts.tolist(), len(order)]
     groups = zip(codes.tolist(), bounds, bounds[1:], strict=False)
-    return {c: Points.concat([points.where(order[lo:hi])]) for c, lo, hi in groups}
+    return {c: points.where(order[lo:hi]) for c, lo, hi in groups}
 
 
 def _all_valid(rows: pa.Table, names: tuple[str, ...]) -> pa.Array:
@@ -155,6 +161,8 @@ class StreamRows:
     def __init__(self, path: Path, names: Names) -> None:
         self.path = path
         self.version = 0
+        self.elder: StreamRows | None = None
+        """Of a forked child: the stream of the rank itself, which says where this one belongs."""
         self._names = names
         self._stream = Stream(path)
         self._start_over()
@@ -268,8 +276,9 @@ class StreamRows:
 
     @property
     def place(self) -> dict[str, Any]:
-        """uid, attempt, rank, world_size: the newest joined record, over the opening."""
-        return {**self._stream.opening, **(self._stream.joined or {})}
+        """uid, attempt, rank, world_size: the newest joined record, over the opening; a child's are its rank's."""
+        stream = (self.elder or self)._stream
+        return {**stream.opening, **(stream.joined or {})}
 
     @property
     def attempt(self) -> int:
@@ -295,6 +304,17 @@ class StreamRows:
     def key(self) -> str:
         """The stream's number as records of other streams name it."""
         return str(self._stream.opening.get("stream", ""))
+
+    @property
+    def parent(self) -> str:
+        """Of a forked child: the number of its parent's stream; else empty."""
+        return str(self._stream.opening.get("parent") or "")
+
+    @property
+    def opened(self) -> tuple[str, int]:
+        """What orders the streams of a machine by their opening: its boot, and the monotonic clock since."""
+        opening = self._stream.opening
+        return str(opening.get("boot_id") or ""), int(opening.get("start_mono_ns") or 0)
 
     @property
     def uids(self) -> set[str]:

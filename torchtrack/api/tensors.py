@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import fnmatch
 import functools
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -54,18 +54,24 @@ def _matcher(pattern: str) -> Callable[[str], bool]:
     return lambda value: value == pattern or fnmatch.fnmatchcase(value, pattern)
 
 
-def combined(parts: Iterable[TensorPart], window: Window) -> pa.Table:
-    """All rows inside the window, one a (attempt, kind, name, stage, sample), ordered by step, kind, name and stage."""
+def combined(parts: Iterable[TensorPart], kind: str | None, name: str | None, window: Window) -> pa.Table:
+    """The rows of some tensors, one a (attempt, kind, name, stage, sample), ordered by step, kind, name and stage.
+
+    Args:
+        parts: all rows of all streams.
+        kind: of this kind only.
+        name: of this name only, or of those that match it.
+        window: which steps; the step of a sample is the same for all its rows.
+    """
     tables = []
-    for part in sorted(parts, key=lambda part: (part.attempt, part.rank)):
-        rows = _clipped(part, window)
+    for part in _aligned([part for part in parts if part.rows.num_rows]):
+        rows = select(part.rows, kind, name)
+        keep = window.clip(part.attempt, rows.column("step").to_numpy())
+        rows = rows if keep is None else rows.filter(pa.array(keep))
+        for column, number in (("attempt", part.attempt), ("rank", part.rank)):
+            rows = rows.append_column(column, pa.array(np.full(rows.num_rows, number, np.int64)))
         if rows.num_rows:
-            number = rows.num_rows
-            tables.append(
-                rows.append_column("attempt", pa.array(np.full(number, part.attempt, np.int64))).append_column(
-                    "rank", pa.array(np.full(number, part.rank, np.int64))
-                )
-            )
+            tables.append(rows)
     if not tables:
         return SCHEMA.empty_table()
     rows = pa.concat_tables(tables).unify_dictionaries().combine_chunks()
@@ -73,9 +79,58 @@ def combined(parts: Iterable[TensorPart], window: Window) -> pa.Table:
     return _ordered(_merged(rows.take(pa.array(chosen)), group))
 
 
-def _clipped(part: TensorPart, window: Window) -> pa.Table:
-    keep = window.clip(part.attempt, part.rows.column("step").to_numpy())
-    return part.rows if keep is None else part.rows.filter(pa.array(keep))
+def _aligned(parts: Sequence[TensorPart]) -> Iterator[TensorPart]:
+    """The same by attempt and rank, each row with step and time of the lowest rank that recorded its sample.
+
+    Ranks are matched by the sample alone: one that never logs has no steps of its own, another may log more often.
+    """
+    attempts: dict[int, list[TensorPart]] = {}
+    for part in sorted(parts, key=lambda part: (part.attempt, part.rank)):
+        attempts.setdefault(part.attempt, []).append(part)
+    for group in attempts.values():
+        if group[0].rank == group[-1].rank:
+            yield from group
+            continue
+        source = _lowest(group)
+        columns = {name: pa.chunked_array([c for p in group for c in p.rows[name].chunks]) for name in ("step", "time")}
+        columns = {name: column.take(pa.array(source)) for name, column in columns.items()}
+        start = 0
+        for part in group:
+            rows = part.rows
+            for name, column in columns.items():
+                field = rows.schema.get_field_index(name)
+                rows = rows.set_column(field, rows.schema.field(field), column.slice(start, rows.num_rows))
+            start += rows.num_rows
+            yield TensorPart(part.attempt, part.rank, rows)
+
+
+def _lowest(parts: Sequence[TensorPart]) -> Ints:
+    """For each row of an attempt the one whose step it takes: itself, or the first of the sample on the lowest rank.
+
+    Each watch counts samples of its own; its prefix tells whose they are, as names do not.
+    """
+    codes: dict[str, int] = {}
+    watches = []
+    for part in parts:
+        names = part.rows.column("name").chunk(0).dictionary.to_pylist()
+        prefixes = [codes.setdefault(name.rpartition("/")[0], len(codes)) for name in names]
+        watches.append(np.array([*prefixes, -1], np.int64)[_code(part.rows, "name")])
+    rank = np.repeat([part.rank for part in parts], [part.rows.num_rows for part in parts])
+    sample = np.concatenate([part.rows.column("sample").to_numpy() for part in parts])
+    logged = np.concatenate([_is_logged(part.rows) for part in parts])
+    group = _numbered((sample, np.concatenate(watches), logged))
+    own = np.arange(len(group))
+    first = np.empty_like(own)
+    first[group[::-1]] = own[::-1]  # numpy leaves the last of repeated assignments
+    lowest = first[group]
+    return np.where(logged | (rank == rank[lowest]), own, lowest)
+
+
+def _is_logged(rows: pa.Table) -> npt.NDArray[np.bool_]:
+    """Whether a row is a histogram the user logged: these have no sample, their step is their own."""
+    kinds = rows.column("kind").chunk(0).dictionary.to_pylist()
+    logged: npt.NDArray[np.bool_] = np.array([*(kind == "logged" for kind in kinds), False])[_code(rows, "kind")]
+    return logged
 
 
 def _code(rows: pa.Table, name: str) -> Ints:
@@ -86,20 +141,19 @@ def _code(rows: pa.Table, name: str) -> Ints:
 def _choose(rows: pa.Table) -> tuple[Ints, Ints]:
     """Which rows count, grouped, and the group of each.
 
-    A histogram the user logged has no sample of its own: its step tells it apart.
+    A histogram the user logged has no sample of its own, and the last of a step counts; a model that is watched again
+    counts its samples from the start: the step tells these apart.
     """
     column = {
         name: rows.column(name).to_numpy() for name in ("attempt", "sample", "step", "rank", "count", "numel", "ranks")
     }
-    logged = pc.equal(rows.column("kind").cast(pa.string()), "logged").to_numpy()
-    moment = np.where(logged, column["step"], column["sample"])
-    keys = (moment, _code(rows, "stage"), _code(rows, "name"), _code(rows, "kind"), column["attempt"])
-    group = _numbered(keys)
+    logged = _is_logged(rows)
+    sample, size = (np.where(logged, 0, column[name]) for name in ("sample", "count"))
+    codes = (_code(rows, name) for name in ("stage", "name", "kind"))
+    group = _numbered((sample, column["step"], *codes, column["attempt"]))
     whole = column["count"] == column["numel"]
     # best first within a group: whole, merged from most ranks, largest, lowest rank, written last
-    order = np.lexsort(
-        (-np.arange(len(group)), column["rank"], -column["count"], -column["ranks"] * whole, ~whole, group)
-    )
+    order = np.lexsort((-np.arange(len(group)), column["rank"], -size, -column["ranks"] * whole, ~whole, group))
     sorted_group = group[order]
     leads = np.ones(len(order), np.bool_)
     leads[1:] = sorted_group[1:] != sorted_group[:-1]
