@@ -315,8 +315,7 @@ class Watcher:
             part.implied_zeros.append(implied_zeros)
             views.append(view)
         for device, (part, views) in parts.items():
-            with device:  # the user's default device must not become that of a kernel's temporaries
-                counts, moments = kernels.choose(device)(views, multiplier)
+            counts, moments = kernels.choose(device)(views, multiplier)
             part.counts, part.moments = HostCopy(counts), HostCopy(moments)
         return [part for part, _ in parts.values()]
 

@@ -35,6 +35,7 @@ _MAX_COUNTERS = 1 << 22  # of one pass: 1024 a row, 8192 for float64
 _CPU_LINE = 256
 _ACCELERATOR_LINE = 1024
 # From these sizes on a tensor gets its own loop on a CPU: measured, where a loop's fixed cost is paid back.
+_HOST: Final = torch.device("cpu")  # named each time: the user may have set another default device
 _OWN_LOOP = 12_288
 _OWN_WORDS = {1: 4096, 2: 1 << 20}
 
@@ -51,7 +52,8 @@ def statistics(
         ValueError: a tensor is not 1-D and floating, or they lie on several devices.
     """
     if not tensors:
-        return torch.zeros(0, NUM_BUCKETS, dtype=torch.float64), torch.zeros(0, 4, dtype=torch.float64)
+        nothing = torch.zeros(0, NUM_BUCKETS, dtype=torch.float64, device=_HOST)
+        return nothing, nothing[:, :4]
     device = tensors[0].device
     groups: dict[tuple[_Way, torch.dtype], list[int]] = {}
     for row, tensor in enumerate(tensors):
@@ -89,7 +91,7 @@ def _way(tensor: torch.Tensor, device: torch.device) -> _Way:
 def _constants(values: Sequence[int], device: torch.device) -> torch.Tensor:
     """An int64 tensor of values the host knows. On an accelerator they travel as kernel arguments: no copy waits."""
     if device.type == "cpu":
-        return torch.tensor(values, dtype=torch.int64)
+        return torch.tensor(values, dtype=torch.int64, device=device)
     tensor = torch.zeros(len(values), dtype=torch.int64, device=device)
     torch._foreach_add_(list(tensor.unbind()), list(values))
     return tensor
@@ -234,10 +236,10 @@ def _chunked(tensors: Sequence[torch.Tensor], multiplier: torch.Tensor | None) -
     """Large tensors of one dtype on a CPU: counts of codes and moments."""
     wide = tensors[0].dtype == torch.float64
     size = min(max(tensor.numel() for tensor in tensors), _CPU_CHUNK)
-    codes = torch.empty(size, dtype=torch.int64 if wide else torch.int32)
-    numbers = torch.empty(size, dtype=torch.float64 if wide else torch.float32)
-    doubles = torch.empty(size, dtype=torch.float64)
-    counts = torch.zeros(len(tensors), 8192 if wide else 1024, dtype=torch.int64)
+    codes = torch.empty(size, dtype=torch.int64 if wide else torch.int32, device=_HOST)
+    numbers = torch.empty(size, dtype=torch.float64 if wide else torch.float32, device=_HOST)
+    doubles = torch.empty(size, dtype=torch.float64, device=_HOST)
+    counts = torch.zeros(len(tensors), 8192 if wide else 1024, dtype=torch.int64, device=_HOST)
     moments = []
     for tensor, row in zip(tensors, counts, strict=True):
         total, squares, least, most = 0.0, 0.0, math.inf, -math.inf
@@ -253,20 +255,20 @@ def _chunked(tensors: Sequence[torch.Tensor], multiplier: torch.Tensor | None) -
                 s, q, low, high = _finite_moments(x.unsqueeze(0)).squeeze(1).tolist()
             total, squares, least, most = total + s, squares + q, min(least, low), max(most, high)
         moments.append((total, squares, least, most))
-    return counts, torch.tensor(moments, dtype=torch.float64)
+    return counts, torch.tensor(moments, dtype=torch.float64, device=_HOST)
 
 
 def _by_word(tensors: Sequence[torch.Tensor], multiplier: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
     """Large tensors of one 16-bit or 8-bit format on a CPU: counts of codes and moments."""
     if tensors[0].element_size() == 1:
-        every = torch.arange(256, dtype=torch.uint8)
+        every = torch.arange(256, dtype=torch.uint8, device=_HOST)
     else:
-        every = torch.arange(-(1 << 15), 1 << 15, dtype=torch.int16)
+        every = torch.arange(-(1 << 15), 1 << 15, dtype=torch.int16, device=_HOST)
     values = _scaled(every.view(tensors[0].dtype), multiplier)
     codes, usable = _codes(values), values.isfinite()
     exact = torch.nan_to_num(values, 0.0, 0.0, 0.0).to(torch.float64)
     powers = torch.stack([exact, exact.square()], 1)
-    shifted = torch.empty(_WORD_CHUNK, dtype=torch.int32)
+    shifted = torch.empty(_WORD_CHUNK, dtype=torch.int32, device=_HOST)
     counts, moments = [], []
     for tensor in tensors:
         words = _count_words(tensor, shifted)
@@ -275,14 +277,14 @@ def _by_word(tensors: Sequence[torch.Tensor], multiplier: torch.Tensor | None) -
         seen = values[(words > 0).logical_and_(usable)]
         least, most = map(float, torch.aminmax(seen)) if seen.numel() else (math.inf, -math.inf)
         moments.append((*(weights @ powers).tolist(), least, most))
-    return torch.stack(counts).to(torch.int64), torch.tensor(moments, dtype=torch.float64)
+    return torch.stack(counts).to(torch.int64), torch.tensor(moments, dtype=torch.float64, device=_HOST)
 
 
 def _count_words(tensor: torch.Tensor, shifted: torch.Tensor) -> torch.Tensor:
     """How often each word occurs: in order of the word read as uint8, or as int16."""
     if tensor.element_size() == 1:
         return torch.bincount(tensor.view(torch.uint8), minlength=256)
-    counts = torch.zeros(1 << 16, dtype=torch.int64)
+    counts = torch.zeros(1 << 16, dtype=torch.int64, device=_HOST)
     for part in torch.split(tensor.view(torch.int16), shifted.numel()):
         index = shifted[: part.numel()].copy_(part).add_(1 << 15)
         counts.add_(torch.bincount(index, minlength=1 << 16))
