@@ -15,7 +15,7 @@ import pyarrow as pa
 
 from torchtrack import records
 
-VALUES_PER_FRAME: Final = 1 << 16
+VALUES_PER_FRAME: Final = 1 << 18
 _HEAD: Final = 3  # order, step, time
 _LARGEST_EXACT_INT: Final = 1 << 53
 _EXACT: Final = frozenset(
@@ -103,6 +103,13 @@ def _windows(rows: Rows) -> Iterable[Rows]:
         yield [(layout, table[lo:hi]) for layout, table, lo, hi in cuts if lo < hi]
 
 
+def _spread(values: np.ndarray[Any, Any], rows: int, width: int) -> np.ndarray[Any, Any]:
+    """One column a value: by assignment, which lets go of the interpreter where numpy's repeat and tile hold it."""
+    column = np.empty((rows, width), values.dtype)
+    column[...] = values
+    return column.reshape(-1)
+
+
 def scalars_batch(rows: Rows) -> pa.RecordBatch:
     """The scalars table of some buffers, in the order the rows were logged.
 
@@ -117,10 +124,10 @@ def scalars_batch(rows: Rows) -> pa.RecordBatch:
         width, n = len(layout.names), len(table)
         columns.append(
             (
-                np.repeat(table[:, 0], width),
-                np.repeat(table[:, 1], width),
-                np.repeat(table[:, 2] // 1000, width),
-                np.tile(np.array([code[name] for name in layout.names], np.int32), n),
+                _spread(table[:, 0, None], n, width),
+                _spread(table[:, 1, None], n, width),
+                _spread(table[:, 2, None] // 1000, n, width),
+                _spread(np.array([[code[name] for name in layout.names]], np.int32), n, width),
                 np.ascontiguousarray(table[:, _HEAD:]).reshape(-1).view(np.float64),
                 np.full(n * width, reduces.index(layout.reduce), np.int32),
                 np.full(n * width, layout.partial),
