@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import importlib
 import math
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.tensor import DTensor, Partial, Placement, Replicate, Shard
+from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from torchtrack.histogram import Histogram
 from torchtrack.media import Pending, Table
@@ -97,3 +101,74 @@ def test_a_tensor_on_a_device_is_copied_at_once_and_never_waited_for(monkeypatch
 
     assert isinstance(value, Deferred)
     assert [tensor.requires_grad for tensor in copied] == [False]
+
+
+@pytest.fixture(scope="module")
+def mesh() -> Iterator[DeviceMesh]:
+    """2 x 3 ranks, of which this process is one and the others are pretended."""
+    torch.distributed.init_process_group("fake", rank=0, world_size=6, store=FakeStore())
+    yield init_device_mesh("cpu", (2, 3), mesh_dim_names=("dp", "tp"))
+    torch.distributed.destroy_process_group()
+
+
+class NormPartial(Partial):
+    """As torch has one for gradient norms: it says "sum", and means a root of a sum of powers."""
+
+
+def placed(mesh: DeviceMesh, *placements: Placement, local: Any = 2.0) -> Any:
+    return DTensor.from_local(torch.tensor(local), mesh, placements, run_check=False)
+
+
+@pytest.mark.parametrize(
+    ("placements", "reduce"),
+    [
+        ((Partial("sum"), Partial("sum")), "sum"),
+        ((Partial("avg"), Partial("avg")), "mean"),
+        ((Replicate(), Partial("avg")), "mean"),
+        ((Partial("max"), Replicate()), "max"),
+        ((Partial("min"), Partial("min")), "min"),
+    ],
+)
+def test_a_partial_dtensor_gives_its_local_part_with_its_reduction(
+    mesh: DeviceMesh, placements: tuple[Placement, ...], reduce: str
+) -> None:
+    value = convert(placed(mesh, *placements))
+
+    assert isinstance(value, Deferred)
+    assert (value.reduce, value.partial) == (reduce, True)
+
+
+def test_a_replicated_dtensor_is_the_whole_value(mesh: DeviceMesh) -> None:
+    value = convert(placed(mesh, Replicate(), Replicate()))
+
+    assert isinstance(value, Deferred)
+    assert (value.reduce, value.partial) == (None, False)
+
+
+@pytest.mark.parametrize(
+    "placements",
+    [
+        (NormPartial(), NormPartial()),
+        (Replicate(), NormPartial("max")),
+        (Partial("sum"), Partial("avg")),
+        (Partial("product"), Partial("product")),
+        (Replicate(), Partial("sum")),  # the parts of both replicas would be summed
+    ],
+)
+def test_a_dtensor_readers_could_not_put_together_is_refused(
+    mesh: DeviceMesh, placements: tuple[Placement, ...]
+) -> None:
+    with pytest.raises(TypeError, match=r"cannot be put together later; log x\.full_tensor\(\)"):
+        convert(placed(mesh, *placements))
+
+
+def test_a_sum_over_some_of_the_ranks_is_refused(mesh: DeviceMesh) -> None:
+    with pytest.raises(TypeError, match="full_tensor"):
+        convert(placed(mesh["tp"], Partial("sum")))
+
+
+def test_a_sharded_dtensor_of_one_element_is_refused_without_asking_other_ranks(mesh: DeviceMesh) -> None:
+    one = torch.Size((1,))
+    value = DTensor.from_local(torch.zeros(1), mesh, [Replicate(), Shard(0)], run_check=False, shape=one, stride=(1,))
+    with pytest.raises(TypeError, match="full_tensor"):
+        convert(value)

@@ -119,13 +119,12 @@ def _tensor(value: Any) -> float | Text | Deferred:
         )
     if value.is_complex():
         raise TypeError("a complex tensor is no real number; log its real and imaginary part")
-    value = value.detach()
     reduce = None
     placements = getattr(value, "placements", None)
     if placements is not None:
         reduce = _reduction(value.device_mesh, placements)
-        value = value.to_local()
-    value = value.reshape(())
+        value = value.detach().to_local()
+    value = value.detach().reshape(())
     if value.device.type == "cpu" and placements is None:
         return _number(value.item())
     from torchtrack.watch.drain import snapshot

@@ -38,6 +38,7 @@ class RankJournal:
         host: str = "node0",
         start_us: int | None = None,
         role: str = "rank",
+        parent: int | None = None,
     ) -> None:
         self.stream = next(_streams)
         self.rank = rank
@@ -55,6 +56,7 @@ class RankJournal:
             "boot_id": "boot",
             "start_time_ns": self.now_us * 1000,
             "start_mono_ns": time.monotonic_ns(),
+            "parent": None if parent is None else f"{parent:016x}",
         }
         folder = runs / uid / ("nodes" if role == "node" else f"{rank // 1000:03d}")
         name = f"{self.stream:016x}" if role == "node" else f"{rank}-{self.stream:016x}"
@@ -88,17 +90,28 @@ class RankJournal:
         place = {"uid": uid, "attempt": attempt, "rank": self.rank if rank is None else rank, "world_size": world_size}
         self.writer.meta({"type": "joined", "local_rank": 0, "node": 0, **place})
 
-    def log(self, step: int, metrics: Mapping[str, float], *, reduce: str = "mean", time_us: int | None = None) -> None:
+    def log(
+        self,
+        step: int,
+        metrics: Mapping[str, float],
+        *,
+        reduce: str = "mean",
+        time_us: int | None = None,
+        partial: bool = False,
+    ) -> None:
         """One row of scalars in a frame of its own."""
         time = self.tick(time_us)
-        self.scalars([(step, name, value, reduce, time) for name, value in metrics.items()])
+        self.scalars([(step, name, value, reduce, time) for name, value in metrics.items()], partial=partial)
 
-    def scalars(self, rows: Sequence[tuple[int, str, float, str, int]]) -> None:
+    def scalars(self, rows: Sequence[tuple[int, str, float, str, int]], *, partial: bool = False) -> None:
         """Rows of (step, name, value, reduce, time in us) in one frame."""
         step, name, value, reduce, time = zip(*rows, strict=True)
-        self.columns(np.array(step), list(name), np.array(value, np.float64), list(reduce), np.array(time))
+        columns = (np.array(step), list(name), np.array(value, np.float64), list(reduce), np.array(time))
+        self.columns(*columns, partial=partial)
 
-    def columns(self, step: Any, name: list[str], value: Any, reduce: list[str], time: Any) -> None:
+    def columns(
+        self, step: Any, name: list[str], value: Any, reduce: list[str], time: Any, *, partial: bool = False
+    ) -> None:
         """Whole columns of scalars in one frame."""
         arrays = [
             pa.array(step, pa.int64()),
@@ -106,7 +119,7 @@ class RankJournal:
             pa.array(name).dictionary_encode(),
             pa.array(value),
             pa.array(reduce).dictionary_encode(),
-            pa.array(np.zeros(len(name), np.bool_)),
+            pa.array(np.full(len(name), partial)),
         ]
         self._append(records.Table.SCALARS, pa.RecordBatch.from_arrays(arrays, schema=records.SCALARS))
 

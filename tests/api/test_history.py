@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 from tests.api.journals import START_US, UID, RankJournal
 from torchtrack.api import Api
 from torchtrack.api.run import Run
+from torchtrack.records import Table
 
 Make = Callable[..., RankJournal]
 
@@ -142,13 +143,119 @@ def test_the_last_of_repeated_values_counts_and_raw_gives_them_all(runs: Path, j
     ]
 
 
-def test_a_value_that_came_late_from_the_device_does_not_win_over_one_logged_after_it(
+def test_of_repeated_values_the_one_written_last_counts_even_if_the_clock_was_set_back(
     runs: Path, journal: Make
 ) -> None:
     with journal() as rank:
-        rank.log(0, {"x": 2.0}, time_us=START_US + 2000)
-        rank.log(0, {"x": 1.0}, time_us=START_US + 1000)
+        rank.log(0, {"x": 1.0}, time_us=START_US + 3_600_000_000)
+        rank.log(0, {"x": 2.0}, time_us=START_US)
+        rank.log(1, {"x": 3.0}, time_us=START_US + 1)
+    run = the_run(runs)
+    assert rows(run.history(), "step", "x") == [(0, 2.0), (1, 3.0)]
+    assert rows(run.history(raw=True), "step", "x") == [(0, 1.0), (0, 2.0), (1, 3.0)]
+    assert rows(run.rows(Table.SCALARS), "step", "value") == [(0, 1.0), (0, 2.0), (1, 3.0)]
+    assert run.summary == {"x": 3.0}
+
+
+def test_raw_rows_of_several_streams_and_metrics_come_as_they_were_written(runs: Path, journal: Make) -> None:
+    rank = journal()
+    rank.log(4, {"x": 1.0, "y": 2.0}, time_us=START_US + 9)
+    rank.log(4, {"y": 3.0}, time_us=START_US + 8)
+    with journal(parent=rank.stream, start_us=START_US - 5) as child:
+        child.log(3, {"y": 5.0, "x": 4.0}, time_us=START_US + 7)
+    assert rows(the_run(runs).history(raw=True), "step", "x", "y") == [(4, 1.0, 2.0), (4, None, 3.0), (3, 4.0, 5.0)]
+
+
+def test_of_two_streams_of_a_rank_the_one_opened_later_counts_even_if_the_clock_was_set_back(
+    runs: Path, journal: Make
+) -> None:
+    with journal(start_us=START_US + 3_600_000_000) as first:
+        first.log(0, {"x": 1.0})
+    with journal(start_us=START_US) as second:
+        second.log(0, {"x": 2.0})
     assert rows(the_run(runs).history(), "step", "x") == [(0, 2.0)]
+
+
+def test_a_forked_child_logs_for_its_rank(runs: Path, journal: Make) -> None:
+    rank = journal(rank=1, world_size=2)
+    rank.log(0, {"x": 1.0})
+    with journal(rank=1, world_size=2, parent=rank.stream) as child:
+        child.log(1, {"x": 2.0, "val": 3.0})
+    assert rows(the_run(runs).history(ranks=1), "step", "val", "x") == [(0, None, 1.0), (1, 3.0, 2.0)]
+
+
+def test_an_attempt_begins_where_its_user_logs_not_where_ranks_that_never_log_stamp_what_is_ours(
+    runs: Path, journal: Make
+) -> None:
+    for attempt, begin in ((1, 0), (2, 4)):
+        with journal(rank=0, world_size=2, attempt=attempt) as rank:
+            for step in range(begin, begin + 5):
+                rank.log(step, {"x": 100.0 * attempt + step})
+        with journal(rank=1, world_size=2, attempt=attempt) as rank:
+            rank.log(0, {"watch/grad_norm": 1.0, "_tt/dropped_rows": 0.0, "system/cpu": 1.0})
+            rank.tensor(0, "w", [1.0, 2.0], step=0)
+    history = the_run(runs).history("x")
+    assert rows(history, "step", "x")[2:6] == [(2, 102.0), (3, 103.0), (4, 204.0), (5, 205.0)]
+    assert history.num_rows == 9
+
+
+def test_an_attempt_without_metrics_begins_at_its_texts_and_histograms(runs: Path, journal: Make) -> None:
+    for kind in ("text", "histogram"):
+        folder = runs / kind
+        with RankJournal(folder, attempt=1) as rank:
+            for step in range(6):
+                rank.log(step, {"x": float(step)})
+        with RankJournal(folder, attempt=2) as rank, RankJournal(folder, rank=1, attempt=2) as other:
+            rank.text(3, "prompt", "hello") if kind == "text" else rank.tensor(0, "h", [1.0], step=3, kind="logged")
+            other.tensor(0, "w", [1.0], step=0)
+        assert the_run(folder).history().column("step").to_pylist() == [0, 1, 2]
+
+
+def test_an_attempt_that_logged_nothing_begins_at_the_tensors_of_its_lowest_rank(runs: Path, journal: Make) -> None:
+    with journal(attempt=1) as rank:
+        for step in range(6):
+            rank.log(step, {"x": float(step)})
+    with journal(rank=1, attempt=2) as rank, journal(rank=2, attempt=2) as other:
+        rank.log(0, {"watch/grad_norm": 1.0})
+        rank.tensor(0, "w", [1.0], step=4)
+        other.tensor(0, "w", [1.0], step=0)
+    assert the_run(runs).history("x").column("step").to_pylist() == [0, 1, 2, 3]
+
+
+@pytest.mark.parametrize(("reduce", "expected"), [("sum", 3.0), ("mean", 1.5), ("min", 1.0), ("max", 2.0)])
+def test_parts_are_put_together_once_all_are_there_and_a_part_alone_is_not_the_value(
+    runs: Path, journal: Make, reduce: str, expected: float
+) -> None:
+    for number in range(2):
+        with journal(rank=number, world_size=2) as rank:
+            rank.log(0, {"x": 1.0 + number}, reduce=reduce, partial=True)
+            if number == 1:
+                rank.log(1, {"x": 7.0}, reduce=reduce, partial=True)
+    run = the_run(runs)
+    assert rows(run.history(), "step", "x") == [(0, expected), (1, None)]
+    assert rows(run.history(attempts="all"), "step", "x") == [(0, expected), (1, None)]
+    assert rows(run.history(ranks="all"), "step", "rank", "x") == [(0, 0, 1.0), (0, 1, 2.0), (1, 1, 7.0)]
+    assert rows(run.history(ranks=1), "step", "x") == [(0, 2.0), (1, 7.0)]
+    assert rows(run.history(raw=True), "rank", "x") == [(0, 1.0), (1, 2.0), (1, 7.0)]
+    assert run.rows(Table.SCALARS).column("reduce").to_pylist() == [reduce] * 3
+    assert run.summary == {"x": expected}
+
+
+def test_how_many_parts_there_must_be_is_a_matter_of_each_attempt(runs: Path, journal: Make) -> None:
+    for attempt, world_size, begin in ((1, 1, 0), (2, 2, 2)):
+        for number in range(world_size):
+            with journal(rank=number, world_size=world_size, attempt=attempt) as rank:
+                rank.log(begin, {"x": 1.0}, reduce="sum", partial=True)
+        with journal(rank=0, world_size=world_size, attempt=attempt) as rank:
+            rank.log(begin + 1, {"x": 1.0}, reduce="sum", partial=True)
+    assert rows(the_run(runs).history(), "step", "x") == [(0, 1.0), (1, 1.0), (2, 2.0), (3, None)]
+
+
+def test_a_part_that_was_logged_again_as_a_whole_is_one(runs: Path, journal: Make) -> None:
+    with journal(rank=0, world_size=2) as rank:
+        rank.log(0, {"x": 1.0}, partial=True)
+        rank.log(0, {"x": 5.0})
+    assert rows(the_run(runs).history(), "step", "x") == [(0, 5.0)]
 
 
 def test_start_and_stop_are_half_open(runs: Path, journal: Make) -> None:
@@ -201,7 +308,7 @@ def test_reading_while_writing_sees_each_new_row(runs: Path, journal: Make) -> N
     assert run.state == "running"
 
 
-KEYS = ["a", "b", "system/c"]
+KEYS = ["a", "b", "system/c", "watch/d"]
 Row = tuple[int, int, int, str, float, str]
 
 logged = st.lists(
@@ -221,7 +328,7 @@ logged = st.lists(
 def naive(rows_: list[Row], keys: list[str]) -> dict[int, dict[str, float]]:
     first: dict[int, int] = {}
     for attempt, _, step, key, _, _ in rows_:
-        if not key.startswith("system/"):
+        if not key.startswith(("system/", "watch/")):
             first[attempt] = min(step, first.get(attempt, step))
     last: dict[tuple[int, str, int], tuple[float, str]] = {}
     for attempt, rank, step, key, value, reduce in rows_:
@@ -245,15 +352,15 @@ def bits(value: float | None) -> bytes | None:
 
 
 @settings(max_examples=40)
-@given(rows_=logged)
-def test_history_equals_a_naive_model(rows_: list[Row]) -> None:
+@given(rows_=logged, clock=st.sampled_from([1, -1, 0]))
+def test_history_equals_a_naive_model_whatever_the_clock_says(rows_: list[Row], clock: int) -> None:
     rows_ = sorted(rows_, key=lambda row: row[0])  # attempts follow each other
     with tempfile.TemporaryDirectory() as folder:
         writers: dict[tuple[int, int], RankJournal] = {}
         for number, (attempt, rank, step, key, value, reduce) in enumerate(rows_):
             if (attempt, rank) not in writers:
                 writers[attempt, rank] = RankJournal(Path(folder), rank=rank, attempt=attempt)
-            writers[attempt, rank].log(step, {key: value}, reduce=reduce, time_us=START_US + number)
+            writers[attempt, rank].log(step, {key: value}, reduce=reduce, time_us=START_US + clock * number)
         for writer in writers.values():
             writer.abandon()
         run = the_run(Path(folder))

@@ -126,6 +126,32 @@ def test_a_run_that_is_held_follows_its_streams_when_they_join(runs: Path, journ
     assert run.keys() == ["x"]
 
 
+def test_a_child_forked_before_the_ranks_agreed_belongs_where_its_rank_does(runs: Path, journal: Make) -> None:
+    with journal(UID, world_size=2) as zero:
+        zero.log(0, {"x": 1.0})
+    rank = journal(OTHER)
+    child = journal(OTHER, parent=rank.stream)
+    grandchild = journal(OTHER, parent=child.stream)
+    for number, process in enumerate((rank, child, grandchild)):
+        process.log(number, {"x": 3.0})
+    rank.joined(UID, rank=1, world_size=2)
+    (run,) = Api(runs).runs()
+    assert run.uid == UID
+    assert run.history(ranks=1).column("step").to_pylist() == [0, 1, 2]
+    assert (run.world_size, run.attempts[0].ranks) == (2, (0, 1))
+
+
+def test_journals_that_call_each_other_parent_are_read(runs: Path, journal: Make) -> None:
+    rank = journal()
+    one = journal(parent=rank.stream + 2)
+    two = journal(parent=one.stream)
+    own = journal(parent=rank.stream + 3)
+    assert (two.stream, own.stream) == (rank.stream + 2, rank.stream + 3)
+    for step, stream in enumerate((one, two, own)):
+        stream.log(step, {"x": 1.0})
+    assert Api(runs).run(UID).history().num_rows == 3
+
+
 def test_a_single_run_folder_and_a_single_file_are_sources_too(runs: Path, journal: Make) -> None:
     with journal() as rank:
         rank.about()
@@ -249,6 +275,31 @@ def test_attempts_say_when_where_and_how_wide(runs: Path, journal: Make) -> None
     assert run.created == first.start
     assert run.duration == first.duration + second.duration
     assert run.state == "finished"
+
+
+def test_what_forked_children_do_is_not_the_attempts(runs: Path, journal: Make) -> None:
+    with journal(world_size=2, host="node0") as rank:
+        rank.about(name="of the rank")
+        rank.log(0, {"x": 1.0})
+    with journal(world_size=64, host="elsewhere", parent=rank.stream) as child:
+        child.about(name="of the child")
+        child.writer.meta({"type": "ended", "reason": "exception", "error": "boom", "time_ns": 1})
+    run = Api(runs).run(UID)
+    (attempt,) = run.attempts
+    assert (attempt.world_size, attempt.hosts, attempt.ranks, run.state) == (2, ("node0",), (0,), "finished")
+    assert run.name == "of the rank"
+
+
+def test_what_a_rank_said_last_counts_even_if_the_clock_was_set_back(runs: Path, journal: Make) -> None:
+    with journal() as rank:
+        rank.about(name="first")
+        rank.event("config", {"lr": 1.0})
+        rank.now_us -= 3_600_000_000
+        rank.about(name="second")
+        rank.event("config", {"lr": 2.0})
+    run = Api(runs).run(UID)
+    assert (run.name, run.config) == ("second", {"lr": 2.0})
+    assert [event.data["lr"] for event in run.events("config")] == [2.0, 1.0]
 
 
 def test_dropped_rows_are_those_of_the_gaps_and_never_counted_twice(runs: Path, journal: Make) -> None:

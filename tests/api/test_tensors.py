@@ -138,11 +138,75 @@ def test_samples_of_two_attempts_are_never_combined(runs: Path, journal: Make) -
     assert the_run(runs).tensors().column("count").to_pylist() == [30, 30]
 
 
+def test_parts_of_a_sample_take_the_step_and_time_of_the_lowest_rank(runs: Path, journal: Make) -> None:
+    for number, (lo, hi) in enumerate([(0, 20), (20, 40), (40, 60)]):
+        with journal(rank=number, world_size=3) as rank:
+            for sample in range(2):
+                step = 100 + 10 * sample if number == 0 else 0  # only rank 0 logs
+                shard(rank, lo, hi, sample=sample, step=step)
+    run = the_run(runs)
+    for start, stop, found in ((None, None, [100, 110]), (0, 100, []), (100, 101, [100]), (105, None, [110])):
+        table = run.tensors(start=start, stop=stop)
+        assert table.column("step").to_pylist() == found
+        assert table.column("coverage").to_pylist() == [1.0] * len(found)
+    times = run.rows(records.Table.TENSORS)
+    assert run.tensors().column("time").to_pylist() == times.filter(times["step"].to_numpy() > 0)["time"].to_pylist()
+    assert run.histogram("gradient", "w", 110).count == 60
+
+
+def test_the_step_is_the_lowest_ranks_even_if_another_counted_more(runs: Path, journal: Make) -> None:
+    with journal(rank=0) as zero, journal(rank=1) as one:
+        shard(zero, 0, 20, step=7)
+        one.tensor(0, "w", WEIGHTS, step=0)
+    (row,) = the_run(runs).tensors().to_pylist()
+    assert (row["step"], row["count"]) == (7, 60)
+
+
+def test_a_tensor_only_a_silent_rank_holds_takes_the_step_of_its_sample(runs: Path, journal: Make) -> None:
+    with journal(rank=0) as zero, journal(rank=1) as one:
+        zero.tensor(0, "a", WEIGHTS, step=50)
+        zero.tensor(0, "critic/a", WEIGHTS, step=70)
+        zero.tensor(0, "h", WEIGHTS, step=1, kind="logged")
+        one.tensor(0, "b", WEIGHTS, step=0)
+        one.tensor(0, "critic/b", WEIGHTS, step=0)
+        one.tensor(0, "h", WEIGHTS, step=2, kind="logged")
+    table = the_run(runs).tensors()
+    assert list(zip(table["name"].to_pylist(), table["step"].to_pylist(), strict=True)) == [
+        ("h", 1),
+        ("h", 2),
+        ("a", 50),
+        ("b", 50),
+        ("critic/a", 70),
+        ("critic/b", 70),
+    ]
+
+
+def test_a_later_attempt_hides_whole_samples_of_the_earlier_one(runs: Path, journal: Make) -> None:
+    for attempt, first in ((1, 0), (2, 10)):
+        with journal(rank=0, attempt=attempt) as zero, journal(rank=1, attempt=attempt) as one:
+            for sample, step in enumerate((first, first + 10)):
+                zero.log(step, {"x": 1.0})
+                shard(zero, 0, 30, sample=sample, step=step)
+                shard(one, 30, 60, sample=sample, step=0)
+    table = the_run(runs).tensors()
+    assert list(zip(table["step"].to_pylist(), table["attempt"].to_pylist(), strict=True)) == [(0, 1), (10, 2), (20, 2)]
+    assert table["coverage"].to_pylist() == [1.0, 1.0, 1.0]
+
+
+def test_a_model_that_is_watched_again_in_an_attempt_hides_none_of_its_earlier_samples(
+    runs: Path, journal: Make
+) -> None:
+    with journal() as rank:
+        for step in (0, 500):
+            rank.tensor(0, "w", WEIGHTS, step=step)
+    assert the_run(runs).tensors().column("step").to_pylist() == [0, 500]
+
+
 def test_histograms_the_user_logged_are_told_apart_by_step_and_the_last_counts(runs: Path, journal: Make) -> None:
     with journal() as rank:
-        for step, size in ((0, 5), (1, 6), (1, 7)):
+        for step, size in ((0, 5), (1, 7), (1, 6)):
             rank.tensor(0, "h", WEIGHTS[:size], step=step, kind="logged")
-    assert the_run(runs).tensors("logged").column("count").to_pylist() == [5, 7]
+    assert the_run(runs).tensors("logged").column("count").to_pylist() == [5, 6]
 
 
 def test_of_several_samples_at_one_step_the_histogram_is_the_last(runs: Path, journal: Make) -> None:

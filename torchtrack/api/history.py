@@ -157,7 +157,7 @@ class _Cells:
                 self.value[at] = _OPERATIONS[code](self.value[at], value[chosen])
 
     def column(self, *, parts: bool) -> pa.Array:
-        """Float64, null where nothing was logged or, unless `parts` will do, not every part of a partial value is there.
+        """Float64, null where nothing was logged or, unless `parts` will do, some part of a partial value is missing.
 
         A value that one rank alone logged keeps its bits.
         """

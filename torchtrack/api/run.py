@@ -380,11 +380,8 @@ class Run:
 
     def _events(self) -> list[Event]:
         """All events, those that win last; a forked child does not speak for its rank."""
-
-        def read() -> list[Event]:
-            return list(facts.events(sorted(self._streams(), key=lambda s: (s.attempt, -s.rank, not s.parent))))
-
-        return list(self._cached("events", read))
+        streams = sorted(self._streams(), key=lambda s: (s.attempt, -s.rank, not s.parent))
+        return list(self._cached("events", lambda: list(facts.events(streams))))
 
 
 def _of_rank(parts: list[Part], rank: int) -> list[Part]:

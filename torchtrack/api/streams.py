@@ -14,6 +14,7 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from torchtrack import records
 from torchtrack.errors import JournalError
@@ -101,7 +102,7 @@ class Scalars:
         )
         partial = rows.column("partial").chunk(0)
         if partial.true_count:
-            points.reduce[partial.fill_null(False).to_numpy(zero_copy_only=False)] += PARTIAL
+            points.reduce[pc.is_in(partial, pa.array([True])).to_numpy(zero_copy_only=False)] += PARTIAL
         self._parts.append((code, points))
         self._by_code = None
 
