@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import secrets
-import socket
 import sys
 import threading
 import time
@@ -18,6 +17,7 @@ from torchtrack.background import Background
 from torchtrack.console import ConsoleCapture
 from torchtrack.fields import Fields
 from torchtrack.job import Identity, Job, is_dataloader_worker
+from torchtrack.journal.origin import origin
 from torchtrack.journal.writer import Writer
 from torchtrack.logbook import Logbook
 from torchtrack.naming import name_of
@@ -543,11 +543,7 @@ class Run:
             "local_rank": identity.local_rank,
             "node": identity.node,
             "world_size": identity.world_size,
-            "host": socket.gethostname(),
-            "pid": os.getpid(),
-            "boot_id": boot_id(),
-            "start_time_ns": time.time_ns(),
-            "start_mono_ns": time.monotonic_ns(),
+            **origin(),
             "parent": self._parent,
             "writer": f"torchtrack {__version__}",
         }
@@ -587,14 +583,6 @@ class Run:
 
 def _elsewhere() -> Run:
     return Run(Settings.resolve(mode="disabled"), {}, None)
-
-
-def boot_id() -> str | None:
-    """Which boot of the machine monotonic times belong to; None where the system does not say."""
-    try:
-        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-    except OSError:
-        return None
 
 
 def in_words(error: BaseException) -> str:

@@ -24,6 +24,7 @@ from typing import Final
 
 from torchtrack import guard
 from torchtrack.journal.frame import Kind
+from torchtrack.journal.origin import origin
 from torchtrack.journal.writer import Writer
 
 PROTOCOL: Final = 1
@@ -217,11 +218,8 @@ def _end(writer: Writer, reason: str) -> None:
 
 
 def _opening(uid: str) -> dict[str, object]:
-    boot_id = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
     nobody = {"attempt": 0, "rank": -1, "local_rank": -1, "node": -1, "world_size": 0}
-    process = {"host": socket.gethostname(), "pid": os.getpid(), "boot_id": boot_id}
-    start = {"start_time_ns": time.time_ns(), "start_mono_ns": time.monotonic_ns()}
-    return {"role": "node", "uid": uid, **nobody, **process, **start}
+    return {"role": "node", "uid": uid, **nobody, **origin()}
 
 
 # Fields of /proc/<pid>/stat behind the command's name: state is field 3, start time 22, exit code 52.
