@@ -39,7 +39,9 @@ SUMMARIES: Final = ("last", "min", "max", "mean", "best", "none")
 LEVELS: Final = ("INFO", "WARN", "ERROR")
 _JOIN_BEFORE_OPEN_S: Final = 0.2
 _SIDECAR_INTERVAL_S: Final = 10.0
-_WATCH_SHARE: Final = 0.6
+_MERGE_SHARE: Final = 0.4
+_WATCH_SHARE: Final = 0.7
+"""Of finish_timeout: how long samples may still be merged, and how long until what was not is handed over too."""
 _UNWATCH_S: Final = 0.3
 _PATIENCE_S: Final = {"finish": 3.0, "exit": 1.0}
 """How long the last samples wait for other ranks to merge with, by how the run ends."""
@@ -441,8 +443,8 @@ class Run:
             self._say_goodbye(written=written, settled=settled)
 
     def _end_watching(self, reason: str) -> None:
-        within = self.settings.finish_timeout * _WATCH_SHARE
-        until = time.monotonic() + within
+        within = self.settings.finish_timeout * _MERGE_SHARE
+        until = time.monotonic() + self.settings.finish_timeout * _WATCH_SHARE
         watchers, self._watchers = self._watchers, []
         for watcher in watchers:
             guard.attempt("unwatch()", watcher.stop, within, _PATIENCE_S.get(reason, _PATIENCE_OF_FAILURES_S))
