@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import socket
 import struct
+import time
 from pathlib import Path
 from typing import Any
 
@@ -123,29 +124,26 @@ def measure_bytes(folder: Path) -> tuple[float, int]:
         optimizer.zero_grad()
         run.log({"loss": 0.0})
 
-    def settled(samples: int) -> None:
-        """Until every rank has merged so many samples."""
-        flag = torch.zeros(1)
-        while flag.item() < 1:
-            flag.fill_(float(merger.merged_samples >= samples))
-            dist.all_reduce(flag, dist.ReduceOp.MIN)
+    def settled() -> tuple[int, int]:
+        """Bytes sent and samples merged, once neither has changed for a while."""
+        seen, since = (-1, -1), time.monotonic()
+        while time.monotonic() - since < 0.3:
+            now = (bytes_sent(), merger.merged_samples)
+            if now != seen:
+                seen, since = now, time.monotonic()
+        return seen
 
-    while True:
+    agreed = torch.zeros(1)
+    while not agreed.item():
         step()
-        agreed = torch.tensor(float(merger.plan is not None))
+        agreed.fill_(float(merger.merged_samples > 2))
         dist.all_reduce(agreed, dist.ReduceOp.MIN)
-        if agreed.item():
-            break
-    for _ in range(5):
-        step()
-    settled(3)
     dist.barrier()
-    start, merged = bytes_sent(), merger.merged_samples
+    before, merged = settled()
     for _ in range(20):
         step()
-    while merger.merged_samples < merged + 20:
-        pass
-    sent = (bytes_sent() - start) / (merger.merged_samples - merged)
+    after, more = settled()
+    sent = (after - before) / (more - merged)
     dist.barrier()
     run.finish()
     return sent, 2 * 40 * (SUMS + MAX_COLUMNS) * 8

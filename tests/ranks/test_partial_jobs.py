@@ -68,8 +68,9 @@ def silent_partner(folder: Path) -> tuple[str, training.Truth]:
         optimizer.step()
         optimizer.zero_grad()
         run.log({"loss": 1.0})
+    uid = run.uid
     run.finish()
-    return run.uid, truth
+    return uid, truth
 
 
 def test_a_rank_that_never_watches_costs_no_row(tmp_path: Path) -> None:
@@ -103,8 +104,9 @@ def one_ahead(folder: Path) -> tuple[str, training.Truth]:
         dist.all_reduce(enough, dist.ReduceOp.MIN)
         if enough.item():
             break
+    uid = run.uid
     run.finish()
-    return run.uid, truth
+    return uid, truth
 
 
 def test_a_rank_one_step_ahead_never_makes_an_element_count_twice(tmp_path: Path) -> None:
@@ -139,8 +141,9 @@ def unequal_tensors(folder: Path, equal_at_first: bool) -> str:
         model(next(data)).square().mean().backward()
         optimizer.step()
         run.log({"loss": 1.0})
+    uid = run.uid
     run.finish()
-    return run.uid
+    return uid
 
 
 @pytest.mark.parametrize("equal_at_first", [False, True])

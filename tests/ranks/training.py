@@ -90,9 +90,10 @@ def train(
         dist.all_reduce(enough, dist.ReduceOp.MIN)
         if enough.item():
             break
+    uid = run.uid
     if finish:
         run.finish()
-    return run.uid, gradients, parameters
+    return uid, gradients, parameters
 
 
 def assert_rows_are(rows: list[dict[str, Any]], truth: Truth) -> None:

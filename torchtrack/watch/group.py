@@ -19,7 +19,8 @@ SLAB_BYTES: Final = 8 << 20
 _CONNECT_TIMEOUT_S: Final = 5.0
 _POLL_S: Final = (0.0002, 0.005)
 _MAX_UNFINISHED: Final = 3
-_unfinished: list[int] = []
+_unfinished: list[tuple[Any, Any]] = []
+"""Groups that cannot be destroyed yet, with the work that holds them."""
 FAILURES: Final = (RuntimeError, ValueError, OSError, TimeoutError)
 """What a lost peer, a closed socket or a late rank looks like."""
 
@@ -70,14 +71,17 @@ class Group:
         """Close the connections, so that ranks which still wait for this one learn it.
 
         A group with unfinished work cannot be closed: its destructor waits for the work's timeout, at interpreter exit
-        too. Such a group is kept for the rest of the process, and the other ranks' own timeout tells them.
+        too. Such a group is kept until its work has ended by itself, or for the rest of the process.
         """
         if self._work is not None:
-            _unfinished.append(id(self._group))
+            _unfinished.append((self._group, self._work))
             ctypes.pythonapi.Py_IncRef(ctypes.py_object(self._group))
         del self._group
 
 
 def may_connect() -> bool:
     """Whether this process may make another group: those it has to keep cost it threads and open files."""
+    for kept in [kept for kept in _unfinished if kept[1].is_completed()]:
+        _unfinished.remove(kept)
+        ctypes.pythonapi.Py_DecRef(ctypes.py_object(kept[0]))
     return len(_unfinished) < _MAX_UNFINISHED
