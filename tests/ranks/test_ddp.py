@@ -142,6 +142,8 @@ def measure_bytes(folder: Path) -> tuple[float, int]:
     before, merged = settled()
     for _ in range(20):
         step()
+    while merger.merged_samples < merged + 20:
+        pass
     after, more = settled()
     sent = (after - before) / (more - merged)
     dist.barrier()
