@@ -65,9 +65,6 @@ system-deps: ## system packages the tests use (strace), where apt-get is there
 		'export DEBIAN_FRONTEND=noninteractive; apt-get update -qq && apt-get install -y -qq strace' > /dev/null \
 		|| echo "apt-get failed: tests that need strace are skipped"; fi
 
-	@# torch looks up the name of every loopback connection; where no name server answers, each lookup takes 5 seconds.
-	@if [ "$$(id -u)" = 0 ] && ! grep -q '::ffff:127.0.0.1' /etc/hosts; then echo '::ffff:127.0.0.1 localhost' >> /etc/hosts; fi
-
 clean: ## remove what was built here; runs stay
 	$(call say,removing virtual environments and caches)
 	@rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis

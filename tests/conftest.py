@@ -17,6 +17,7 @@ from torchtrack.testing import close_pool, leaks
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")  # more would be child processes that stay
 os.environ.setdefault("MPLBACKEND", "agg")
+os.environ.setdefault("RES_OPTIONS", "timeout:1")  # torch looks up loopback peers; a lost packet costs 5 s else
 
 settings.register_profile("ci", derandomize=True, deadline=None, database=None)
 settings.register_profile("search", deadline=None, max_examples=2000)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -74,7 +75,7 @@ def train(
     gradients: Truth = {}
     parameters: Truth = {}
     data = batches(rank, world_size)
-    for step in range(10_000):
+    for step in itertools.count():  # the time limit of the ranks ends it where they never agree
         for micro in range(accumulate):
             ddp.require_backward_grad_sync = micro == accumulate - 1
             (ddp(next(data)).square().mean() / accumulate).backward()

@@ -65,6 +65,20 @@ def test_a_rank_that_raised_failed_when_it_said_so_not_when_it_died() -> None:
     assert (state.name, state.rank, state.why) == ("failed", 1, "ValueError: x")
 
 
+@pytest.mark.parametrize("how", [{"exit_signal": 9}, {"exit_signal": 11}, {"exit_code": 5}])
+def test_a_death_seen_after_its_peers_raised_over_it_still_comes_first(how: dict[str, int]) -> None:
+    raised = facts(rank=0, ended_reason="exception", ended_error="RuntimeError: peer", ended_time_ns=900 * S - S // 2)
+    state = run_state([raised, exited(1, at=900, **how)], NOW)
+    assert (state.rank, "peer" in state.why) == (1, False)
+
+
+@pytest.mark.parametrize("how", [{"exit_signal": 15}, {"exit_signal": 9, "at": 930}, {}])
+def test_a_rank_that_its_launcher_ended_is_not_the_cause(how: dict[str, int]) -> None:
+    raised = facts(rank=0, ended_reason="exception", ended_error="ValueError: x", ended_time_ns=900 * S - S // 2)
+    state = run_state([raised, exited(**{"rank": 1, "at": 900, **how})], NOW)
+    assert (state.name, state.rank) == ("failed", 0)
+
+
 def test_a_rank_that_vanished_first_comes_before_those_its_launcher_killed() -> None:
     assert run_state([exited(0, at=902, exit_signal=15), exited(1, at=901)], NOW).name == "crashed"
 

@@ -31,8 +31,11 @@ _LOOK: Final = (0.02, 0.5)
 """First and longest pause, in seconds, while there is no store yet."""
 _ANSWER: Final = (0.01, 0.5)
 _ASK: Final = (0.005, 1.0)
-_EXIT_S: Final = 2.0
-_CONNECT: Final = timedelta(seconds=1)
+_EXIT_S: Final = 6.0
+_REACH_S: Final = 1.0
+_CONNECT: Final = timedelta(seconds=10)
+"""torch looks up the peer's name while it connects, and counts that in: 5 seconds where no name server answers."""
+_ROUND_TRIP: Final = timedelta(seconds=1)
 _GROWTH: Final = 1.5
 _MISSED_AFTER_S: Final = 1.0
 """A rank that got no answer for so long looks whether rank 0 has already left."""
@@ -106,11 +109,12 @@ def has_agent_store(environ: Mapping[str, str]) -> bool:
 def _link(open_store: Callable[[], Any], server: tuple[str, int] | None) -> Link:
     if server is None:
         return Link(open_store())
-    watch = socket.create_connection(server, timeout=_CONNECT.total_seconds())
+    watch = socket.create_connection(server, timeout=_REACH_S)
     watch.setblocking(False)  # noqa: FBT003
     link = Link(None, watch)
     try:
         link.store = open_store()
+        link.store.set_timeout(_ROUND_TRIP)
     except (RuntimeError, OSError, ValueError):
         link.close()
         raise
@@ -191,11 +195,13 @@ class Handshake:
 
     def close(self, timeout_s: float) -> bool:
         """Stop; True if the thread has ended. It leaves the store within one round trip."""
-        self.forget()
         self._stop.set()
         if self._thread is not threading.current_thread():
             self._thread.join(timeout_s)
-        return not self._thread.is_alive()
+        ended = not self._thread.is_alive()
+        if ended:  # else the exit of the interpreter still has to wait for it
+            self.forget()
+        return ended
 
     def forget(self) -> None:
         """In a forked child: there is no thread to stop."""

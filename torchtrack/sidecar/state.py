@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final, Literal
 
 LOST_AFTER_NS: Final = 60_000_000_000
 """A stream without heartbeat, frame or exit for so long is lost."""
+
+_SEEN_LATE_NS: Final = 1_000_000_000
+"""A death is recorded when the sidecar saw it; on a busy machine, other ranks may by then have raised over it."""
 
 Name = Literal["running", "finished", "failed", "killed", "crashed", "lost"]
 
@@ -82,9 +86,16 @@ def _stream_state(stream: StreamFacts, now_ns: int) -> State:
 
 
 def _bad_since(stream: StreamFacts) -> float:
-    """When a stream went wrong; a rank may take long to die, so its own last word counts first."""
-    times = [time_ns for time_ns in (stream.ended_time_ns, stream.exit_time_ns) if time_ns is not None]
-    return min(times, default=float("inf"))
+    """When a stream went wrong; a rank may take long to die, so its own last word counts first.
+
+    A process that ended without a last word, and not by the SIGTERM with which launchers end the ranks that are left,
+    went wrong before it was seen.
+    """
+    if stream.exit_time_ns is None or stream.ended_time_ns is not None:
+        times = [time_ns for time_ns in (stream.ended_time_ns, stream.exit_time_ns) if time_ns is not None]
+        return min(times, default=float("inf"))
+    by_itself = bool(stream.exit_code) or stream.exit_signal not in (None, signal.SIGTERM)
+    return stream.exit_time_ns - (_SEEN_LATE_NS if by_itself else 0)
 
 
 def _last_sign(stream: StreamFacts) -> int | None:
