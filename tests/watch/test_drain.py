@@ -113,9 +113,9 @@ def guarded(guard: SyncGuard, patch: pytest.MonkeyPatch) -> None:
     for name in ("begin", "gradients_final", "skipped", "clipping", "_remember_clipped"):
 
         def judged(original: Callable[..., Any]) -> Callable[..., Any]:
-            def method(*args: Any) -> Any:
+            def method(*args: Any, **kwargs: Any) -> Any:
                 with guard:
-                    return original(*args)
+                    return original(*args, **kwargs)
 
             return method
 

@@ -17,8 +17,10 @@ from torchtrack.api.tensors import parse_covers
 from torchtrack.histogram import Histogram
 from torchtrack.job import Identity
 from torchtrack.recorder import Ticket
-from torchtrack.watch import kernels, layout, reduce
+from torchtrack.watch import kernels, reduce
 from torchtrack.watch.drain import HostCopy
+from torchtrack.watch.layout import Region
+from torchtrack.watch.plan import Plan
 from torchtrack.watch.reduce import Merger
 from torchtrack.watch.sample import Part, Sample
 
@@ -84,15 +86,15 @@ class Rank:
         """Count this rank's share as the watcher does, and hand it over."""
         plan = self.merger.plan
         plan = plan if plan is not None and self.samples >= plan.start else None
-        ranges = self.merger.ranges(plan)
-        part = Part(stage, plan)
-        views = []
+        part, views = Part(stage), []
         for name, tensor in tensors.items():
-            lo, hi = ranges.get(name, (0, tensor.numel()))
+            share = plan.shares.get(name) if plan else None
+            lo, hi = (share.lo, share.hi) if share else (0, tensor.numel())
             if lo < hi:
                 part.keys.append(("gradient", name))
-                part.ranges.append(None if hi - lo == tensor.numel() else (lo, hi))
-                part.numels.append(tensor.numel())
+                part.spans.append((share.key if share else "", lo, hi))
+                part.numels.append(plan.numels[name] if plan and share else tensor.numel())
+                part.planned.append(share is not None)
                 part.implied_zeros.append(0)
                 views.append(tensor[lo:hi])
         counts, moments = kernels.choose(torch.device("cpu"))(views)
@@ -102,6 +104,7 @@ class Rank:
         if step is None:
             self.written.open.append(ticket)
         sample = Sample(self.samples, ticket, plan, [(part, list(range(len(part.keys))))])
+        sample.held = {name: Region(n, "", 0, n) for name, n in ((k, t.numel()) for k, t in tensors.items())}
         self.samples += 1
         self.merger.next_sample = self.samples
         if drop:
@@ -140,7 +143,7 @@ def tensors(seed: int) -> Tensors:
     return {name: torch.randn(n, generator=generator) for name, n in (("a", 10), ("b", 1), ("c", 100))}
 
 
-def planned(ranks: list[Rank]) -> layout.Plan:
+def planned(ranks: list[Rank]) -> Plan:
     """Samples that each rank counts whole, until all have agreed on a plan and it holds."""
     for rank in ranks:
         rank.submit(tensors(0))
@@ -151,6 +154,12 @@ def planned(ranks: list[Rank]) -> layout.Plan:
         for rank in ranks:
             rank.submit(tensors(rank.samples))
     return plan
+
+
+def counted_by(plan: Plan, rank: int) -> dict[str, int]:
+    """How many elements of each tensor a rank counts, where it counts any."""
+    shares = plan.shares_by_rank()[rank]
+    return {name: share.hi - share.lo for name, share in shares.items() if share.lo < share.hi}
 
 
 def assert_whole(rows: list[dict[str, Any]], truth: Tensors) -> None:
@@ -200,9 +209,10 @@ def test_a_plan_shares_out_only_what_is_equal_on_all_ranks(start: Start) -> None
         rank.submit({"same": torch.ones(4), "own": torch.full((3,), 1.0 + rank.number)})
     until(lambda: all(rank.merger.plan for rank in ranks))
     plans = [rank.merger.plan for rank in ranks]
-    assert plans[0] == plans[1]
     assert plans[0] is not None
-    assert (plans[0].names, plans[0].distinct) == (("same",), {"own": 6})
+    assert plans[1] is not None
+    assert plans[0].digest == plans[1].digest
+    assert plans[0].numels == {"same": 4, "own": 6}
 
 
 def test_before_a_plan_each_rank_writes_its_own_whole_rows(start: Start) -> None:
@@ -228,7 +238,7 @@ def test_ranks_that_are_a_sample_apart_find_together_again(start: Start) -> None
     alone = ranks[0].of(first)
     plan = ranks[0].merger.plan
     assert plan is not None
-    assert {row["name"]: row["count"] for row in alone} == {n: b - a for n, (a, b) in plan.ranges(0).items() if a < b}
+    assert {row["name"]: row["count"] for row in alone} == counted_by(plan, 0)
     assert_disjoint(alone)
 
 
@@ -243,8 +253,8 @@ def test_a_rank_that_dropped_a_sample_takes_its_turn_and_the_row_says_what_is_mi
     rows = ranks[0].of(number)
     assert ranks[1].merger.dropped_samples == 1
     assert {row["ranks"] for row in rows} == {2}
-    missing = {name: hi - lo for name, (lo, hi) in plan.ranges(1).items()}
-    assert assert_disjoint(rows) == {n: numel - missing[n] for n, numel in zip(plan.names, plan.numels, strict=True)}
+    missing = counted_by(plan, 1)
+    assert assert_disjoint(rows) == {n: numel - missing.get(n, 0) for n, numel in plan.numels.items()}
     for rank in ranks:
         rank.submit(tensors(2))
     until(lambda: all(rank.merger.merged_samples == 2 for rank in ranks))
@@ -263,9 +273,9 @@ def test_when_a_peer_is_lost_the_others_write_their_parts(start: Start) -> None:
     until(lambda: all(rank.merger.plan is None for rank in ranks[:2]))
     until(lambda: all(rank.of(number) for rank in ranks[:2]))
     rows = ranks[0].of(number) + ranks[1].of(number)
-    lost = {name: hi - lo for name, (lo, hi) in plan.ranges(2).items()}
+    lost = counted_by(plan, 2)
     told = assert_disjoint(rows)
-    assert {n: told.get(n, 0) + lost[n] for n in plan.names} == dict(zip(plan.names, plan.numels, strict=True))
+    assert {n: told.get(n, 0) + lost.get(n, 0) for n in plan.numels} == plan.numels
 
 
 def test_when_the_writer_is_lost_another_rank_writes_what_it_retained(start: Start) -> None:
@@ -289,7 +299,7 @@ def test_closing_while_a_turn_waits_for_others_writes_and_ends(start: Start) -> 
     ranks[0].submit(tensors(1))
     assert close(ranks[0].merger, 2.0)
     rows = ranks[0].of(number)
-    assert {row["name"]: row["count"] for row in rows} == {n: b - a for n, (a, b) in plan.ranges(0).items() if a < b}
+    assert {row["name"]: row["count"] for row in rows} == counted_by(plan, 0)
 
 
 def test_a_row_that_waits_too_long_for_its_step_gets_the_current_one(

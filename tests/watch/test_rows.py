@@ -30,6 +30,7 @@ def counted(tensors: dict[tuple[str, str], torch.Tensor], **changes: Any) -> Cou
         "numels": [tensor.numel() for tensor in tensors.values()],
         "covers": [""] * n,
         "stages": ["step"] * n,
+        "planned": [False] * n,
     }
     return Counted(**{**values, **changes})
 

@@ -15,9 +15,10 @@ from torchtrack.watch.sample import Part, Sample
 
 
 def part_of(stage: str, tensors: dict[tuple[str, str], torch.Tensor], zeros: int = 0) -> Part:
-    part = Part(stage, None, list(tensors))
-    part.ranges = [None] * len(tensors)
+    part = Part(stage, list(tensors))
     part.numels = [tensor.numel() + zeros for tensor in tensors.values()]
+    part.spans = [("", 0, numel) for numel in part.numels]
+    part.planned = [False] * len(tensors)
     part.implied_zeros = [zeros] * len(tensors)
     counts, moments = kernels.choose(torch.device("cpu"))(list(tensors.values()))
     part.counts, part.moments = HostCopy(counts), HostCopy(moments)
@@ -47,8 +48,8 @@ def test_zeros_that_are_not_stored_are_counted_every_time_the_same(sign: float) 
 
 def test_a_range_becomes_the_covers_of_its_row() -> None:
     part = part_of("step", {A: torch.ones(2)})
-    part.ranges = [(4, 6)]
-    assert part.counted([0]).covers == [":4-6"]
+    part.spans, part.numels = [("1/2d0", 4, 6)], [9]
+    assert part.counted([0]).covers == ["1/2d0:4-6"]
 
 
 def sample_of(*picks: tuple[Part, list[int]], **changes: Any) -> Sample:

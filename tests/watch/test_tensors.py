@@ -19,7 +19,8 @@ from tests.watch.conftest import (
     train,
 )
 from torchtrack.histogram import Histogram
-from torchtrack.watch.reduce import Merger
+from torchtrack.watch import Watcher
+from torchtrack.watch.plan import Plan, Share
 
 # -- which parameters -------------------------------------------------------------------------------------------------
 
@@ -165,11 +166,17 @@ def test_the_zeros_a_sparse_gradient_does_not_store_are_counted(watched: Watched
     assert rows[0]["zeros"] >= 24
 
 
+def share_out(monkeypatch: pytest.MonkeyPatch, share: tuple[int, int], numel: int) -> None:
+    """As if the ranks had agreed that this one counts these elements of the tensor `w`."""
+    plan = Plan((), {"w": numel}, 0, 2, 1, {"w": Share("", numel, share[0], *share)})
+    monkeypatch.setattr(Watcher, "_plan", lambda *_: plan)
+
+
 @pytest.mark.parametrize(("share", "counted"), [((0, 2), 6), ((2, 5), 0), ((5, 6), 0), ((0, 0), 0), ((6, 6), 0)])
 def test_a_sparse_gradient_is_counted_whole_by_the_rank_whose_share_begins_it(
     watched: Watched, monkeypatch: pytest.MonkeyPatch, share: tuple[int, int], counted: int
 ) -> None:
-    monkeypatch.setattr(Merger, "ranges", lambda *_: {"w": share})
+    share_out(monkeypatch, share, 6)
     grad = torch.sparse_coo_tensor(torch.tensor([[1, 3]]), torch.tensor([2.0, 5.0]), (6,), check_invariants=True)
     row = give(watched, torch.zeros(6), grad).get("gradient", {"count": 0})
     assert row["count"] == counted
@@ -179,7 +186,7 @@ def test_a_sparse_gradient_is_counted_whole_by_the_rank_whose_share_begins_it(
 def test_a_rank_counts_its_share_of_the_elements_in_their_order(
     watched: Watched, monkeypatch: pytest.MonkeyPatch, share: tuple[int, int]
 ) -> None:
-    monkeypatch.setattr(Merger, "ranges", lambda *_: {"w": share})
+    share_out(monkeypatch, share, 20)
     w, g = torch.randn(5, 4).t().contiguous().t(), torch.randn(20).reshape(5, 4)
     truth = {kind: Histogram.of(t.reshape(-1)[slice(*share)]) for kind, t in (("parameter", w), ("gradient", g))}
     rows = give(watched, w, g)

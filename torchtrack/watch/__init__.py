@@ -67,7 +67,12 @@ def start(
     given = _name(name)
     include, exclude = _patterns("include", include), _patterns("exclude", exclude)
     names = dict(prefixes)
-    chosen = [_prefix(given, i, layout.unwrap(module), names) for i, module in enumerate(modules)]
+    inner = [layout.unwrap(module) for module in modules]
+    if len(inner) > 1 and _are_parts_of_one(inner):
+        chosen = [_prefix(given, 0, inner[0], names)] * len(inner)
+        names |= dict.fromkeys(inner, chosen[0])
+    else:
+        chosen = [_prefix(given, i, module, names) for i, module in enumerate(inner)]
     prefixes.update(names)
     return Watcher(
         list(zip(chosen, modules, strict=True)),
@@ -82,19 +87,26 @@ def start(
 
 
 def describe(models: Sequence[tuple[str, nn.Module]]) -> dict[str, Any]:
-    """The structure of watched models: every module's class, every parameter's shape, dtype and device."""
-    tree = []
+    """The structure of watched models: every module's class, every parameter's shape, dtype, device and sharding."""
+    tree: dict[str, dict[str, Any]] = {}
     for prefix, model in models:
         inner = layout.unwrap(model)
-        parameters: dict[str, list[dict[str, Any]]] = {}
-        for name, p in layout.named_parameters(model):
-            owner, _, leaf = name.rpartition(".")
-            described = {"name": leaf, "shape": list(p.shape), "dtype": str(p.dtype), "trainable": p.requires_grad}
-            parameters.setdefault(f"{prefix}{owner}".rstrip("/"), []).append(described)
-        for name, module in inner.named_modules():
+        for name, module in inner.named_modules():  # a wrapper comes before what it wraps
             path = layout.strip(f"{prefix}{name}".rstrip("/"))
-            tree.append({"name": path, "class": type(module).__name__, "parameters": parameters.pop(path, [])})
-    return {"modules": tree}
+            tree[path] = {"name": path, "class": layout.class_name(module), "parameters": []}
+        for held in layout.held_by(model, prefix):
+            owner, _, leaf = held.name[len(prefix) :].rpartition(".")
+            described = {"name": leaf, "shape": list(held.shape), **_described(held.parameter)}
+            tree[f"{prefix}{owner}".rstrip("/")]["parameters"].append(described)
+    return {"modules": list(tree.values())}
+
+
+def _described(parameter: Any) -> dict[str, Any]:
+    described = {"dtype": str(parameter.dtype), "trainable": parameter.requires_grad}
+    if layout.is_dtensor(parameter):
+        described["placements"] = [str(placement) for placement in parameter.placements]
+        described["mesh"] = list(parameter.device_mesh.shape)
+    return described
 
 
 def _name(name: Any) -> str:
@@ -105,6 +117,12 @@ def _name(name: Any) -> str:
     if not name.strip("/"):
         raise ValueError(f"watch(name=) takes a non-empty string, got {_describe(name)}")
     return name.strip("/")
+
+
+def _are_parts_of_one(models: Sequence[nn.Module]) -> bool:
+    """Whether no two have a parameter of the same name: the stages of a pipeline are named as the whole model is."""
+    names = [held.name for model in models for held in layout.held_by(model)]
+    return len(set(names)) == len(names)
 
 
 def _prefix(name: str, index: int, model: nn.Module, prefixes: dict[nn.Module, str]) -> str:

@@ -33,12 +33,14 @@ _OPTIMIZER_FILE: Final = Optimizer.profile_hook_step.__code__.co_filename
 logger = logging.getLogger("torchtrack")
 
 
+Clipped = Callable[["float | None", "torch.Tensor | None"], None]
+"""Called after a clipping: the norm it clipped to and the one there was; None and None if it was by value."""
+
+
 class Listener(Protocol):
     """What a watcher does at each point. Called on the training thread; exceptions are caught around every call."""
 
-    def clipping(
-        self, parameters: list[torch.Tensor], coefficient: Callable[[], torch.Tensor] | None
-    ) -> Callable[[], None] | None:
+    def clipping(self, parameters: list[torch.Tensor]) -> Clipped | None:
         """Gradients of these parameters are about to be clipped. What it returns is called when they have been."""
 
     def begin(self, optimizer: Optimizer) -> bool:
@@ -49,6 +51,12 @@ class Listener(Protocol):
 
     def skipped(self, optimizer: Optimizer) -> None:
         """The gradient scaler left this step out."""
+
+
+class _Inside(threading.local):
+    """What this thread is in the middle of: one way to clip may use another."""
+
+    clip = False
 
 
 class _Installed:
@@ -63,6 +71,8 @@ class _Installed:
         self.handles: list[Any] = []
         self.shims: list[tuple[Any, str, Any, Any]] = []
         self.stepped = threading.local()
+        self.inside = _Inside()
+        self.fsdp1 = False
 
 
 _lock = threading.Lock()
@@ -128,6 +138,18 @@ def _is_part_of(optimizer: Optimizer, outer: Optimizer) -> bool:
     return all(id(p) in held for group in optimizer.param_groups for p in group["params"])
 
 
+def backward_pass() -> int | None:
+    """Autograd's number of the backward pass around the caller, in which no optimizer's closure runs; None outside."""
+    task = torch._C._current_graph_task_id()
+    return None if task < 0 else task
+
+
+def after_backward(call: Callable[[], None]) -> None:
+    """Have something called when the backward pass under way has ended."""
+    engine: Any = torch.autograd.Variable._execution_engine
+    engine.queue_callback(lambda: guard.attempt("watch", call))
+
+
 def _is_capturing() -> bool:
     """Whether a CUDA graph is being recorded: what is done now would be done at every replay."""
     return bool(torch.cuda.is_initialized() and torch.cuda.is_current_stream_capturing())  # type: ignore[no-untyped-call]
@@ -150,6 +172,8 @@ def _begin(optimizer: Optimizer, args: Any, kwargs: Any) -> Iterable[tuple[Any, 
     sampling = [listener for listener, armed in _each("watch", "begin", optimizer) if armed]
     if not sampling:
         return []
+    if not _installed.fsdp1:
+        _install_for_fsdp1()
     closure = kwargs.get("closure") or (args[1] if len(args) > 1 and callable(args[1]) else None)
     if closure is None:
         _final(sampling, optimizer)
@@ -175,36 +199,68 @@ def _final(sampling: list[Listener], optimizer: Optimizer) -> None:
 # -- clipping and scaling ---------------------------------------------------------------------------------------------
 
 
-def _around_clip(
-    original: Callable[..., Any], limit: Callable[..., Callable[[], torch.Tensor] | None]
-) -> Callable[..., Any]:
+def _around_clip(original: Callable[..., Any], norms: Callable[..., Norms]) -> Callable[..., Any]:
+    """A pass-through of a function that clips the gradients of its first argument."""
     installed = _installed
 
     @functools.wraps(original)
     def shim(parameters: Any, *args: Any, **kwargs: Any) -> Any:
-        if torch.compiler.is_compiling() or not installed.listeners or _is_capturing():
+        if torch.compiler.is_compiling() or not installed.listeners or _is_capturing() or installed.inside.clip:
             return original(parameters, *args, **kwargs)
         held = [parameters] if isinstance(parameters, torch.Tensor) else list(parameters)  # a generator runs only once
-        coefficient = limit(*args, **kwargs)
-        clipped = [then for _, then in _each("watch", "clipping", held, coefficient) if then is not None]
-        result = original(held, *args, **kwargs)
-        for then in clipped:
-            guard.attempt("watch", then)
-        return result
+        return _clip(installed, held, lambda: original(held, *args, **kwargs), lambda _: norms(*args, **kwargs))
 
     return shim
 
 
-def _norm_limit(*args: Any, **kwargs: Any) -> Callable[[], torch.Tensor] | None:
+def _around_module_clip(original: Callable[..., Any]) -> Callable[..., Any]:
+    """The same for `FullyShardedDataParallel.clip_grad_norm_`, a method with arithmetic of its own."""
+    installed = _installed
+
+    @functools.wraps(original)
+    def clip_grad_norm_(self: Any, max_norm: Any, *args: Any, **kwargs: Any) -> Any:
+        if torch.compiler.is_compiling() or not installed.listeners or _is_capturing() or installed.inside.clip:
+            return original(self, max_norm, *args, **kwargs)
+        held = list(self.parameters())
+        return _clip(
+            installed,
+            held,
+            lambda: original(self, max_norm, *args, **kwargs),
+            lambda total: (float(max_norm), total) if isinstance(total, torch.Tensor) else (None, None),
+        )
+
+    return clip_grad_norm_
+
+
+def _clip(
+    installed: _Installed,
+    parameters: list[torch.Tensor],
+    original: Callable[[], Any],
+    norms: Callable[[Any], Norms],
+) -> Any:
+    clipped: list[Clipped] = [then for _, then in _each("watch", "clipping", parameters) if then is not None]
+    installed.inside.clip = True
+    try:
+        result = original()
+    finally:
+        installed.inside.clip = False
+    for then in clipped:
+        guard.attempt("watch", lambda then=then: then(*norms(result)))
+    return result
+
+
+Norms = tuple["float | None", "torch.Tensor | None"]
+
+
+def _given_norms(*args: Any, **kwargs: Any) -> Norms:
     max_norm = kwargs["max_norm"] if "max_norm" in kwargs else (args[0] if args else None)
     total = kwargs["total_norm"] if "total_norm" in kwargs else (args[1] if len(args) > 1 else None)
-    if max_norm is None or not isinstance(total, torch.Tensor):
-        return None
-    return lambda: (float(max_norm) / (total.detach() + 1e-6)).clamp(max=1.0)
+    return (float(max_norm), total) if max_norm is not None and isinstance(total, torch.Tensor) else (None, None)
 
 
-def _no_limit(*args: Any, **kwargs: Any) -> None:
+def _no_norms(*args: Any, **kwargs: Any) -> Norms:
     del args, kwargs
+    return None, None
 
 
 def _around_scaler_step(original: Callable[..., Any]) -> Callable[..., Any]:
@@ -229,13 +285,23 @@ def _install() -> None:
     if norm is None:
         logger.warning("torchtrack: this torch has no _clip_grads_with_norm_; clipped gradients are seen at the step")
     else:
-        shim = _around_clip(norm, _norm_limit)
+        shim = _around_clip(norm, _given_norms)
         _shim(clip_grad, "_clip_grads_with_norm_", shim)
         _shim(grad_utils, "clip_grads_with_norm_", shim)
-    shim = _around_clip(value, _no_limit)
+    shim = _around_clip(value, _no_norms)
     _shim(clip_grad, "clip_grad_value_", shim)
     _shim(grad_utils, "clip_grad_value_", shim)
     _shim(torch.amp.GradScaler, "step", _around_scaler_step(torch.amp.GradScaler.step))
+    _install_for_fsdp1()
+
+
+def _install_for_fsdp1() -> None:
+    """Also for a module that is imported after the first `watch`: asked at sampled steps."""
+    module = sys.modules.get("torch.distributed.fsdp.fully_sharded_data_parallel")
+    if module is not None and not _installed.fsdp1:
+        _installed.fsdp1 = True
+        owner = module.FullyShardedDataParallel
+        _shim(owner, "clip_grad_norm_", _around_module_clip(owner.clip_grad_norm_))
 
 
 def _shim(owner: Any, name: str, shim: Any) -> None:

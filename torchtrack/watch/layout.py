@@ -1,18 +1,13 @@
-"""Whose rows, and who counts them: names of parameters, and one plan from all ranks' metadata.
+"""Whose rows: the names of parameters, and which part of each this rank holds, under every wrapper.
 
-Replicas of a tensor (DDP) are equal, so one of them has to be counted, not each. The plan cuts the flat elements of all
-replicated tensors, laid end to end, into one range a rank: every element is counted by exactly one rank and each rank
-reads 1/W of the data. Whether tensors are replicas is told by what the ranks measured, not by a wrapper's type: their
-bucket counts of one common sample are equal.
+Names are those of the user's module. What is held may be all of a tensor (a plain module, DistributedDataParallel), a
+shard that DTensor describes (`fully_shard`, tensor parallelism, both), or a range inside a flat parameter (FSDP1).
 """
 
 from __future__ import annotations
 
-import functools
-import hashlib
-import itertools
-import json
-from collections.abc import Iterator, Mapping, Sequence
+import sys
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -21,7 +16,117 @@ from torch import nn
 from torch.nn.parameter import is_lazy
 
 KINDS: Final = ("gradient", "parameter")
-_NAMED_WRAPPERS: Final = ("_fsdp_wrapped_module", "_checkpoint_wrapped_module", "_orig_mod")
+_NAMED_WRAPPERS: Final = frozenset(("_fsdp_wrapped_module", "_checkpoint_wrapped_module", "_orig_mod"))
+
+
+@dataclass(frozen=True, slots=True)
+class Region:
+    """Which elements of a named tensor one rank holds. Equal regions are replicas, as far as metadata can tell.
+
+    Attributes:
+        numel: elements of the whole tensor, on all ranks.
+        key: which shard; "" for elements of the flat whole tensor.
+        lo: the first element within the shard.
+        count: how many elements.
+    """
+
+    numel: int
+    key: str
+    lo: int
+    count: int
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether it is all of the tensor."""
+        return self.count == self.numel
+
+
+@dataclass(frozen=True, slots=True)
+class Held:
+    """A named parameter as this rank holds it.
+
+    Attributes:
+        name: as the user's module has it.
+        parameter: what the optimizer steps.
+        part: [lo, hi) of the flat parameter that is this tensor; None if all of it is.
+        original: shape of the original tensor, if the parameter does not tell.
+        at: where the part begins in the flat original.
+    """
+
+    name: str
+    parameter: torch.Tensor
+    part: tuple[int, int] | None = None
+    original: torch.Size | None = None
+    at: int = 0
+
+    @property
+    def shape(self) -> torch.Size:
+        """Of the whole tensor."""
+        return self.parameter.shape if self.original is None else self.original
+
+    def local(self, tensor: torch.Tensor | None) -> torch.Tensor | None:
+        """Of a tensor shaped as the parameter (itself, its gradient, its moments): what lies here, as plain tensor."""
+        if tensor is None:
+            return None
+        if is_dtensor(tensor):
+            tensor = local_part(tensor)
+        tensor = tensor.detach()
+        return tensor if self.part is None else tensor.reshape(-1)[self.part[0] : self.part[1]]
+
+    def region(self, tensor: torch.Tensor) -> Region:
+        """Which elements of the whole `tensor`, shaped as the parameter, are here."""
+        if self.original is not None:
+            count = tensor.numel() if self.part is None else self.part[1] - self.part[0]
+            return Region(self.original.numel(), "", self.at, count)
+        return region_of(tensor)
+
+
+def is_dtensor(tensor: torch.Tensor) -> bool:
+    """Whether a tensor is distributed over a mesh."""
+    module = sys.modules.get("torch.distributed.tensor")  # slow to import; without it there is none
+    return module is not None and isinstance(tensor, module.DTensor)
+
+
+def is_partial(tensor: Any) -> bool:
+    """Whether a tensor is a DTensor that ranks have yet to add up: its parts say nothing about its elements."""
+    return is_dtensor(tensor) and any(placement.is_partial() for placement in tensor.placements)
+
+
+def is_2_norm(total: Any) -> bool:
+    """Whether a partial norm is a 2-norm: its parts add up by their squares."""
+    return all(getattr(placement, "norm_type", 2) == 2 for placement in total.placements if placement.is_partial())
+
+
+def local_part(tensor: Any) -> torch.Tensor:
+    """The local tensor of a DTensor, without padding. Its last collective has been ordered before what reads it."""
+    local: Any = tensor._local_tensor
+    wait = getattr(local, "trigger_wait", None)  # an AsyncCollectiveTensor: waits on the stream
+    return local if wait is None else wait()  # type: ignore[no-any-return]
+
+
+def region_of(tensor: Any) -> Region:
+    """Which elements of a tensor this rank holds.
+
+    The key of a DTensor's shard names the coordinate and the size of each mesh dimension that shards it. Dimensions that
+    replicate leave no trace, so the same shard has the same key on a mesh that has them and on one that has not.
+    """
+    if not is_dtensor(tensor):
+        return Region(tensor.numel(), "", 0, tensor.numel())
+    coordinate = tensor.device_mesh.get_coordinate()
+    if coordinate is None:
+        return Region(tensor.numel(), "", 0, 0)
+    parts = [
+        f"{coordinate[i]}/{tensor.device_mesh.size(i)}d{placement.dim}{_stride(placement)}"
+        for i, placement in enumerate(tensor.placements)
+        if hasattr(placement, "dim")
+    ]
+    return Region(tensor.numel(), "+".join(parts), 0, tensor._local_tensor.numel())
+
+
+def _stride(placement: Any) -> str:
+    """Tensor and data parallelism along one dimension deal it out in strides."""
+    factor = getattr(placement, "split_factor", 1)
+    return "" if factor == 1 else f"s{factor}"
 
 
 def unwrap(model: nn.Module) -> nn.Module:
@@ -35,14 +140,80 @@ def unwrap(model: nn.Module) -> nn.Module:
             return model
 
 
-def named_parameters(model: nn.Module, prefix: str = "") -> Iterator[tuple[str, nn.Parameter]]:
-    """Names as the user's module has them, without wrapper prefixes; a tied weight once, under its first name.
+def held_by(model: nn.Module, prefix: str = "") -> Iterator[Held]:
+    """What this rank holds of each parameter; a tied weight once, under its first name.
 
     A lazy module's parameters come when its first input has given them a shape.
     """
-    for name, parameter in unwrap(model).named_parameters():
-        if not is_lazy(parameter):
-            yield prefix + strip(name), parameter
+    inner = unwrap(model)
+    fully_sharded = sys.modules.get("torch.distributed.fsdp")
+    sharded = _sharded_parameters(inner, fully_sharded) if fully_sharded is not None else {}
+    flat: set[int] = set()
+    if fully_sharded is not None:
+        for path, module in inner.named_modules():
+            if isinstance(module, fully_sharded.FullyShardedDataParallel):
+                yield from _inside_flat(module, prefix + path, flat)
+    seen: set[int] = set()
+    for path, module in inner.named_modules():
+        for name, registered in module._parameters.items():
+            if registered is None:
+                continue
+            parameter = sharded.get((id(module), name), registered) if sharded else registered
+            if id(parameter) in seen or id(parameter) in flat or is_lazy(parameter):
+                continue
+            seen.add(id(parameter))
+            yield Held(prefix + strip(f"{path}.{name}" if path else name), parameter)
+
+
+def _sharded_parameters(model: nn.Module, fully_sharded: Any) -> Mapping[tuple[int, str], torch.Tensor]:
+    """(id of the module, name in it) -> what the optimizer holds, where `fully_shard` has registered the gathered one."""
+    found: dict[tuple[int, str], torch.Tensor] = {}
+    for module in model.modules():
+        if not isinstance(module, fully_sharded.FSDPModule):
+            continue
+        state: Any = module._get_fsdp_state()  # type: ignore[attr-defined]  # its class is made at run time
+        groups = getattr(state, "_fsdp_param_groups", None)
+        if groups is None:  # torch before 2.12 has at most one
+            groups = [group] if (group := state._fsdp_param_group) is not None else []
+        for group in groups:
+            for parameter in group.fsdp_params:
+                info = parameter._module_info
+                owners = zip(
+                    [info.module, *info.shared_modules], [info.param_name, *info.shared_param_names], strict=True
+                )
+                found.update({(id(owner), name): parameter.sharded_param for owner, name in owners})
+    return found
+
+
+def _inside_flat(module: Any, path: str, flat: set[int]) -> Iterator[Held]:
+    """What this rank holds of the parameters inside the flat parameter of an FSDP1 module."""
+    handle = module._handle
+    if handle is None:
+        return
+    whole = handle.flat_param
+    flat.add(id(whole))
+    originals = whole._params or [None] * len(whole._param_infos)  # None unless use_orig_params
+    for info, shard, shape, original in zip(
+        whole._param_infos, whole._shard_param_infos, whole._shapes, originals, strict=True
+    ):
+        if original is not None:
+            flat.add(id(original))
+        if not shard.in_shard:
+            continue
+        name = strip(".".join(filter(None, (path, info.module_name, info.param_name))))
+        if original is not None:
+            yield Held(name, original, None, shape, shard.intra_param_start_idx)
+        else:
+            part = shard.offset_in_shard, shard.offset_in_shard + shard.numel_in_shard
+            yield Held(name, whole, part, shape, shard.intra_param_start_idx)
+
+
+def class_name(module: nn.Module) -> str:
+    """The name of the user's class: `fully_shard` puts a class of its own around it."""
+    fully_sharded = sys.modules.get("torch.distributed.fsdp")
+    if fully_sharded is not None and isinstance(module, fully_sharded.FSDPModule):
+        return type(module).__bases__[-1].__name__
+    return type(module).__name__
 
 
 def strip(name: str) -> str:
@@ -66,130 +237,3 @@ def flat(tensor: torch.Tensor, *, whole: bool) -> torch.Tensor:
     if whole and tensor.dim() == 4 and tensor.is_contiguous(memory_format=torch.channels_last):
         return tensor.permute(0, 2, 3, 1).view(-1)
     return tensor.reshape(-1)
-
-
-def row_digests(names: Sequence[str], counts: Mapping[tuple[str, str], Any]) -> dict[str, str]:
-    """A fingerprint a tensor of what was counted in it: equal on replicas.
-
-    Args:
-        names: tensors.
-        counts: (kind, name) -> bucket counts; a kind that was not measured is absent.
-    """
-    digests = {}
-    for name in names:
-        fingerprint = hashlib.blake2s(digest_size=6)
-        for kind in KINDS:
-            row = counts.get((kind, name))
-            fingerprint.update(b"-" if row is None else row.tobytes())
-        digests[name] = fingerprint.hexdigest()
-    return digests
-
-
-@dataclass(frozen=True)
-class Plan:
-    """Who counts what, the same on every rank.
-
-    Attributes:
-        names: tensors that are replicated over all ranks, sorted.
-        numels: number of elements of each.
-        distinct: name -> elements on all ranks together, for tensors of one name whose values differ between ranks.
-        start: the first sample it holds for.
-        world_size: ranks that share the work.
-        digest: 48-bit number of all of it; two ranks merge only under equal plans.
-    """
-
-    names: tuple[str, ...]
-    numels: tuple[int, ...]
-    distinct: dict[str, int]
-    start: int
-    world_size: int
-    digest: int
-
-    @functools.cached_property
-    def _places(self) -> dict[str, tuple[int, int]]:
-        """By name: where it begins when all are laid end to end, and its number of elements."""
-        begins = itertools.accumulate(self.numels, initial=0)
-        return {name: (begin, numel) for name, begin, numel in zip(self.names, begins, self.numels, strict=False)}
-
-    def _share(self, name: str, rank: int) -> tuple[int, int]:
-        begin, numel = self._places[name]
-        total = sum(self._places[self.names[-1]])
-        first, last = total * rank // self.world_size, total * (rank + 1) // self.world_size
-        return min(max(first - begin, 0), numel), min(max(last - begin, 0), numel)
-
-    def numel(self, name: str) -> int:
-        """Elements of a tensor that is shared out."""
-        return self._places[name][1]
-
-    def ranges(self, rank: int) -> dict[str, tuple[int, int]]:
-        """By name: [lo, hi) of the flat tensor that this rank counts; an empty range if none of it."""
-        return {name: self._share(name, rank) for name in self.names}
-
-    def covers(self, name: str, ranks: Sequence[int]) -> str:
-        """The `covers` column of a row that these ranks' counts are merged in; "" if that is the whole tensor."""
-        numel = self._places[name][1]
-        parts: list[list[int]] = []
-        for rank in sorted(ranks):
-            lo, hi = self._share(name, rank)
-            if lo < hi and parts and parts[-1][1] == lo:
-                parts[-1][1] = hi
-            elif lo < hi:
-                parts.append([lo, hi])
-        if parts == [[0, numel]] or numel == 0:
-            return ""
-        return format_covers("", parts)
-
-
-def format_covers(key: str, parts: Sequence[Sequence[int]]) -> str:
-    """The text of a `covers` column: a shard key and half-open ranges of the flat tensor."""
-    return f"{key}:" + ",".join(f"{lo}-{hi}" for lo, hi in parts)
-
-
-@dataclass(frozen=True, slots=True)
-class Offer:
-    """What one rank publishes so that a plan can be made."""
-
-    next_sample: int
-    """The sample it will capture next."""
-    numels: dict[str, int]
-    """Elements of every watched dense tensor it holds."""
-    samples: dict[int, dict[str, str]]
-    """Digests of its last wholly counted samples."""
-
-    def encode(self) -> bytes:
-        """As bytes for the exchange."""
-        return json.dumps([self.next_sample, self.numels, list(self.samples.items())]).encode()
-
-    @classmethod
-    def decode(cls, data: bytes) -> Offer:
-        """From the bytes of another rank."""
-        next_sample, numels, samples = json.loads(data)
-        return cls(next_sample, numels, {int(number): digests for number, digests in samples})
-
-
-def agree(offers: Sequence[Offer]) -> Plan | None:
-    """The plan that follows from all ranks' offers; the same for the same offers. None if no sample is common yet.
-
-    A tensor is shared out if every rank holds it with the same number of elements and the same counts. A tensor that
-    every rank holds with other values is no replica: each rank's is a part of its own. Optimizers may take turns, so a
-    tensor is judged by the last common sample it was counted in.
-    """
-    common = set(offers[0].samples).intersection(*(offer.samples for offer in offers[1:]))
-    if not common:
-        return None
-    newest = sorted(common, reverse=True)
-    held = set(offers[0].numels).intersection(*(offer.numels for offer in offers[1:]))
-    replicated, distinct = [], {}
-    for name in sorted(held):
-        sample = next((n for n in newest if any(name in offer.samples[n] for offer in offers)), newest[0])
-        seen = {(offer.numels[name], offer.samples[sample].get(name)) for offer in offers}
-        if len(seen) == 1 and None not in next(iter(seen)):
-            replicated.append(name)
-        elif len(seen) > 1:
-            distinct[name] = sum(offer.numels[name] for offer in offers)
-    names = tuple(replicated)
-    numels = tuple(offers[0].numels[name] for name in names)
-    start = max(offer.next_sample for offer in offers) + 1
-    content = json.dumps([names, numels, distinct, start, len(offers)]).encode()
-    digest = int.from_bytes(hashlib.blake2s(content, digest_size=6).digest(), "little")
-    return Plan(names, numels, distinct, start, len(offers), digest)

@@ -1,21 +1,27 @@
-"""Where the ranks of one watch meet: offers in the store they share, a plan that follows from them, then a group."""
+"""Where the ranks of one watch meet: offers in the store they share, a plan that rank 0 makes of them, then a group.
+
+Every rank puts its offer into the store and takes its plan from there, so a meeting costs each rank a handful of
+messages, however many there are. No call waits: who finds nothing comes back later.
+"""
 
 from __future__ import annotations
 
-import hashlib
 import json
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final
 
-from torchtrack.watch import layout
 from torchtrack.watch.group import Group
+from torchtrack.watch.plan import Offer, Plan, agree
 
 if TYPE_CHECKING:
     from torchtrack.job import Job
 
 
 _FIRST_PAUSE_S: Final = 0.01
+_AGAIN: Final = b"again"
+"""Before the numbers of samples: rank 0 found none that all ranks have counted."""
 
 
 class Meeting:
@@ -29,7 +35,7 @@ class Meeting:
         self._rank, self._world_size = rank, world_size
         self._generation = 0
         self._round = 0
-        self._offered: layout.Offer | None = None
+        self._offered: Offer | None = None
         self._next_look = 0.0
         self._pause = _FIRST_PAUSE_S
 
@@ -42,24 +48,31 @@ class Meeting:
         prefix = f"torchtrack/{identity.uid}/{identity.attempt}/watch{ordinal}/{terms}"
         return cls(store, prefix, identity.rank, identity.world_size, identity.attempt)
 
-    def agree(self, offer: layout.Offer) -> layout.Plan | None:
-        """Publish an offer once a round; the plan when all offers are there and agree, else None. Never waits."""
+    def agree(self, offer: Offer) -> Plan | None:
+        """Publish an offer once a round; the plan when rank 0 could make one of all of them. Never waits."""
         if time.monotonic() < self._next_look:
             return None
         if self._offered is None:
-            self._publish(offer)
-        others = [self._key(rank) for rank in range(self._world_size)]
-        if not self._store.check(others):
+            if self._round and max(offer.samples) < max(self.wanted):  # the answer would be the same
+                self._wait(at_most_s=0.05)
+                return None
+            self._offered = offer
+            self._store.set(self._key("offer", self._rank), offer.encode())
+        if self._rank == 0:
+            offers = [self._key("offer", rank) for rank in range(self._world_size)]
+            if not self._store.check(offers):
+                self._wait(at_most_s=1.0)
+                return None
+            return self._decide([Offer.decode(bytes(self._store.get(key))) for key in offers])
+        if not self._store.check([self._key("plan", self._rank)]):
             self._wait(at_most_s=1.0)
             return None
-        assert self._offered is not None  # noqa: S101
-        headers = [json.loads(self._store.get(key)) for key in others]
-        plan = self._decide(headers)
-        if plan is None and max(self._offered.samples) < offer.next_sample - 1:
-            self._round, self._offered = self._round + 1, None
-        if plan is not None:
-            self._pause = _FIRST_PAUSE_S
-        return plan
+        answer = bytes(self._store.get(self._key("plan", self._rank)))
+        if answer.startswith(_AGAIN):
+            self._again(json.loads(answer[len(_AGAIN) :]))
+            return None
+        self._pause = _FIRST_PAUSE_S
+        return Plan.decode(answer)
 
     def group(self, give_up: Callable[[], bool]) -> Group:
         """The private group of this generation."""
@@ -71,37 +84,30 @@ class Meeting:
     def failed(self) -> None:
         """Begin a new generation, after a pause that grows while nothing is agreed: a store that died stays dead."""
         self._generation += 1
-        self._round, self._offered = 0, None
+        self._round, self._offered, self.wanted = 0, None, set()
         self._wait(at_most_s=5.0)
 
     def _wait(self, at_most_s: float) -> None:
         self._next_look, self._pause = time.monotonic() + self._pause, min(self._pause * 1.5, at_most_s)
 
-    def _key(self, rank: int, what: str = "offer") -> str:
+    def _key(self, what: str, rank: int) -> str:
         return f"{self._prefix}/{self._generation}/{self._round}/{what}/{rank}"
 
-    def _publish(self, offer: layout.Offer) -> None:
-        """The whole offer, and before it a short one that is enough when all ranks hold replicas of everything."""
-        self._offered = offer
-        short = {number: _fingerprint([offer.numels, digests]) for number, digests in offer.samples.items()}
-        self._store.set(self._key(self._rank, "whole"), offer.encode())
-        self._store.set(self._key(self._rank), json.dumps([offer.next_sample, list(short.items())]))
-
-    def _decide(self, headers: list[Any]) -> layout.Plan | None:
-        assert self._offered is not None  # noqa: S101
-        shorts = [dict(samples) for _, samples in headers]
-        common = set(shorts[0]).intersection(*shorts[1:])
-        if not common:
-            self.wanted = {max(short) for short in shorts}
+    def _decide(self, offers: list[Offer]) -> Plan | None:
+        """On rank 0: make the plan and tell every other rank its shares, or which samples were offered."""
+        plan = agree(offers)
+        if plan is None:
+            offered = sorted({max(offer.samples) for offer in offers})
+            for rank in range(1, self._world_size):
+                self._store.set(self._key("plan", rank), _AGAIN + json.dumps(offered).encode())
+            self._again(offered)
             return None
-        if all(len({short[number] for short in shorts}) == 1 for number in common):
-            samples = {number: self._offered.samples[number] for number in common}
-            offers = [layout.Offer(next_sample, self._offered.numels, samples) for next_sample, _ in headers]
-        else:
-            whole = [self._store.get(self._key(rank, "whole")) for rank in range(self._world_size)]
-            offers = [layout.Offer.decode(bytes(data)) for data in whole]
-        return layout.agree(offers)
+        shares = plan.shares_by_rank()
+        for rank in range(1, self._world_size):
+            self._store.set(self._key("plan", rank), plan.encode(shares[rank]))
+        self._pause = _FIRST_PAUSE_S
+        return replace(plan, shares=shares[0])
 
-
-def _fingerprint(content: Any) -> str:
-    return hashlib.blake2s(json.dumps(content, sort_keys=True).encode(), digest_size=16).hexdigest()
+    def _again(self, offered: list[int]) -> None:
+        self.wanted = set(offered)
+        self._round, self._offered, self._pause = self._round + 1, None, _FIRST_PAUSE_S

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any, Final
 
 import numpy as np
 
-from torchtrack.watch import layout
+from torchtrack.histogram import NUM_BUCKETS
+from torchtrack.watch.plan import OWN_ELEMENTS, Plan, base_name
 from torchtrack.watch.rows import MAXES, SUMS, Counted
 
 HEADER: Final = 5
@@ -23,19 +23,16 @@ class Packed:
     maxes: the header, then rows x (max, -min, number of the stage).
     """
 
-    def __init__(self, plan: layout.Plan, kinds: Sequence[str], counted: Counted | None) -> None:
+    def __init__(self, plan: Plan, counted: Counted | None) -> None:
         self._plan = plan
-        self._keys = [(kind, name) for kind in kinds for name in plan.names]
-        rows = {key: i for i, key in enumerate(self._keys)}
+        rows = {key: i for i, key in enumerate(plan.rows)}
         self.sums = np.zeros(plan.world_size + len(rows) * SUMS)
         self.maxes = np.full(HEADER + len(rows) * MAX_COLUMNS, -np.inf)
         self.rest: Counted | None = None
         self.replan = 0.0
         if counted is None:
             return
-        fits = [
-            key in rows and numel == plan.numel(key[1]) for key, numel in zip(counted.keys, counted.numels, strict=True)
-        ]
+        fits = [key in rows and planned for key, planned in zip(counted.keys, counted.planned, strict=True)]
         shared = [i for i, fit in enumerate(fits) if fit]
         alone = [i for i, fit in enumerate(fits) if not fit]
         into = [rows[counted.keys[i]] for i in shared]
@@ -44,7 +41,7 @@ class Packed:
         self._maxes()[into, MAXES] = [STAGES.index(counted.stages[i]) for i in shared]
         if alone:
             self.rest = counted.select(alone)
-            self.replan = float(any(name not in plan.distinct for _, name in self.rest.keys))
+            self.replan = 1.0
 
     def _sums(self) -> np.ndarray[Any, Any]:
         return self.sums[self._plan.world_size :].reshape(-1, SUMS)
@@ -52,17 +49,24 @@ class Packed:
     def _maxes(self) -> np.ndarray[Any, Any]:
         return self.maxes[HEADER:].reshape(-1, MAX_COLUMNS)
 
-    def merged(self) -> Counted:
-        """The merged rows after both all-reduces."""
+    def merged(self) -> Counted | None:
+        """The merged rows after both all-reduces; None if this rank cannot tell what they cover."""
         present = np.flatnonzero(self.sums[: self._plan.world_size] > 0).tolist()
-        whole = len(present) == self._plan.world_size
-        maxes = self._maxes()
+        sums, maxes, covers, numels = self._sums(), self._maxes(), [], []
+        for i, key in enumerate(self._plan.rows):
+            own = key[0] in OWN_ELEMENTS
+            cover = "" if own else self._plan.covers(base_name(key), present)
+            if cover is None:
+                return None
+            covers.append(cover)
+            numels.append(int(sums[i, :NUM_BUCKETS].sum()) if own else self._plan.numels[base_name(key)])
         return Counted(
-            list(self._keys),
-            self._sums(),
+            list(self._plan.rows),
+            sums,
             maxes[:, :MAXES],
-            [self._plan.numel(name) for _, name in self._keys],
-            ["" if whole else self._plan.covers(name, present) for _, name in self._keys],
+            numels,
+            covers,
             [STAGES[int(max(stage, 0))] for stage in maxes[:, MAXES]],
+            [True] * len(covers),
             len(present),
         )

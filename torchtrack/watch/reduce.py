@@ -22,10 +22,11 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 
 from torchtrack import guard, records
-from torchtrack.watch import layout
 from torchtrack.watch.group import FAILURES, Group, may_connect
+from torchtrack.watch.layout import KINDS, Region
 from torchtrack.watch.meeting import Meeting
 from torchtrack.watch.packed import HEADER, Packed
+from torchtrack.watch.plan import Offer, Plan, RowKey, base_name, row_digests
 from torchtrack.watch.rows import Counted, tensors_batch
 
 if TYPE_CHECKING:
@@ -65,17 +66,16 @@ class Merger:
         recorder: Recorder,
         job: Job | None,
         ordinal: int,
-        kinds: Sequence[str] = layout.KINDS,
+        kinds: Sequence[str] = KINDS,
         log_freq: int = 1,
     ) -> None:
-        self.plan: layout.Plan | None = None
+        self.plan: Plan | None = None
         self.dropped_samples = 0
         self.merged_samples = 0
         self.next_sample = 0
         self._recorder = recorder
         self._job = job
         self._ordinal = ordinal
-        self._kinds = tuple(kinds)
         self._terms = f"{'+'.join(kinds)}/{log_freq}"
         self._queue: deque[Sample] = deque()
         self._queued_bytes = 0
@@ -91,10 +91,10 @@ class Merger:
         self._meeting: Meeting | None = None
         self._group: Group | None = None
         self._digests: dict[int, dict[str, str]] = {}
-        self._numels: dict[str, int] = {}
+        self._held: dict[str, Region] = {}
+        self._rows: dict[RowKey, None] = {}
         self._telling = False
         """Whether what is remembered can tell replicas from tensors that are only equal so far."""
-        self._shares: tuple[layout.Plan | None, dict[str, tuple[int, int]]] = (None, {})
         self._thread = threading.Thread(target=self._main, name="torchtrack-watch", daemon=True)
         self._replan_at = 0
         self._replan_pause = _FIRST_REPLAN
@@ -117,14 +117,6 @@ class Merger:
             self._queue.append(sample)
         self.next_sample = sample.number + 1
         self._wake.set()
-
-    def ranges(self, plan: layout.Plan | None) -> dict[str, tuple[int, int]]:
-        """By name: the share of this rank under a plan; nothing in it is shared out without one."""
-        if plan is None or self._job is None:
-            return {}
-        if self._shares[0] is not plan:
-            self._shares = (plan, plan.ranges(self._job.identity.rank))
-        return self._shares[1]
 
     def end(self, within_s: float, patience_s: float) -> None:
         """Write what is there and end the thread, without waiting for it here.
@@ -183,53 +175,40 @@ class Merger:
 
     def _take(self, sample: Sample) -> None:
         counted = sample.counted() if not sample.dropped else None
-        if sample.plan is None or counted is None:
+        if sample.plan is None and counted is not None:
             self._remember(sample, counted)
         if sample.plan is None or self._group is None or sample.plan is not self.plan:
             if counted is not None:
-                self._emit(sample, [self._own(sample, counted)])
+                self._emit(sample, [counted])
             return
         self._turn(sample, counted)
-
-    def _own(self, sample: Sample, counted: Counted) -> Counted:
-        """This rank's rows as they are; tensors that differ between ranks are parts of a larger whole."""
-        distinct = sample.plan.distinct if sample.plan else {}
-        if distinct and self._job is not None:
-            key = f"rank{self._job.identity.rank}"
-            for i, (_, name) in enumerate(counted.keys):
-                if name in distinct and not counted.covers[i]:
-                    counted.covers[i] = layout.format_covers(key, [(0, counted.numels[i])])
-                    counted.numels[i] = distinct[name]
-        return counted
 
     # -- a turn -----------------------------------------------------------------------------------------------------
 
     def _turn(self, sample: Sample, counted: Counted | None) -> None:
         assert self.plan is not None  # noqa: S101  # _take checked it
-        packed = Packed(self.plan, self._kinds, counted)
+        packed = Packed(self.plan, counted)
         try:
             header = self._align(sample, packed)
-            if header is None:
-                merged = None
-            else:
+            if header is not None:
                 packed.sums[self._rank()] = 0.0 if sample.dropped else 1.0
                 self._all_reduce(packed.sums, "sum")
-                merged = packed.merged()
         except FAILURES as error:
             logger.debug("torchtrack writes unmerged rows: %s", error)
             self._disband(write_retained=True)
-            merged = None
-        rest = self._own(sample, packed.rest) if packed.rest else None
-        if merged is None:
-            self._emit(sample, [self._own(sample, counted)] if counted else [])
+            header = None
+        if header is None:
+            self._emit(sample, [counted] if counted else [])
             return
         self.merged_samples += 1
+        merged, rest = packed.merged(), [packed.rest] if packed.rest else []
         if self._rank() == 0:
-            self._emit(sample, [part for part in (merged, rest) if part])
+            self._emit(sample, [merged, *rest] if merged else rest)
         else:
-            self._retain(sample, merged)
-            self._emit(sample, [rest] if rest else [], norms=False)
-        if header is not None and header[4] and sample.number >= self._replan_at:
+            if merged is not None:
+                self._retain(sample, merged)
+            self._emit(sample, rest, norms=False)
+        if header[4] and sample.number >= self._replan_at:
             # A tensor that no plan can hold would ask again and again: each time it is heard later.
             self._replan_at, self._replan_pause = sample.number + self._replan_pause, 2 * self._replan_pause
             self._disband(write_retained=False)
@@ -268,15 +247,15 @@ class Merger:
 
     # -- agreeing ---------------------------------------------------------------------------------------------------
 
-    def _remember(self, sample: Sample, counted: Counted | None) -> None:
-        if self._job is None or counted is None or any(counted.covers):
+    def _remember(self, sample: Sample, counted: Counted) -> None:
+        if self._job is None or any(counted.planned):
             return
         if self._job.identity.world_size < 2 and not self._job.identity.provisional:
             return
-        numels = dict(zip((name for _, name in counted.keys), counted.numels, strict=True))
+        self._held.update(sample.held)
+        self._rows.update(dict.fromkeys(counted.keys))
         rows = {key: counted.sums[i] for i, key in enumerate(counted.keys)}
-        self._numels.update(numels)
-        digests = layout.row_digests(list(numels), rows)
+        digests = row_digests(sorted({base_name(key) for key in rows} & sample.held.keys()), rows)
         if not self._telling and not any(kind == "gradient" for kind, _ in rows):
             # Models start out equal without being replicas: only what training has changed can tell.
             self._telling = digests != self._digests.get(next(iter(self._digests), -1), digests)
@@ -304,7 +283,7 @@ class Merger:
                 self._meeting = Meeting.join(self._job, self._ordinal, self._terms)
             if self._meeting is None:
                 return
-            offer = layout.Offer(self.next_sample, dict(self._numels), dict(self._digests))
+            offer = Offer(self.next_sample, tuple(self._rows), dict(self._held), dict(self._digests))
             plan = self._meeting.agree(offer)
             if plan is not None:
                 self._group = self._meeting.group(self._gives_up)
@@ -344,10 +323,12 @@ class Merger:
                 batch = tensors_batch(part, sample.number, step, sample.time_ns)
                 if batch is not None:
                     self._recorder.put(records.Table.TENSORS, lambda batch=batch: batch, batch.nbytes)  # type: ignore[misc]
-            values = [(name, copy.value()) for name, copy in sample.scalars] if self._speaks() else []
+            if not self._speaks():
+                continue
+            values = [(name, copy.value()) for name, copy in sample.scalars]
             sample.scalars = []
-            if norms and counted and self._speaks():
-                values += _norms(counted).items()
+            if norms and counted:
+                values += _norms(counted, sample.max_norm).items()
             for name, value in values:
                 self._recorder.number(name, value, step)
 
@@ -356,16 +337,10 @@ class Merger:
         return self._job is None or self._job.identity.rank == 0 or self._job.identity.provisional
 
 
-def _norms(counted: list[Counted]) -> dict[str, float]:
-    every = counted[0]
-    if len(counted) > 1:
-        every = Counted(
-            [key for part in counted for key in part.keys],
-            np.concatenate([part.sums for part in counted]),
-            np.concatenate([part.maxes for part in counted]),
-            [numel for part in counted for numel in part.numels],
-            [covers for part in counted for covers in part.covers],
-            [stage for part in counted for stage in part.stages],
-        )
+def _norms(counted: list[Counted], max_norm: float | None) -> dict[str, float]:
+    every = counted[0] if len(counted) == 1 else Counted.joined(counted)
     norms = {"watch/grad_norm": every.norm("gradient"), "watch/param_norm": every.norm("parameter")}
-    return {name: norm for name, norm in norms.items() if norm is not None}
+    known = {name: norm for name, norm in norms.items() if norm is not None}
+    if max_norm is not None and "watch/grad_norm" in known:
+        known["watch/clip_coef"] = min(1.0, max_norm / (known["watch/grad_norm"] + 1e-6))
+    return known

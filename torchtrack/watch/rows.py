@@ -30,6 +30,7 @@ class Counted:
         numels: elements of each whole tensor.
         covers: the `covers` column of each row.
         stages: the `stage` column of each row.
+        planned: whether the row is this rank's share under the plan.
         ranks: how many ranks are merged.
     """
 
@@ -39,7 +40,36 @@ class Counted:
     numels: list[int]
     covers: list[str]
     stages: list[str]
+    planned: list[bool]
     ranks: int = 1
+
+    @classmethod
+    def joined(cls, parts: Sequence[Counted]) -> Counted:
+        """The rows of several, one after the other."""
+        return cls(
+            [key for part in parts for key in part.keys],
+            np.concatenate([part.sums for part in parts]) if parts else np.zeros((0, SUMS)),
+            np.concatenate([part.maxes for part in parts]) if parts else np.zeros((0, MAXES)),
+            [numel for part in parts for numel in part.numels],
+            [covers for part in parts for covers in part.covers],
+            [stage for part in parts for stage in part.stages],
+            [planned for part in parts for planned in part.planned],
+            max((part.ranks for part in parts), default=1),
+        )
+
+    def added_up(self) -> Counted:
+        """With one row a key: rows of the same are pieces of it (an activation of several micro-batches)."""
+        first = {key: i for i, key in reversed(list(enumerate(self.keys)))}
+        if len(first) == len(self.keys):
+            return self
+        keep = sorted(first.values())
+        place = {self.keys[i]: row for row, i in enumerate(keep)}
+        into = [place[key] for key in self.keys]
+        result = self.select(keep)
+        result.sums[:], result.maxes[:] = 0.0, -np.inf
+        np.add.at(result.sums, into, self.sums)
+        np.maximum.at(result.maxes, into, self.maxes)
+        return result
 
     def select(self, rows: Sequence[int]) -> Counted:
         """Only these rows."""
@@ -50,6 +80,7 @@ class Counted:
             [self.numels[i] for i in rows],
             [self.covers[i] for i in rows],
             [self.stages[i] for i in rows],
+            [self.planned[i] for i in rows],
             self.ranks,
         )
 

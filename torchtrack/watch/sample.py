@@ -10,12 +10,14 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from torchtrack.histogram import ZERO
+from torchtrack.watch.plan import format_covers
 from torchtrack.watch.rows import SUMS, Counted
 
 if TYPE_CHECKING:
     from torchtrack.recorder import Ticket
     from torchtrack.watch.drain import HostCopy
-    from torchtrack.watch.layout import Plan
+    from torchtrack.watch.layout import Region
+    from torchtrack.watch.plan import Plan
 
 
 @dataclass(slots=True)
@@ -24,20 +26,20 @@ class Part:
 
     Attributes:
         stage: pre_clip | step.
-        plan: whose shares these are; None if every tensor was counted whole.
         keys: (kind, name).
-        ranges: [lo, hi) of the flat tensor, None if all of it was counted.
-        numels: elements of each whole tensor.
+        numels: elements of each whole tensor, on all ranks.
+        spans: shard and [lo, hi) of its elements that were counted.
+        planned: whether that is this rank's share under the sample's plan.
         implied_zeros: zeros of a sparse tensor that are not stored.
         counts: [rows, 328] on its way to the host.
         moments: [rows, 4] sum, sum of squares, min, max.
     """
 
     stage: str
-    plan: Plan | None
     keys: list[tuple[str, str]] = field(default_factory=list)
-    ranges: list[tuple[int, int] | None] = field(default_factory=list)
     numels: list[int] = field(default_factory=list)
+    spans: list[tuple[str, int, int]] = field(default_factory=list)
+    planned: list[bool] = field(default_factory=list)
     implied_zeros: list[int] = field(default_factory=list)
     counts: HostCopy = field(init=False)
     moments: HostCopy = field(init=False)
@@ -60,20 +62,38 @@ class Part:
             sums,
             maxes,
             [self.numels[i] for i in index],
-            ["" if (part := self.ranges[i]) is None else f":{part[0]}-{part[1]}" for i in index],
+            [self._covers(i) for i in index],
             [self.stage] * len(index),
+            [self.planned[i] for i in index],
         )
+
+    def _covers(self, row: int) -> str:
+        _, lo, hi = span = self.spans[row]
+        return "" if hi - lo == self.numels[row] else format_covers([span])
 
 
 @dataclass(slots=True)
 class Sample:
-    """One sample: rows of one or two parts, the plan they were counted under, and what came with them."""
+    """One sample: rows of some parts, the plan they were counted under, and what came with them.
+
+    Attributes:
+        number: the count of optimizer steps before it.
+        ticket: the step its rows will carry.
+        plan: whose shares its rows are; None if every tensor was counted whole.
+        picks: which rows of which parts.
+        held: by parameter, which part of it this rank holds; of a sample without a plan.
+        scalars: metrics that come with it.
+        max_norm: the norm that gradients were clipped to, where the coefficient has to be told from the merged norm.
+        found_inf: whether the scaler will leave the step out.
+    """
 
     number: int
     ticket: Ticket
     plan: Plan | None
     picks: list[tuple[Part, list[int]]] = field(default_factory=list)
+    held: dict[str, Region] = field(default_factory=dict)
     scalars: list[tuple[str, HostCopy]] = field(default_factory=list)
+    max_norm: float | None = None
     found_inf: HostCopy | None = None
     skipped: bool = False
     dropped: bool = False
@@ -98,14 +118,9 @@ class Sample:
         )
 
     def counted(self) -> Counted:
-        """All rows, on the host."""
+        """All rows, on the host; what was counted in several pieces is added up."""
         parts = [part.counted(rows) for part, rows in self.picks if rows]
-        stage = "skipped" if self.skipped or (self.found_inf is not None and self.found_inf.value() > 0) else None
-        return Counted(
-            [key for part in parts for key in part.keys],
-            np.concatenate([part.sums for part in parts]) if parts else np.zeros((0, SUMS)),
-            np.concatenate([part.maxes for part in parts]) if parts else np.zeros((0, 2)),
-            [numel for part in parts for numel in part.numels],
-            [covers for part in parts for covers in part.covers],
-            [stage or own for part in parts for own in part.stages],
-        )
+        counted = Counted.joined(parts).added_up()
+        if self.skipped or (self.found_inf is not None and self.found_inf.value() > 0):
+            counted.stages = ["skipped"] * len(counted.keys)
+        return counted

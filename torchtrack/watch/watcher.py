@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import fnmatch
 import logging
-import sys
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import torch
 from torch import nn
@@ -17,6 +16,8 @@ from torch.optim.optimizer import Optimizer
 
 from torchtrack.watch import hooks, kernels, layout
 from torchtrack.watch.drain import HostCopy
+from torchtrack.watch.layout import Held
+from torchtrack.watch.plan import Plan
 from torchtrack.watch.reduce import Merger
 from torchtrack.watch.sample import Part, Sample
 
@@ -28,6 +29,15 @@ LOGS: Final = {"all": layout.KINDS, "gradients": ("gradient",), "parameters": ("
 _UNCLAIMED_CLIPS: Final = 8
 """So many clippings are counted for an optimizer that has yet to show up; a hand-written update has none."""
 logger = logging.getLogger("torchtrack")
+
+
+class _Item(NamedTuple):
+    """Something to count: a tensor shaped as a parameter that this rank holds a part of."""
+
+    kind: str
+    name: str
+    held: Held
+    tensor: torch.Tensor
 
 
 @dataclass(slots=True)
@@ -43,11 +53,27 @@ class _Count:
 
 
 @dataclass(slots=True)
+class _InBackward:
+    """The optimizers that step inside one backward pass, each a parameter of its own: together they make one step.
+
+    Attributes:
+        task: autograd's number of the pass.
+        steps: how many such passes there were.
+        sample: of this pass; None if it is not sampled.
+    """
+
+    task: int = -1
+    steps: int = 0
+    sample: Sample | None = None
+
+
+@dataclass(slots=True)
 class _Clipped:
     """A gradient that was counted before it was clipped, and how to tell that nothing else happened to it since."""
 
     part: Part
     row: int
+    plan: Plan | None
     mark: tuple[Any, ...] | None = None
 
     def is_last_of(self, parameter: torch.Tensor) -> bool:
@@ -89,8 +115,10 @@ class Watcher:
         self._recorder = recorder
         self._include, self._exclude = tuple(include), tuple(exclude)
         self._counts: weakref.WeakKeyDictionary[Optimizer, _Count] = weakref.WeakKeyDictionary()
+        self._in_backward = _InBackward()
         self._clipped: dict[str, _Clipped] = {}
         self._coefficients: list[HostCopy] = []
+        self._max_norm: float | None = None
         self._owners: dict[int, _Count] = {}
         self._unclaimed = 0
         self._told: set[str] = set()
@@ -114,6 +142,9 @@ class Watcher:
 
     def begin(self, optimizer: Optimizer) -> bool:
         """Count a step; True if it is sampled."""
+        task = hooks.backward_pass()
+        if task is not None:
+            return self._begin_in_backward(optimizer, task)
         count = self._counts.get(optimizer)
         if count is None:
             count = self._counts[optimizer] = _Count(weakref.ref(optimizer))
@@ -121,24 +152,31 @@ class Watcher:
         due = (count.steps if count.watched else count.seen) % self.log_freq == 0
         count.seen += 1
         if due:
-            names = self._names()
-            held = _parameters(optimizer)
-            count.watched = any(id(p) in names for p in held)
-            self._owners |= dict.fromkeys(map(id, held), count)
+            held = self._held()
+            stepped = _parameters(optimizer)
+            count.watched = any(id(p) in held for p in stepped)
+            self._owners |= dict.fromkeys(map(id, stepped), count)
         if not count.watched:
             return False
         count.steps += 1
-        number, self.samples = self.samples, self.samples + 1
-        self.merger.next_sample = self.samples
-        count.sample = Sample(number, self._recorder.ticket(), self._plan(number)) if due else None
+        count.sample = self._next_sample() if due else None
+        if not due:
+            self._skip_sample()
         return due
 
     def gradients_final(self, optimizer: Optimizer) -> None:
         """Count what this step uses and hand it over."""
+        if hooks.backward_pass() is not None:
+            sample = self._in_backward.sample
+            if sample is not None:
+                self._capture(sample, optimizer, {})
+            return
         count = self._counts[optimizer]
         sample, count.sample = count.sample, None
         if sample is not None:
-            self._capture(sample, optimizer)
+            others = self._unowned(count) if "parameter" in self.kinds else {}
+            self._capture(sample, optimizer, others)
+            self.merger.submit(sample)
 
     def skipped(self, optimizer: Optimizer) -> None:
         """Count the gradients that the scaler refused."""
@@ -148,9 +186,7 @@ class Watcher:
                 sample.skipped = True
             self.gradients_final(optimizer)
 
-    def clipping(
-        self, parameters: list[torch.Tensor], coefficient: Callable[[], torch.Tensor] | None
-    ) -> Callable[[], None] | None:
+    def clipping(self, parameters: list[torch.Tensor]) -> hooks.Clipped | None:
         """Count gradients before they are clipped, if the step they belong to is sampled."""
         probe = next((p for p in parameters if p.grad is not None), None)
         if probe is None:
@@ -163,22 +199,51 @@ class Watcher:
                 return None
         elif not any(c.watched and self._is_due(c, stepping) for c in counts):
             return None
-        names = self._names()
-        due = {
-            names[id(p)]: p
-            for p in parameters
-            if p.grad is not None and id(p) in names and self._is_due(self._owner(p), stepping)
-        }
+        held = self._held()
+        clipped = [p for p in parameters if p.grad is not None]
+        due = [h for p in clipped if self._is_due(self._owner(p), stepping) for h in held.get(id(p), ())]
         if not due:
             return None
-        if coefficient is not None:
-            self._coefficients.append(HostCopy(coefficient()))
         if "gradient" in self.kinds:
             number = stepping.sample.number if stepping and stepping.sample else self.samples
             self._count_unclipped(due, self._plan(number))
-        return lambda: self._remember_clipped(due)
+        whole = all(id(p) in held for p in clipped)
+        return lambda max_norm, total: self._remember_clipped(due, max_norm, total, whole=whole)
+
+    # -- optimizers inside the backward pass ------------------------------------------------------------------------
+
+    def _begin_in_backward(self, optimizer: Optimizer, task: int) -> bool:
+        """Every parameter has an optimizer of its own, and steps as soon as its gradient is there."""
+        if task != self._in_backward.task:
+            held = self._held()
+            if not any(id(p) in held for p in _parameters(optimizer)):
+                return False
+            self._end_backward()
+            steps = self._in_backward.steps
+            due = steps % self.log_freq == 0
+            self._in_backward = _InBackward(task, steps + 1, self._next_sample() if due else None)
+            if due:
+                hooks.after_backward(self._end_backward)
+            else:
+                self._skip_sample()
+        return self._in_backward.sample is not None
+
+    def _end_backward(self) -> None:
+        """Hand over what the optimizers of the last backward pass had."""
+        sample, self._in_backward.sample = self._in_backward.sample, None
+        if sample is not None:
+            self.merger.submit(sample)
 
     # -- counting ---------------------------------------------------------------------------------------------------
+
+    def _next_sample(self) -> Sample:
+        number = self._skip_sample()
+        return Sample(number, self._recorder.ticket(), self._plan(number))
+
+    def _skip_sample(self) -> int:
+        number, self.samples = self.samples, self.samples + 1
+        self.merger.next_sample = self.samples
+        return number
 
     def _stepping(self) -> _Count | None:
         """The optimizer in whose step (in a closure) this happens: it has been counted already."""
@@ -196,122 +261,153 @@ class Watcher:
             return owner.sample is not None  # None too if its gradients were final after the closure's first call
         return owner is None or owner.steps % self.log_freq == 0
 
-    def _count_unclipped(self, due: dict[str, torch.Tensor], plan: layout.Plan | None) -> None:
+    def _count_unclipped(self, due: Sequence[Held], plan: Plan | None) -> None:
         """Count gradients before the first clipping that changes them; a second one finds them clipped already."""
         todo = []
-        for name, p in due.items():
-            before = self._clipped.get(name)
-            if before is None or not before.is_last_of(p):
-                self._clipped.pop(name, None)
-                todo.append(("gradient", name, _gradient(p), p.numel()))
+        for held in due:
+            before = self._clipped.get(held.name)
+            if before is None or not before.is_last_of(held.parameter):
+                self._clipped.pop(held.name, None)
+                todo += _gradient(held)
         for part in self._count(todo, "pre_clip", plan):
             for row, (_, name) in enumerate(part.keys):
-                self._clipped[name] = _Clipped(part, row)
+                self._clipped[name] = _Clipped(part, row, plan)
 
-    def _remember_clipped(self, due: dict[str, torch.Tensor]) -> None:
-        """How the gradients look right after the clipping."""
-        for name, p in due.items():
-            clipped = self._clipped.get(name)
-            if clipped is not None and p.grad is not None:
-                clipped.mark = _mark(p.grad)
+    def _remember_clipped(
+        self, due: Sequence[Held], max_norm: float | None, total: torch.Tensor | None, *, whole: bool
+    ) -> None:
+        """How the gradients look right after the clipping, and what it multiplied them by."""
+        for held in due:
+            clipped = self._clipped.get(held.name)
+            if clipped is not None and held.parameter.grad is not None:
+                clipped.mark = _mark(held.parameter.grad)
+        if max_norm is None or total is None:
+            return
+        if layout.is_partial(total):  # to know it here would be a collective, on this rank alone
+            self._max_norm = max_norm if whole and layout.is_2_norm(total) else None
+        else:
+            norm = (layout.local_part(total) if layout.is_dtensor(total) else total).detach()
+            self._coefficients.append(HostCopy((max_norm / (norm + 1e-6)).clamp(max=1.0)))
 
-    def _plan(self, number: int) -> layout.Plan | None:
+    def _plan(self, number: int) -> Plan | None:
         plan = self.merger.plan
         return plan if plan is not None and number >= plan.start else None
 
-    def _names(self) -> dict[int, str]:
-        """Id of every watched parameter -> name. Read anew each time: parameters may have been replaced."""
-        names: dict[int, str] = {}
+    def _held(self) -> dict[int, list[Held]]:
+        """Id of every watched parameter -> what is held of it. Read anew each time: parameters may have been replaced."""
+        by_id: dict[int, list[Held]] = {}
+        seen: set[tuple[int, str]] = set()
         for prefix, model in self.models:
-            for name, parameter in layout.named_parameters(model, prefix):
-                if self._wanted(name):
-                    names.setdefault(id(parameter), name)
-        return names
+            for held in layout.held_by(model, prefix):
+                key = id(held.parameter)
+                if key in by_id and held.part is None:
+                    continue  # shared between two models
+                if self._wanted(held.name) and (key, held.name) not in seen:
+                    seen.add((key, held.name))
+                    by_id.setdefault(key, []).append(held)
+        return by_id
 
     def _wanted(self, name: str) -> bool:
         if self._include and not any(fnmatch.fnmatchcase(name, pattern) for pattern in self._include):
             return False
         return not any(fnmatch.fnmatchcase(name, pattern) for pattern in self._exclude)
 
-    def _capture(self, sample: Sample, optimizer: Optimizer) -> None:
-        names = self._names()
-        own = {names[id(p)]: p for p in _parameters(optimizer) if id(p) in names}
+    def _capture(self, sample: Sample, optimizer: Optimizer, others: dict[str, Held]) -> None:
+        """Add to a sample what one optimizer is about to use."""
+        by_id = self._held()
+        own = [held for p in _parameters(optimizer) for held in by_id.get(id(p), ())]
         scale = getattr(optimizer, "grad_scale", None)
         multiplier = scale.detach().reciprocal() if isinstance(scale, torch.Tensor) else None
         found_inf = getattr(optimizer, "found_inf", None)
-        todo: list[tuple[str, str, torch.Tensor | None, int]] = []
+        todo: list[_Item] = []
+        names = {held.name for held in own}
+        every = [*own, *(held for name, held in others.items() if name not in names)]
         if "gradient" in self.kinds:
-            kept: dict[int, tuple[Part, list[int]]] = {}
-            for name, p in own.items():
-                clipped = self._clipped.pop(name, None)
-                if clipped is not None and clipped.is_last_of(p) and multiplier is None:
-                    kept.setdefault(id(clipped.part), (clipped.part, []))[1].append(clipped.row)
-                else:
-                    todo.append(("gradient", name, _gradient(p), p.numel()))
-            sample.picks += kept.values()
-            if kept:  # counted at the clip: a plan that came since must not be mixed in
-                plans = {id(part.plan): part.plan for part, _ in kept.values()}
-                sample.plan = next(iter(plans.values())) if len(plans) == 1 else None
+            todo += self._unclipped_of(sample, own, scaled=multiplier is not None)
         if multiplier is not None:
             self._add(sample, todo, multiplier)
             todo = []
         if "parameter" in self.kinds:
-            first = next((o for o, count in self._counts.items() if count.watched), None)
-            others = self._unowned(names, own, self._counts[optimizer]) if first is optimizer else {}
-            todo += [("parameter", name, p.detach(), p.numel()) for name, p in (own | others).items()]
+            todo += [_Item("parameter", held.name, held, held.parameter) for held in every]
         self._add(sample, todo, None)
+        if sample.plan is None:
+            sample.held |= {held.name: held.region(held.parameter) for held in every}
         if isinstance(found_inf, torch.Tensor):
             sample.found_inf = HostCopy(found_inf.detach().clone())
         sample.scalars += [("watch/clip_coef", copy) for copy in self._coefficients]
+        sample.max_norm, self._max_norm = self._max_norm, None
         self._coefficients = []
-        self.merger.submit(sample)
 
-    def _unowned(self, names: dict[int, str], own: dict[str, Any], first: _Count) -> dict[str, torch.Tensor]:
+    def _unclipped_of(self, sample: Sample, own: Sequence[Held], *, scaled: bool) -> list[_Item]:
+        """Gradients that have yet to be counted; those counted at a clipping go into the sample."""
+        kept: dict[int, tuple[Part, list[int]]] = {}
+        plans, todo = [], []
+        for held in own:
+            clipped = self._clipped.pop(held.name, None)
+            if clipped is not None and clipped.is_last_of(held.parameter) and not scaled:
+                kept.setdefault(id(clipped.part), (clipped.part, []))[1].append(clipped.row)
+                plans.append(clipped.plan)
+            else:
+                todo += _gradient(held)
+        sample.picks += kept.values()
+        if kept:  # counted at the clip: a plan that came since must not be mixed in
+            sample.plan = plans[0] if all(plan is plans[0] for plan in plans) else None
+        return todo
+
+    def _unowned(self, first: _Count) -> dict[str, Held]:
         """Parameters that no optimizer steps (frozen ones); they are counted with those of the first optimizer.
 
         At its first step the optimizers of the trainable ones may yet show up.
         """
+        leader = next((count for count in self._counts.values() if count.watched), None)
+        if leader is not first:
+            return {}
         owned = {id(p) for optimizer in self._counts for p in _parameters(optimizer)}
         return {
-            name: parameter
-            for prefix, model in self.models
-            for name, parameter in layout.named_parameters(model, prefix)
-            if name not in own
-            and id(parameter) in names
-            and id(parameter) not in owned
-            and (first.steps > 1 or not parameter.requires_grad)
+            held.name: held
+            for key, several in self._held().items()
+            for held in several
+            if key not in owned and (first.steps > 1 or not held.parameter.requires_grad)
         }
 
-    def _add(self, sample: Sample, todo: Sequence[tuple[str, str, torch.Tensor | None, int]], multiplier: Any) -> None:
+    def _add(self, sample: Sample, todo: Sequence[_Item], multiplier: torch.Tensor | None) -> None:
         for part in self._count(todo, "step", sample.plan, multiplier):
             sample.picks.append((part, list(range(len(part.keys)))))
 
     def _count(
         self,
-        todo: Sequence[tuple[str, str, torch.Tensor | None, int]],
+        todo: Iterable[_Item],
         stage: str,
-        plan: layout.Plan | None,
+        plan: Plan | None,
         multiplier: torch.Tensor | None = None,
     ) -> list[Part]:
-        """One kernel call a device over this rank's share of (kind, name, tensor, elements)."""
-        ranges = self.merger.ranges(plan)
+        """One kernel call a device over this rank's share of each tensor."""
         parts: dict[torch.device, tuple[Part, list[torch.Tensor]]] = {}
-        for kind, name, tensor, numel in todo:
-            if tensor is None or not self._countable(name, tensor):
+        for item in todo:
+            if not self._countable(item.name, item.tensor):
                 continue
-            share = ranges.get(name, (0, numel))
-            if plan is not None and name in ranges and plan.numel(name) != numel:
-                share = (0, numel)  # replaced since by one of another size
-            if tensor.is_sparse:  # cutting one would need its data on the host: the rank of the first element counts it
-                share = (0, numel if share[0] == 0 < share[1] else 0)
-            if share[0] == share[1]:
+            local = item.held.local(item.tensor)
+            if local is None or not self._dense(item.name, local):
                 continue
-            part, views = parts.setdefault(tensor.device, (Part(stage, plan), []))
-            whole = share == (0, numel)
-            view, implied_zeros = _elements(tensor, None if whole else share)
-            part.keys.append((kind, name))
-            part.ranges.append(None if whole else share)
+            share = plan.shares.get(item.held.name) if plan is not None else None
+            planned = plan is not None and share is not None and share.count == local.numel() and _is_aligned(item)
+            if planned and plan is not None and share is not None:
+                cut = (share.at, share.at + share.hi - share.lo)
+                span, numel = (share.key, share.lo, share.hi), plan.numels[item.held.name]
+                if local.is_sparse:  # to cut it would need its data on the host: who counts the first counts all
+                    cut = (0, share.count if cut[0] == 0 < cut[1] else 0)
+                    span = (share.key, share.lo, share.lo + cut[1])
+            else:
+                region = item.held.region(item.tensor)
+                cut, span, numel = (0, region.count), (region.key, region.lo, region.lo + region.count), region.numel
+            if cut[0] == cut[1]:
+                continue
+            part, views = parts.setdefault(local.device, (Part(stage), []))
+            view, implied_zeros = _elements(local, None if cut == (0, local.numel()) else cut)
+            part.keys.append((item.kind, item.name))
+            part.spans.append(span)
             part.numels.append(numel)
+            part.planned.append(planned)
             part.implied_zeros.append(implied_zeros)
             views.append(view)
         for device, (part, views) in parts.items():
@@ -320,11 +416,13 @@ class Watcher:
         return [part for part, _ in parts.values()]
 
     def _countable(self, name: str, tensor: torch.Tensor) -> bool:
-        module = sys.modules.get("torch.distributed.tensor")  # slow to import; without it there is none
-        if module is not None and isinstance(tensor, module.DTensor):
-            return self._tell(name, "is sharded (DTensor); this version counts plain tensors only")
         if not tensor.is_floating_point():
             return self._tell(name, f"has dtype {tensor.dtype}; only real floating point is counted")
+        if layout.is_partial(tensor):
+            return self._tell(name, "is a DTensor whose parts have yet to be added up (Partial)")
+        return True
+
+    def _dense(self, name: str, tensor: torch.Tensor) -> bool:
         if tensor.layout not in (torch.strided, torch.sparse_coo):
             return self._tell(name, f"has layout {tensor.layout}; only strided and sparse_coo are counted")
         if tensor.is_sparse and tensor.device.type != "cpu" and not tensor.is_coalesced():
@@ -338,6 +436,7 @@ class Watcher:
         return False
 
     def _forget(self) -> None:
+        self._end_backward()
         self._clipped.clear()
         self._coefficients.clear()
         self._owners.clear()
@@ -347,8 +446,18 @@ def _parameters(optimizer: Optimizer) -> list[torch.Tensor]:
     return [p for group in optimizer.param_groups for p in group["params"]]
 
 
-def _gradient(parameter: torch.Tensor) -> torch.Tensor | None:
-    return None if parameter.grad is None else parameter.grad.detach()
+def _gradient(held: Held) -> list[_Item]:
+    gradient = held.parameter.grad
+    return [] if gradient is None else [_Item("gradient", held.name, held, gradient)]
+
+
+def _is_aligned(item: _Item) -> bool:
+    """Whether a tensor is distributed as its parameter is."""
+    if item.tensor is item.held.parameter or not layout.is_dtensor(item.tensor):
+        return True
+    tensor: Any = item.tensor
+    parameter: Any = item.held.parameter
+    return layout.is_dtensor(parameter) and bool(tensor.placements == parameter.placements)
 
 
 def _mark(gradient: torch.Tensor) -> tuple[Any, ...] | None:
@@ -357,6 +466,8 @@ def _mark(gradient: torch.Tensor) -> tuple[Any, ...] | None:
     An address would not do: the next gradient may lie at the same one, with as many changes behind it. A weak reference
     to the tensor would forbid `torch.utils.swap_tensors`, which is the user's to call.
     """
+    if layout.is_dtensor(gradient):
+        gradient = layout.local_part(gradient)
     if gradient.layout is not torch.strided or gradient.is_inference():
         return None
     storage = StorageWeakRef(gradient.untyped_storage())  # type: ignore[no-untyped-call]
