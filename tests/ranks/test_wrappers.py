@@ -25,7 +25,10 @@ View = dict[tuple[str, int, str], "np.ndarray[Any, Any]"]
 
 def train(folder: Path, name: str) -> tuple[str, View, str]:
     """Train until samples were merged; by (kind, step, name) this rank's view of the whole tensor."""
-    warnings.filterwarnings("ignore", module=r"torch\.")  # on wrappers that are deprecated, and on how they are used here
+    warnings.filterwarnings(
+        "ignore", module=r"torch\."
+    )  # on wrappers that are deprecated, and on how they are used here
+    warnings.filterwarnings("ignore", "The `NO_SHARD` sharding strategy is deprecated")
     trained = wrappers.WRAPPERS[name][1]()
     run = torchtrack.init(project="wrappers", dir=folder, system_interval=0.0)
     run.watch(trained.watch, log_freq=1)

@@ -279,7 +279,9 @@ def pipeline(schedule: Any, stages: int = 1) -> Trained:
     for i in range(stages):
         index = place + 2 * i
         part = nn.Module()
-        part.layers = nn.ModuleDict({str(k): copy.deepcopy(whole[k]) for k in range(cuts[index], cuts[index] + cuts[1])})
+        part.layers = nn.ModuleDict(
+            {str(k): copy.deepcopy(whole[k]) for k in range(cuts[index], cuts[index] + cuts[1])}
+        )
         part.forward = partial(_through, part)  # type: ignore[method-assign]
         parts.append(part)
         pipes.append(PipelineStage(part, index, 2 * stages, torch.device("cpu"), group=group))
@@ -323,7 +325,14 @@ def experts() -> Trained:
             parameter.grad.div_(dist.get_world_size())  # type: ignore[union-attr]
 
     return Trained(
-        inner, [adamw(inner.parameters())], inner, of_module(inner), None, everywhere(), backward=backward, parts="stack"
+        inner,
+        [adamw(inner.parameters())],
+        inner,
+        of_module(inner),
+        None,
+        everywhere(),
+        backward=backward,
+        parts="stack",
     )
 
 

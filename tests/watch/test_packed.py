@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from torchtrack.watch.packed import HEADER, MAX_COLUMNS, Packed
 from torchtrack.watch.layout import Region
+from torchtrack.watch.packed import HEADER, MAX_COLUMNS, Packed
 from torchtrack.watch.plan import Offer, agree
 from torchtrack.watch.rows import MAXES, SUMS, Counted
 

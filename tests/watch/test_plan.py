@@ -105,7 +105,9 @@ def test_covers_tells_what_some_of_the_ranks_counted(held: list[dict[str, Region
         if text == "":
             assert len(expected) == numel
         else:
-            told = {(key[:-1], i) for key, spans in parse_covers(text).items() for lo, hi in spans for i in range(lo, hi)}
+            told = {
+                (key[:-1], i) for key, spans in parse_covers(text).items() for lo, hi in spans for i in range(lo, hi)
+            }
             assert told == expected
 
 
@@ -245,6 +247,7 @@ def test_a_fingerprint_tells_counts_of_each_kind_apart() -> None:
     ],
 )
 def test_equality_of_a_constant_that_training_has_not_touched_says_nothing(
-    counts: dict[tuple[str, str], np.ndarray], tells: bool  # type: ignore[type-arg]
+    counts: dict[tuple[str, str], np.ndarray],
+    tells: bool,  # type: ignore[type-arg]
 ) -> None:
     assert bool(row_digests(["a"], counts)["a"]) == tells
