@@ -25,9 +25,7 @@ View = dict[tuple[str, int, str], "np.ndarray[Any, Any]"]
 
 def train(folder: Path, name: str) -> tuple[str, View, str]:
     """Train until samples were merged; by (kind, step, name) this rank's view of the whole tensor."""
-    warnings.filterwarnings(
-        "ignore", module=r"torch\."
-    )  # on wrappers that are deprecated, and on how they are used here
+    warnings.filterwarnings("ignore", module=r"torch\.")  # deprecated wrappers, and how they are used
     warnings.filterwarnings("ignore", "The `NO_SHARD` sharding strategy is deprecated")
     trained = wrappers.WRAPPERS[name][1]()
     run = torchtrack.init(project="wrappers", dir=folder, system_interval=0.0)
@@ -58,7 +56,8 @@ def train(folder: Path, name: str) -> tuple[str, View, str]:
         if trained.clip is not None:
             trained.clip()
         for optimizer in trained.optimizers:
-            optimizer.step(closure) if isinstance(optimizer, torch.optim.LBFGS) else optimizer.step()
+            again: list[Any] = [closure] if isinstance(optimizer, torch.optim.LBFGS) else []
+            optimizer.step(*again)
             optimizer.zero_grad()
         run.log({"loss": float(step)})
         step += 1

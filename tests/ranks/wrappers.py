@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import warnings
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -38,7 +38,8 @@ from torch.nn.parallel import DistributedDataParallel
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore", DeprecationWarning)  # torch.jit, in the import alone
-    from torch.distributed.optim import ZeroRedundancyOptimizer, _apply_optimizer_in_backward
+    from torch.distributed.optim import ZeroRedundancyOptimizer
+    from torch.distributed.optim.apply_optimizer_in_backward import _apply_optimizer_in_backward
 
 WIDTH = 12
 BATCH, TOKENS = 8, 4
@@ -79,6 +80,7 @@ class Trained:
         named: name -> parameter, as `watch` should name them; of FSDP1, which has no such thing, the unsharded twin's.
         data_ranks: how many ranks get different batches, and which of them this one is.
         backward: replaces the plain pass.
+        gradients: the whole gradients, where they do not lie in `named`.
         parts: how tensors of one name on all ranks become the truth: "same" (each has all of it), "union" (each name
             lies on some ranks), "stack" (each rank has its own).
     """
@@ -92,7 +94,6 @@ class Trained:
     backward: Callable[[torch.Tensor], object] | None = None
     parts: str = "same"
     gradients: Callable[[], Tensors] | None = None
-    before_finish: list[Any] = field(default_factory=list)
 
 
 def of_module(module: nn.Module) -> Callable[[], Tensors]:
@@ -191,7 +192,8 @@ def fsdp1(strategy: ShardingStrategy = ShardingStrategy.FULL_SHARD, *, use_orig_
 
     def full_gradients() -> Tensors:
         """The gradients, by the way parameters go: into the flat parameters and back."""
-        handles = [m._handle for m in FullyShardedDataParallel.fsdp_modules(wrapped) if m._handle is not None]
+        modules = FullyShardedDataParallel.fsdp_modules(wrapped)
+        handles: list[Any] = [m._handle for m in modules if m._handle is not None]
         kept = []
         for handle in handles:
             local = handle.flat_param.grad if not use_orig_params else None
@@ -223,7 +225,7 @@ def fsdp1(strategy: ShardingStrategy = ShardingStrategy.FULL_SHARD, *, use_orig_
 # -- tensor parallelism -----------------------------------------------------------------------------------------------
 
 
-def _parallel(inner: nn.Sequential, mesh: Any, *, sequence: bool) -> None:
+def _parallel(inner: Any, mesh: Any, *, sequence: bool) -> None:
     for block in inner[:-1]:
         plan: dict[str, Any] = {"up": ColwiseParallel(), "down": RowwiseParallel()}
         if sequence:
@@ -282,7 +284,7 @@ def pipeline(schedule: Any, stages: int = 1) -> Trained:
         part.layers = nn.ModuleDict(
             {str(k): copy.deepcopy(whole[k]) for k in range(cuts[index], cuts[index] + cuts[1])}
         )
-        part.forward = partial(_through, part)  # type: ignore[method-assign]
+        part.forward = partial(_through, part)
         parts.append(part)
         pipes.append(PipelineStage(part, index, 2 * stages, torch.device("cpu"), group=group))
     running = schedule(pipes if stages > 1 else pipes[0], 4, loss_fn=loss_of)

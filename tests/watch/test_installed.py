@@ -12,6 +12,7 @@ import pytest
 import torch
 import torch.nn.utils as U
 from torch import nn
+from torch.distributed.fsdp import FullyShardedDataParallel
 from torch.nn.utils import clip_grad, clip_grad_norm_
 from torch.optim.optimizer import _global_optimizer_post_hooks, _global_optimizer_pre_hooks
 
@@ -30,6 +31,7 @@ SHIMMED: tuple[tuple[Any, str], ...] = (
     (U, "clip_grads_with_norm_"),
     (U, "clip_grad_value_"),
     (torch.amp.GradScaler, "step"),
+    (FullyShardedDataParallel, "clip_grad_norm_"),
 )
 
 

@@ -6,13 +6,20 @@ import numpy as np
 
 from torchtrack.watch.layout import Region
 from torchtrack.watch.packed import HEADER, MAX_COLUMNS, Packed
-from torchtrack.watch.plan import Offer, agree
+from torchtrack.watch.plan import Offer, Plan, agree
 from torchtrack.watch.rows import MAXES, SUMS, Counted
 
 HELD = {"a": Region(4, "", 0, 4), "b": Region(6, "", 0, 6)}
 ROWS = tuple((kind, name) for kind in ("gradient", "parameter") for name in "ab")
-PLAN = agree([Offer(0, ROWS, HELD, {0: dict.fromkeys(HELD, "x")})] * 2)
-assert PLAN is not None
+
+
+def planned(offer: Offer) -> Plan:
+    plan = agree([offer, offer])
+    assert plan is not None
+    return plan
+
+
+PLAN = planned(Offer(0, ROWS, HELD, {0: dict.fromkeys(HELD, "x")}))
 
 
 def counted(*tensors: tuple[str, str, int], planned: bool = True) -> Counted:
@@ -67,9 +74,7 @@ def test_a_rank_that_dropped_its_part_is_missing_in_what_a_row_covers() -> None:
 
 def test_the_activations_of_a_merged_row_are_as_many_as_were_counted() -> None:
     key = ("activation", "layer")
-    plan = agree([Offer(0, (key,), {}, {0: {}})] * 2)
-    assert plan is not None
-    packed = Packed(plan, counted((*key, 4)))
+    packed = Packed(planned(Offer(0, (key,), {}, {0: {}})), counted((*key, 4)))
     packed.sums[:2] = 1.0, 1.0
     merged = packed.merged()
     assert merged is not None

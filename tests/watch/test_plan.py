@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -215,7 +216,7 @@ def test_rows_of_moments_follow_their_parameter_and_activations_need_none() -> N
     assert plan.rows == (("activation", "a"), ("optimizer", "a.weight.exp_avg"))
 
 
-def row(**buckets: int) -> np.ndarray:  # type: ignore[type-arg]
+def row(**buckets: int) -> np.ndarray[Any, Any]:
     counts = np.zeros(SUMS)
     for bucket, count in buckets.items():
         counts[int(bucket[1:])] = count
@@ -247,7 +248,7 @@ def test_a_fingerprint_tells_counts_of_each_kind_apart() -> None:
     ],
 )
 def test_equality_of_a_constant_that_training_has_not_touched_says_nothing(
-    counts: dict[tuple[str, str], np.ndarray],
-    tells: bool,  # type: ignore[type-arg]
+    counts: dict[tuple[str, str], np.ndarray[Any, Any]],
+    tells: bool,
 ) -> None:
     assert bool(row_digests(["a"], counts)["a"]) == tells

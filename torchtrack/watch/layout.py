@@ -107,8 +107,8 @@ def local_part(tensor: Any) -> torch.Tensor:
 def region_of(tensor: Any) -> Region:
     """Which elements of a tensor this rank holds.
 
-    The key of a DTensor's shard names the coordinate and the size of each mesh dimension that shards it. Dimensions that
-    replicate leave no trace, so the same shard has the same key on a mesh that has them and on one that has not.
+    The key of a DTensor's shard names coordinate and size of each mesh dimension that shards it. Dimensions that
+    replicate leave no trace: the same shard has the same key on a mesh that has them and on one that has not.
     """
     if not is_dtensor(tensor):
         return Region(tensor.numel(), "", 0, tensor.numel())
@@ -166,12 +166,12 @@ def held_by(model: nn.Module, prefix: str = "") -> Iterator[Held]:
 
 
 def _sharded_parameters(model: nn.Module, fully_sharded: Any) -> Mapping[tuple[int, str], torch.Tensor]:
-    """(id of the module, name in it) -> what the optimizer holds, where `fully_shard` has registered the gathered one."""
+    """(id of a module, name in it) -> what the optimizer holds, where `fully_shard` may have registered another."""
     found: dict[tuple[int, str], torch.Tensor] = {}
     for module in model.modules():
         if not isinstance(module, fully_sharded.FSDPModule):
             continue
-        state: Any = module._get_fsdp_state()  # type: ignore[attr-defined]  # its class is made at run time
+        state: Any = module._get_fsdp_state()
         groups = getattr(state, "_fsdp_param_groups", None)
         if groups is None:  # torch before 2.12 has at most one
             groups = [group] if (group := state._fsdp_param_group) is not None else []

@@ -2,8 +2,8 @@
 
 Each rank offers which region of which tensor it holds, and what it counted there. Ranks that hold the same region and
 counted the same are replicas (DDP, the replicated dimension of HSDP, LayerNorm beside tensor parallelism); placements
-alone cannot tell, since a tensor may be replicated over mesh dimensions it does not know of. The regions that one set of
-replicas holds are laid end to end and cut into one range a rank, so that with W replicas each reads 1/W of the data.
+alone cannot tell, since a tensor may be replicated over mesh dimensions it does not know of. The regions that one set
+of replicas holds are laid end to end and cut into one range a rank: with W replicas each reads 1/W of the data.
 Ranks that hold one region under one name but counted otherwise (experts, unsynchronised models) hold parts of something
 larger: each is counted, and the tensor is as large as all of them together.
 """
@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import itertools
 import json
 import zlib
 from collections.abc import Iterable, Mapping, Sequence
@@ -275,4 +276,4 @@ def _replicas(name: str, offers: Sequence[Offer], newest: Sequence[int]) -> list
 def _is_disjoint(regions: Sequence[Replicas]) -> bool:
     """Whether no element is in two regions: ranks that hold the whole beside ranks that hold a shard make no plan."""
     spans = sorted((region.key, region.lo, region.lo + region.count) for region in regions)
-    return all(a[0] != b[0] or a[2] <= b[1] for a, b in zip(spans, spans[1:], strict=False))
+    return all(a[0] != b[0] or a[2] <= b[1] for a, b in itertools.pairwise(spans))

@@ -294,7 +294,7 @@ class Watcher:
         return plan if plan is not None and number >= plan.start else None
 
     def _held(self) -> dict[int, list[Held]]:
-        """Id of every watched parameter -> what is held of it. Read anew each time: parameters may have been replaced."""
+        """Id of every watched parameter -> what is held of it. Read anew: parameters may have been replaced."""
         by_id: dict[int, list[Held]] = {}
         seen: set[tuple[int, str]] = set()
         for prefix, model in self.models:
