@@ -185,9 +185,9 @@ def log(metrics: Mapping[str, Any], step: int | None = None, commit: bool = True
     _current("log()").log(metrics, step, commit, reduce)
 
 
-def watch(models: Any, *args: Any, **kwargs: Any) -> None:
+def watch(models: Any, *args: Any, **kwargs: Any) -> Any:
     """`Run.watch` of the active run."""
-    _current("watch()").watch(models, *args, **kwargs)
+    return _current("watch()").watch(models, *args, **kwargs)
 
 
 def unwatch(models: Any = None) -> None:

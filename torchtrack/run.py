@@ -267,13 +267,15 @@ class Run:
         name: str | None = None,
         include: str | Sequence[str] | None = None,
         exclude: str | Sequence[str] | None = None,
-    ) -> None:
+        budget: float | None = None,
+    ) -> Watcher | None:
         """Record histograms and norms of parameters and gradients over all ranks, every `log_freq` optimizer steps.
 
         Gradients are those the optimizer step uses: accumulated, averaged over ranks, unscaled, before clipping.
 
         Args:
-            models: a torch.nn.Module or a list of them, before or after it is wrapped in DistributedDataParallel.
+            models: a torch.nn.Module or a list of them, before or after it is wrapped in DistributedDataParallel,
+                `fully_shard`, FSDP1, tensor parallelism or torch.compile; the stages of a pipeline are a list.
             criterion: accepted for scripts written for other trackers; not used.
             log: what to record; None records the model's structure only.
             log_freq: optimizer steps from one sample to the next; the first step is always sampled. (Other trackers
@@ -283,6 +285,11 @@ class Run:
             name: prefix of the parameters' names; a second watched model gets "model1/" by itself.
             include: patterns, as in fnmatch, of parameters to watch.
             exclude: patterns of parameters to leave out.
+            budget: sample as often as this share of the training time allows, such as 0.01, instead of every
+                `log_freq` steps. What it came to is in `_tt/watch0/interval` and `_tt/watch0/share`.
+
+        Returns:
+            What to tell of tensors that no torch optimizer steps, with `Watcher.observe`; None if nothing is recorded.
 
         Raises:
             TypeError: something that is no module, or an argument of the wrong type.
@@ -292,12 +299,12 @@ class Run:
         if self._forked:
             self._reopen_after_fork()
         if self.disabled:
-            return
+            return None
         if self._finished:
             self._logbook.refuse(
                 "watch", RuntimeError("watch() after finish() records nothing; call it before, or start a new run")
             )
-            return
+            return None
         from torchtrack.watch import describe, start
 
         watcher = start(
@@ -307,6 +314,7 @@ class Run:
             name=name,
             include=include,
             exclude=exclude,
+            budget=budget,
             recorder=self._recorder,
             job=self._job,
             ordinal=self._watches,
@@ -314,8 +322,13 @@ class Run:
         )
         self._watches += 1
         self._watchers.append(watcher)
-        self._recorder.report(f"_tt/watch{self._watches - 1}/dropped_samples", lambda: watcher.merger.dropped_samples)
+        own = f"_tt/watch{self._watches - 1}"
+        self._recorder.report(f"{own}/dropped_samples", lambda: watcher.merger.dropped_samples)
+        if budget is not None:
+            self._recorder.report(f"{own}/interval", lambda: watcher.schedule.interval)
+            self._recorder.report(f"{own}/share", lambda: watcher.schedule.share)
         guard.attempt("watch()", lambda: self._tell("model", describe(watcher.models)))
+        return watcher
 
     def unwatch(self, models: Any = None) -> None:
         """Stop watching these models, or all. What was sampled is kept; hooks and shims are gone when it returns.

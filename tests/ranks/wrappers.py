@@ -39,7 +39,6 @@ from torch.nn.parallel import DistributedDataParallel
 with warnings.catch_warnings():
     warnings.simplefilter("ignore", DeprecationWarning)  # torch.jit, in the import alone
     from torch.distributed.optim import ZeroRedundancyOptimizer
-    from torch.distributed.optim.apply_optimizer_in_backward import _apply_optimizer_in_backward
 
 WIDTH = 12
 BATCH, TOKENS = 8, 4
@@ -342,11 +341,27 @@ def experts() -> Trained:
 
 
 def in_backward() -> Trained:
-    """Each parameter is stepped inside the backward pass, as soon as DDP has averaged its gradient."""
-    inner = model()
-    _apply_optimizer_in_backward(torch.optim.SGD, inner.parameters(), {"lr": 1e-2})
-    wrapped = DistributedDataParallel(inner)
-    return Trained(wrapped, [], wrapped, of_module(inner), None, everywhere())
+    """Each sharded parameter has an optimizer of its own, which steps inside the backward pass.
+
+    `_apply_optimizer_in_backward` under DDP needs an accelerator: torch waits there for a stream of it.
+    """
+    trained = fsdp2()
+    inner, kept = trained.watch, trained.named()
+    used: Tensors = {}
+    before: Tensors = {}
+
+    def steps(name: str, optimizer: torch.optim.Optimizer) -> Callable[[torch.Tensor], None]:
+        def hook(parameter: torch.Tensor) -> None:
+            assert parameter.grad is not None
+            used[name], before[name] = whole(parameter.grad), whole(parameter)
+            optimizer.step()
+            optimizer.zero_grad()
+
+        return hook
+
+    for name, parameter in kept.items():
+        parameter.register_post_accumulate_grad_hook(steps(name, torch.optim.SGD([parameter], lr=1e-2)))
+    return Trained(inner, [], inner, lambda: before, None, everywhere(), gradients=lambda: used)
 
 
 def lbfgs() -> Trained:
@@ -365,6 +380,7 @@ WRAPPERS: dict[str, tuple[int, Callable[[], Trained]]] = {
     "ddp compiled": (2, ddp_compiled),
     "zero redundancy": (2, zero_redundancy),
     "lbfgs": (2, lbfgs),
+    "in backward": (2, in_backward),
     "fsdp2": (2, fsdp2),
     "fsdp2 uneven": (4, partial(fsdp2, hidden=7)),
     "fsdp2 reshard off": (2, partial(fsdp2, reshard_after_forward=False)),

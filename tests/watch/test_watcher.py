@@ -20,9 +20,11 @@ from tests.watch.conftest import (
     gradients,
     parameters,
     train,
+    until,
 )
 from torchtrack.histogram import Histogram
 from torchtrack.watch import hooks
+from torchtrack.watch.sample import Sample
 
 MAKERS: dict[str, Callable[[Any], torch.optim.Optimizer]] = {
     "SGD": lambda p: torch.optim.SGD(p, lr=0.1),
@@ -220,6 +222,18 @@ def test_an_optimizer_in_backward_gives_each_parameter_once(watched: Watched, mo
         assert_same(row, (grads if row["kind"] == "gradient" else start)[row["name"]])
 
 
+def test_the_optimizers_of_one_backward_pass_make_one_sample(watched: Watched, model: nn.Module) -> None:
+    watched.watch(model, log_freq=2)
+    step_in_backward(model)
+    for step in range(4):
+        backward(model, step)
+        watched.run.log({"loss": 0.0})
+    rows = watched.rows("gradient")
+    assert [(row["sample"], row["step"], row["name"]) for row in rows] == [
+        (sample, sample, name) for sample in (0, 2) for name in sorted(parameters(model))
+    ]
+
+
 def test_an_optimizer_in_backward_inside_anothers_closure_takes_nothing_from_it(
     watched: Watched, model: nn.Sequential
 ) -> None:
@@ -307,3 +321,34 @@ def test_a_compiled_submodule_does_not_show_in_names(watched: Watched, model: nn
     train(model, torch.optim.SGD(model.parameters(), lr=0.1), 1)
     assert {row["name"] for row in watched.rows()} == {"0.bias", "0.weight", "2.bias", "2.weight"}
     torch._dynamo.reset()
+
+
+# -- a budget ---------------------------------------------------------------------------------------------------------
+
+
+def test_under_a_budget_what_it_chose_and_what_it_costs_are_metrics_of_the_run(
+    watched: Watched, model: nn.Module, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    watched.watch(model, budget=0.01)
+    [watcher] = watched.run._watchers
+    monkeypatch.setattr(watcher.schedule, "wanted", lambda: 4)
+    train(model, torch.optim.SGD(model.parameters(), lr=0.1), 1)
+    until(lambda: watcher.schedule._change is not None)
+    train(model, torch.optim.SGD(model.parameters(), lr=0.1), 1)
+    read = watched.read()
+    assert {"_tt/watch0/interval", "_tt/watch0/share"} <= set(read.keys())
+
+
+def test_under_a_budget_samples_that_cost_too_much_become_rare(
+    watched: Watched, model: nn.Module, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    watched.watch(model, budget=0.5)
+    [watcher] = watched.run._watchers
+    monkeypatch.setattr(Sample, "cost_s", lambda _: 3600.0)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    train(model, optimizer, 3)
+    until(lambda: watcher.schedule._change is not None)
+    train(model, optimizer, 40)
+    until(lambda: not watcher.merger._queue)
+    assert watcher.schedule.interval > 1000
+    assert {row["sample"] for row in watched.rows()} < set(range(20))

@@ -11,13 +11,15 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 
 from torchtrack.watch import layout
+from torchtrack.watch.layout import Shard
+from torchtrack.watch.schedule import Schedule
 from torchtrack.watch.watcher import LOGS, Watcher
 
 if TYPE_CHECKING:
     from torchtrack.job import Job
     from torchtrack.recorder import Recorder
 
-__all__ = ["Watcher", "describe", "start"]
+__all__ = ["Shard", "Watcher", "describe", "start"]
 
 
 def start(
@@ -28,6 +30,7 @@ def start(
     name: str | None,
     include: str | Sequence[str] | None,
     exclude: str | Sequence[str] | None,
+    budget: Any,
     recorder: Recorder,
     job: Job | None,
     ordinal: int,
@@ -42,6 +45,7 @@ def start(
         name: prefix of the parameters' names.
         include: patterns of names to watch.
         exclude: patterns of names to leave out.
+        budget: the share of the training time that samples may take, instead of `log_freq`; None for none.
         recorder: where rows go.
         job: the other ranks.
         ordinal: number of this watch in the run.
@@ -60,6 +64,10 @@ def start(
         raise TypeError(f"watch(log_freq=) takes a whole number of optimizer steps, got {_describe(log_freq)}")
     if log_freq < 1:
         raise ValueError(f"watch(log_freq=) takes 1 (every optimizer step) or more, got {log_freq}")
+    if budget is not None and (isinstance(budget, bool) or not isinstance(budget, (int, float))):
+        raise TypeError(f"watch(budget=) takes a share of the training time such as 0.01, got {_describe(budget)}")
+    if budget is not None and not 0 < budget < 1:
+        raise ValueError(f"watch(budget=) takes a share between 0 and 1, such as 0.01 for 1 %, got {budget}")
     if log is not None and not isinstance(log, str):
         raise TypeError(f'watch(log=) takes "all", "gradients", "parameters" or None, got {_describe(log)}')
     if log not in LOGS:
@@ -77,7 +85,7 @@ def start(
     return Watcher(
         list(zip(chosen, modules, strict=True)),
         LOGS[log],
-        log_freq,
+        Schedule(log_freq, None if budget is None else float(budget)),
         recorder,
         job,
         ordinal,

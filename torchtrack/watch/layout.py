@@ -42,6 +42,21 @@ class Region:
 
 
 @dataclass(frozen=True, slots=True)
+class Shard:
+    """Which part of a tensor `Watcher.observe` is given, where an optimizer has cut it up by its own rules.
+
+    Attributes:
+        numel: elements of the whole tensor.
+        lo: the first element here, of the flat whole tensor (or of the shard that `key` names).
+        key: a name for the shard, equal on ranks that hold the same elements, if it is no range of the flat tensor.
+    """
+
+    numel: int
+    lo: int = 0
+    key: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class Held:
     """A named parameter as this rank holds it.
 
@@ -50,7 +65,8 @@ class Held:
         parameter: what the optimizer steps.
         part: [lo, hi) of the flat parameter that is this tensor; None if all of it is.
         original: shape of the original tensor, if the parameter does not tell.
-        at: where the part begins in the flat original.
+        at: where the part begins in the flat original, or in its shard.
+        key: the shard, if it is no range of the flat original.
     """
 
     name: str
@@ -58,6 +74,7 @@ class Held:
     part: tuple[int, int] | None = None
     original: torch.Size | None = None
     at: int = 0
+    key: str = ""
 
     @property
     def shape(self) -> torch.Size:
@@ -77,7 +94,7 @@ class Held:
         """Which elements of the whole `tensor`, shaped as the parameter, are here."""
         if self.original is not None:
             count = tensor.numel() if self.part is None else self.part[1] - self.part[0]
-            return Region(self.original.numel(), "", self.at, count)
+            return Region(self.original.numel(), self.key, self.at, count)
         return region_of(tensor)
 
 

@@ -10,8 +10,9 @@ from torchtrack.histogram import NUM_BUCKETS
 from torchtrack.watch.plan import OWN_ELEMENTS, Plan, base_name
 from torchtrack.watch.rows import MAXES, SUMS, Counted
 
-HEADER: Final = 5
-"""Numbers before the rows of the MAX buffer: sample, -sample, plan, -plan, whether a rank asks for another plan."""
+HEADER: Final = 7
+"""Numbers before the rows of the MAX buffer: sample, -sample, plan, -plan, whether a rank asks for another plan, the
+interval a rank wants, and the latest step of a rank."""
 MAX_COLUMNS: Final = MAXES + 1
 STAGES: Final = ("step", "pre_clip", "skipped")
 

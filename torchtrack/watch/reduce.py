@@ -28,6 +28,7 @@ from torchtrack.watch.meeting import Meeting
 from torchtrack.watch.packed import HEADER, Packed
 from torchtrack.watch.plan import Offer, Plan, RowKey, base_name, row_digests
 from torchtrack.watch.rows import Counted, tensors_batch
+from torchtrack.watch.schedule import Schedule
 
 if TYPE_CHECKING:
     from torchtrack.job import Job
@@ -58,7 +59,7 @@ class Merger:
         job: who the ranks are; None for a run of one process.
         ordinal: number of this watch in the run, the same on every rank.
         kinds: what is counted; only ranks that count the same merge.
-        log_freq: how often; likewise.
+        schedule: how often; only ranks with the same frequency or budget merge.
     """
 
     def __init__(
@@ -67,7 +68,7 @@ class Merger:
         job: Job | None,
         ordinal: int,
         kinds: Sequence[str] = KINDS,
-        log_freq: int = 1,
+        schedule: Schedule | None = None,
     ) -> None:
         self.plan: Plan | None = None
         self.dropped_samples = 0
@@ -76,7 +77,8 @@ class Merger:
         self._recorder = recorder
         self._job = job
         self._ordinal = ordinal
-        self._terms = f"{'+'.join(kinds)}/{log_freq}"
+        self._schedule = schedule or Schedule(1)
+        self._terms = f"{'+'.join(kinds)}/{self._schedule.terms}"
         self._queue: deque[Sample] = deque()
         self._queued_bytes = 0
         self._lock = threading.Lock()
@@ -177,7 +179,9 @@ class Merger:
         counted = sample.counted() if not sample.dropped else None
         if sample.plan is None and counted is not None:
             self._remember(sample, counted)
+        self._schedule.sampled(sample.cost_s())
         if sample.plan is None or self._group is None or sample.plan is not self.plan:
+            self._schedule.agree(self._schedule.wanted(), self._schedule.now)
             if counted is not None:
                 self._emit(sample, [counted])
             return
@@ -201,6 +205,7 @@ class Merger:
             self._emit(sample, [counted] if counted else [])
             return
         self.merged_samples += 1
+        self._schedule.agree(int(header[5]), int(header[6]))
         merged, rest = packed.merged(), [packed.rest] if packed.rest else []
         if self._rank() == 0:
             self._emit(sample, [merged, *rest] if merged else rest)
@@ -228,7 +233,8 @@ class Merger:
         while True:
             packed.maxes[:] = own
             header = packed.maxes[:HEADER]
-            header[:] = sample.number, -sample.number, self.plan.digest, -self.plan.digest, packed.replan
+            schedule = self._schedule.wanted(), self._schedule.now
+            header[:] = sample.number, -sample.number, self.plan.digest, -self.plan.digest, packed.replan, *schedule
             self._all_reduce(packed.maxes, "max")
             if header[0] == -header[1]:
                 return header if header[2] == -header[3] else None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -85,6 +85,8 @@ class Sample:
         scalars: metrics that come with it.
         max_norm: the norm that gradients were clipped to, where the coefficient has to be told from the merged norm.
         found_inf: whether the scaler will leave the step out.
+        host_s: how long counting held up the training thread.
+        spans: events on the device before and behind each kernel, where they are timed.
     """
 
     number: int
@@ -97,6 +99,8 @@ class Sample:
     found_inf: HostCopy | None = None
     skipped: bool = False
     dropped: bool = False
+    host_s: float = 0.0
+    spans: list[tuple[Any, Any]] = field(default_factory=list)
     time_ns: int = field(default_factory=time.time_ns)
     made_at: float = field(default_factory=time.monotonic)
 
@@ -107,7 +111,12 @@ class Sample:
 
     def drop(self) -> None:
         """Let go of all that was counted: a turn goes on with zeros in its place."""
-        self.dropped, self.picks, self.scalars, self.found_inf = True, [], [], None
+        self.dropped, self.picks, self.scalars, self.found_inf, self.spans = True, [], [], None, []
+
+    def cost_s(self) -> float:
+        """What it cost: the time of the training thread or that of the device, whichever is longer; once `ready`."""
+        device_ms = sum(float(before.elapsed_time(behind)) for before, behind in self.spans)
+        return max(self.host_s, device_ms / 1e3)
 
     def ready(self) -> bool:
         """Whether everything is on the host."""

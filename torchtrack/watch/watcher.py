@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import fnmatch
 import logging
+import time
 import weakref
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
@@ -14,12 +16,14 @@ from torch import nn
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.optim.optimizer import Optimizer
 
+from torchtrack import guard
 from torchtrack.watch import hooks, kernels, layout
 from torchtrack.watch.drain import HostCopy
-from torchtrack.watch.layout import Held
+from torchtrack.watch.layout import Held, Shard
 from torchtrack.watch.plan import Plan
 from torchtrack.watch.reduce import Merger
 from torchtrack.watch.sample import Part, Sample
+from torchtrack.watch.schedule import Schedule
 
 if TYPE_CHECKING:
     from torchtrack.job import Job
@@ -82,14 +86,14 @@ class _Clipped:
 
 
 class Watcher:
-    """Counts the watched parameters and their gradients at every `log_freq`-th step of each optimizer.
+    """Counts the watched parameters and their gradients at the scheduled steps of each optimizer.
 
     **Threads:** everything here runs on the training thread, inside the user's optimizer step or clip call.
 
     Args:
         models: prefix and module of each watched model.
         kinds: "gradient", "parameter" or both.
-        log_freq: the first step of an optimizer and every log_freq-th after it are sampled.
+        schedule: which steps of each optimizer are sampled.
         recorder: where rows go, and whose step they carry.
         job: who the other ranks are.
         ordinal: number of this watch in the run.
@@ -101,7 +105,7 @@ class Watcher:
         self,
         models: Sequence[tuple[str, nn.Module]],
         kinds: Sequence[str],
-        log_freq: int,
+        schedule: Schedule,
         recorder: Recorder,
         job: Job | None,
         ordinal: int,
@@ -110,19 +114,23 @@ class Watcher:
     ) -> None:
         self.models = list(models)
         self.kinds = tuple(kinds)
-        self.log_freq = log_freq
+        self.schedule = schedule
         self.samples = 0
         self._recorder = recorder
         self._include, self._exclude = tuple(include), tuple(exclude)
         self._counts: weakref.WeakKeyDictionary[Optimizer, _Count] = weakref.WeakKeyDictionary()
         self._in_backward = _InBackward()
+        self._observed: Sample | None = None
+        self._observed_steps = 0
         self._clipped: dict[str, _Clipped] = {}
         self._coefficients: list[HostCopy] = []
         self._max_norm: float | None = None
         self._owners: dict[int, _Count] = {}
         self._unclaimed = 0
         self._told: set[str] = set()
-        self.merger = Merger(recorder, job, ordinal, self.kinds, log_freq)
+        self._host_s = 0.0
+        self._spans: list[tuple[Any, Any]] = []
+        self.merger = Merger(recorder, job, ordinal, self.kinds, schedule)
         if self.kinds:
             self.merger.start()
             hooks.add(self)
@@ -149,7 +157,9 @@ class Watcher:
         if count is None:
             count = self._counts[optimizer] = _Count(weakref.ref(optimizer))
             self._unclaimed = 0
-        due = (count.steps if count.watched else count.seen) % self.log_freq == 0
+        if self.schedule.budget is not None and count is self._leader():
+            self.schedule.began(time.perf_counter())
+        due = self.schedule.is_due(count.steps if count.watched else count.seen)
         count.seen += 1
         if due:
             held = self._held()
@@ -205,10 +215,92 @@ class Watcher:
         if not due:
             return None
         if "gradient" in self.kinds:
+            begin = time.perf_counter()
             number = stepping.sample.number if stepping and stepping.sample else self.samples
             self._count_unclipped(due, self._plan(number))
+            self._charge(begin)
         whole = all(id(p) in held for p in clipped)
         return lambda max_norm, total: self._remember_clipped(due, max_norm, total, whole=whole)
+
+    # -- optimizers that are not torch's ----------------------------------------------------------------------------
+
+    def is_due(self) -> bool:
+        """Whether the step under way is sampled: only then what `observe` is given is counted, else skip the work."""
+        return bool(self.kinds) and self.schedule.is_due(self._observed_steps)
+
+    def observe(
+        self,
+        name: str,
+        tensor: torch.Tensor,
+        *,
+        kind: str = "gradient",
+        shard: Shard | None = None,
+        stage: str = "step",
+        multiplier: torch.Tensor | None = None,
+    ) -> None:
+        """Count a tensor of the step under way, for optimizers that are not torch's (DeepSpeed ZeRO, Megatron).
+
+        Never raises and never waits; does nothing at steps that are not sampled. Every element must be given by exactly
+        one rank, or by each of several under the same shard: these are taken for replicas if they are equal.
+
+        Args:
+            name: of the parameter, as the user's module has it.
+            tensor: what this rank holds, of any shape, floating; it is read before the call returns (on its stream).
+            kind: "gradient" or "parameter"; only what `watch(log=)` asked for is counted.
+            shard: which part of the whole tensor it is; None for all of it.
+            stage: "step" or "pre_clip".
+            multiplier: 0-dim on the tensor's device: the inverse of a loss scale that the gradient still carries.
+        """
+        guard.attempt("observe()", self._observe, name, tensor, kind, shard, stage, multiplier)
+
+    def step(self, *, skipped: bool = False) -> None:
+        """End the step that `observe` told of: at every optimizer step, sampled or not, on every rank.
+
+        Args:
+            skipped: the optimizer left it out, because a gradient is not finite.
+        """
+        guard.attempt("watch", self._observed_step, skipped=skipped)
+
+    def _observe(
+        self,
+        name: str,
+        tensor: torch.Tensor,
+        kind: str,
+        shard: Shard | None,
+        stage: str,
+        multiplier: torch.Tensor | None,
+    ) -> None:
+        if kind not in layout.KINDS:
+            raise ValueError(f"observe(kind=) takes one of {layout.KINDS}, got {kind!r}")
+        if stage not in ("step", "pre_clip"):
+            raise ValueError(f'observe(stage=) takes "step" or "pre_clip", got {stage!r}')
+        if kind not in self.kinds or not self._wanted(name) or not self.is_due():
+            return
+        begin = time.perf_counter()
+        if self._observed is None:
+            self._observed = self._next_sample()
+        sample = self._observed
+        held = Held(name, tensor)
+        if shard is not None:
+            held = Held(name, tensor, None, torch.Size([shard.numel]), shard.lo, shard.key)
+        for part in self._count([_Item(kind, name, held, tensor)], stage, sample.plan, multiplier):
+            sample.picks.append((part, list(range(len(part.keys)))))
+        if sample.plan is None:
+            sample.held[name] = held.region(tensor)
+        self._charge(begin)
+
+    def _observed_step(self, *, skipped: bool) -> None:
+        sample, self._observed = self._observed, None
+        if self.schedule.budget is not None:
+            self.schedule.began(time.perf_counter())
+        self._observed_steps += 1
+        if sample is None:
+            self._skip_sample()
+            return
+        sample.skipped = skipped
+        sample.host_s, self._host_s = self._host_s, 0.0
+        sample.spans, self._spans = self._spans, []
+        self.merger.submit(sample)
 
     # -- optimizers inside the backward pass ------------------------------------------------------------------------
 
@@ -220,7 +312,7 @@ class Watcher:
                 return False
             self._end_backward()
             steps = self._in_backward.steps
-            due = steps % self.log_freq == 0
+            due = self.schedule.is_due(steps)
             self._in_backward = _InBackward(task, steps + 1, self._next_sample() if due else None)
             if due:
                 hooks.after_backward(self._end_backward)
@@ -250,6 +342,10 @@ class Watcher:
         optimizer = hooks.enclosing_optimizer()
         return None if optimizer is None else self._counts.get(optimizer)
 
+    def _leader(self) -> _Count | None:
+        """The first of the optimizers that step something watched."""
+        return next((count for count in self._counts.values() if count.watched), None)
+
     def _owner(self, parameter: torch.Tensor) -> _Count | None:
         """The optimizer that steps a parameter, as far as it has been seen and is still there."""
         owner = self._owners.get(id(parameter))
@@ -259,7 +355,7 @@ class Watcher:
         """Whether the next step of an optimizer, or the one under way, is sampled; one not seen yet has its first."""
         if owner is not None and owner is stepping:
             return owner.sample is not None  # None too if its gradients were final after the closure's first call
-        return owner is None or owner.steps % self.log_freq == 0
+        return owner is None or self.schedule.is_due(owner.steps)
 
     def _count_unclipped(self, due: Sequence[Held], plan: Plan | None) -> None:
         """Count gradients before the first clipping that changes them; a second one finds them clipped already."""
@@ -319,6 +415,7 @@ class Watcher:
         scale = getattr(optimizer, "grad_scale", None)
         multiplier = scale.detach().reciprocal() if isinstance(scale, torch.Tensor) else None
         found_inf = getattr(optimizer, "found_inf", None)
+        begin = time.perf_counter()
         todo: list[_Item] = []
         names = {held.name for held in own}
         every = [*own, *(held for name, held in others.items() if name not in names)]
@@ -337,6 +434,28 @@ class Watcher:
         sample.scalars += [("watch/clip_coef", copy) for copy in self._coefficients]
         sample.max_norm, self._max_norm = self._max_norm, None
         self._coefficients = []
+        self._charge(begin)
+        sample.host_s, self._host_s = sample.host_s + self._host_s, 0.0
+        sample.spans, self._spans = sample.spans + self._spans, []
+
+    def _charge(self, begin: float) -> None:
+        """Count the time since then as what the sample under way costs."""
+        took = time.perf_counter() - begin
+        self._host_s += took
+        self.schedule.took(took)
+
+    @contextlib.contextmanager
+    def _timed(self, device: torch.device) -> Iterator[None]:
+        """Measure on the device what is done inside; on the host it is measured as a whole."""
+        if self.schedule.budget is None or device.type == "cpu":
+            yield
+            return
+        module = torch.get_device_module(device.type)
+        before, behind = module.Event(enable_timing=True), module.Event(enable_timing=True)
+        before.record(module.current_stream(device))
+        yield
+        behind.record(module.current_stream(device))
+        self._spans.append((before, behind))
 
     def _unclipped_of(self, sample: Sample, own: Sequence[Held], *, scaled: bool) -> list[_Item]:
         """Gradients that have yet to be counted; those counted at a clipping go into the sample."""
@@ -359,8 +478,7 @@ class Watcher:
 
         At its first step the optimizers of the trainable ones may yet show up.
         """
-        leader = next((count for count in self._counts.values() if count.watched), None)
-        if leader is not first:
+        if self._leader() is not first:
             return {}
         owned = {id(p) for optimizer in self._counts for p in _parameters(optimizer)}
         return {
@@ -411,7 +529,8 @@ class Watcher:
             part.implied_zeros.append(implied_zeros)
             views.append(view)
         for device, (part, views) in parts.items():
-            counts, moments = kernels.choose(device)(views, multiplier)
+            with self._timed(device):
+                counts, moments = kernels.choose(device)(views, multiplier)
             part.counts, part.moments = HostCopy(counts), HostCopy(moments)
         return [part for part, _ in parts.values()]
 
@@ -437,6 +556,7 @@ class Watcher:
 
     def _forget(self) -> None:
         self._end_backward()
+        self._observed = None
         self._clipped.clear()
         self._coefficients.clear()
         self._owners.clear()
