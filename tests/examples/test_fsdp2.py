@@ -11,6 +11,13 @@ from tests.rules.source import ROOT
 from torchtrack.testing import torchrun
 
 SCRIPT = ROOT / "examples" / "fsdp2" / "train.py"
+BLOCK = (
+    "ln_1.weight", "ln_1.bias", "attn.qkv.weight", "attn.proj.weight", "ln_2.weight", "ln_2.bias",
+    "mlp.0.weight", "mlp.0.bias", "mlp.2.weight", "mlp.2.bias",
+)  # fmt: skip
+PARAMETERS = (
+    "wte.weight", "wpe.weight", *(f"blocks.0.{name}" for name in BLOCK), "ln_f.weight", "ln_f.bias", "head.weight",
+)  # fmt: skip
 SMALL = (
     "max_steps=12",
     "num_chars=60000",
@@ -35,6 +42,13 @@ def test_two_ranks_that_each_hold_half_a_model_become_one_run(tmp_path: Path) ->
     assert last < first - 0.5
     assert run.history(["val/loss"])["step"].to_pylist() == [0, 4, 8, 11]
     assert set(run.history(["train/loss"], ranks="all")["rank"].to_pylist()) == {0, 1}
+    for kind, stage in (("gradient", "pre_clip"), ("parameter", "step")):
+        rows = run.tensors(kind=kind).to_pylist()
+        assert sorted((row["step"], row["name"]) for row in rows) == sorted(
+            (step, name) for step in (0, 2, 4, 6, 8, 10) for name in PARAMETERS
+        )
+        assert {(row["stage"], row["coverage"]) for row in rows} == {(stage, 1.0)}
+        assert max(row["ranks"] for row in rows) == 2
     assert f"The run lies in {tmp_path / 'runs' / run.uid}" in done.stdout
     assert f"look: torchtrack show {run.uid}" in done.stderr
 
