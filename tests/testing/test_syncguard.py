@@ -7,9 +7,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from torchtrack.testing.syncguard import SyncGuard
+from tests.rules.test_layers import loaded_by
+from torchtrack.testing import SyncGuard
 
 Operator = Callable[[torch.Tensor], object]
 
@@ -21,6 +23,9 @@ WAITS: dict[str, Operator] = {
     "copy to the host that only claims not to wait": lambda x: x.to("cpu", non_blocking=True),
     "upload": lambda x: torch.ones(3).to(x.device),
     "segment_reduce that checks": lambda x: torch.segment_reduce(x, "sum", lengths=x[:4].to(torch.int64)),
+    "a number in a new tensor": lambda x: torch.tensor(2.0, device=x.device),
+    "a tensor as a condition": lambda x: bool(x.sum() > 0),
+    "inverse that checks": lambda x: torch.linalg.inv(x.view(8, 8)),
     "repeat_interleave": lambda x: x.repeat_interleave(torch.ones_like(x, dtype=torch.int64)),
 }
 PASSES: dict[str, Operator] = {
@@ -28,6 +33,7 @@ PASSES: dict[str, Operator] = {
     "reduction": lambda x: x.sum(),
     "gather": lambda x: x[torch.zeros(3, dtype=torch.int64, device=x.device)],
     "slice": lambda x: x[2:5].fill_(0.0),
+    "a number in a filled tensor": lambda x: torch.full((), 2.0, device=x.device),
     "where": lambda x: torch.where(x > 0, x, 0.0),
     "repeat_interleave of a known size": lambda x: x.repeat_interleave(x.to(torch.int64), output_size=9),
     "work on the host": lambda _: torch.ones(3).histc(10),
@@ -61,12 +67,49 @@ def test_it_lets_pass_what_does_not_wait(operator: Operator) -> None:
     assert run(operator).violations == []
 
 
-def test_a_copy_into_pinned_memory_that_does_not_wait_is_counted() -> None:
+Copy = Callable[[torch.Tensor, torch.Tensor], object]
+COPIES: dict[str, Copy] = {
+    "whole": lambda host, x: host.copy_(x, non_blocking=True),
+    "into a part": lambda host, x: host[2:4].copy_(x[:2], non_blocking=True),
+}
+
+
+@pytest.mark.parametrize("copy", COPIES.values(), ids=COPIES)
+@pytest.mark.parametrize("told", [True, False], ids=["told", "seen"])
+def test_a_copy_into_pinned_memory_that_does_not_wait_is_counted(copy: Copy, told: bool) -> None:
     with FakeTensorMode():
-        host, x = torch.empty(8), torch.empty(8, device="lazy:0")
-        with SyncGuard(pinned=[host]) as guard:
-            host.copy_(x, non_blocking=True)
+        plain, x = torch.empty(8), torch.empty(8, device="lazy:0")
+        with SyncGuard(pinned=[plain]) as guard:
+            copy(plain if told else torch.empty(8, pin_memory=True), x)
         assert (guard.violations, guard.copies_to_host) == ([], 1)
+
+
+def test_a_copy_into_pinned_memory_that_waits_is_reported() -> None:
+    with FakeTensorMode(), SyncGuard() as guard:
+        torch.empty(8, pin_memory=True).copy_(torch.empty(8, device="lazy:0"))
+    assert guard.violations == ["aten.copy_.default: copy lazy -> cpu, non_blocking=False, pinned=True"]
+
+
+def test_an_upload_from_pinned_memory_passes() -> None:
+    with FakeTensorMode(), SyncGuard() as guard:
+        torch.empty(8, pin_memory=True).to("lazy:0", non_blocking=True)
+    assert (guard.violations, guard.copies_to_host) == ([], 0)
+
+
+def test_a_whole_training_step_runs_under_it() -> None:
+    with FakeTensorMode():
+        model = nn.TransformerEncoderLayer(16, 2, 32, batch_first=True, device="lazy:0")
+        optimizer = torch.optim.AdamW(model.parameters(), foreach=True)
+        with SyncGuard() as guard:
+            model(torch.empty(2, 4, 16, device="lazy:0")).sum().backward()
+            nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            optimizer.step()
+    assert guard.violations == []
+    assert guard.launches["aten._foreach_addcdiv_.ScalarList"] == 1
+
+
+def test_it_is_loaded_when_it_is_asked_for() -> None:
+    assert "torch" not in loaded_by("torchtrack.testing")
 
 
 def test_it_judges_a_cpu_as_if_it_were_an_accelerator() -> None:

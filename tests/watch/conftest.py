@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import threading
 import time
+import types
+import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -167,3 +169,38 @@ def scaled_step(
     scaler.step(optimizer)
     scaler.update()
     return used
+
+
+class Events:
+    """The events of a device that runs nothing: all of them have happened once the test says so.
+
+    They have neither `wait` nor `synchronize`: torchtrack fails inside if it calls these, and the test with it.
+    """
+
+    def __init__(self) -> None:
+        self.happened = False
+        self.recorded: list[torch.device] = []
+        self.held: weakref.WeakSet[Any] = weakref.WeakSet()
+        """Those that somebody still asks; each belongs to a copy in host memory."""
+
+    def module(self) -> Any:
+        """What `torch.get_device_module` tells of the device."""
+        every = self
+
+        class Event:
+            def record(self, stream: torch.device) -> None:
+                every.recorded.append(stream)
+                every.held.add(self)
+
+            def query(self) -> bool:
+                return every.happened
+
+        return types.SimpleNamespace(Event=Event, current_stream=lambda device: device)
+
+
+@pytest.fixture
+def events(monkeypatch: pytest.MonkeyPatch) -> Events:
+    """Events of the device "lazy:0", on which fake tensors lie; torch has none for it."""
+    events = Events()
+    monkeypatch.setattr(torch, "get_device_module", lambda _: events.module())
+    return events

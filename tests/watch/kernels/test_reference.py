@@ -11,8 +11,8 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from torchtrack.histogram import Histogram
+from torchtrack.testing import SyncGuard
 from torchtrack.testing.kernels import CASES, DTYPES, Case, check, mixed, normal
-from torchtrack.testing.syncguard import SyncGuard
 from torchtrack.watch import kernels
 from torchtrack.watch.kernels import reference
 
