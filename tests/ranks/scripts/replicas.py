@@ -28,13 +28,13 @@ def arm(when: str) -> None:
     finish = Group._finish
     calls = 0
 
-    def deadly(self: Group, work: Any, deadline: float) -> None:
+    def deadly(self: Group, link: Any, deadline: float) -> None:
         nonlocal calls
         calls += 1
         fatal = calls == 2 * FATAL_MERGE  # a merge is MAX, then SUM
         if fatal and when == "posted":
             os.kill(os.getpid(), signal.SIGKILL)
-        finish(self, work, deadline)
+        finish(self, link, deadline)
         if fatal and when == "completed":
             os.kill(os.getpid(), signal.SIGKILL)
 
