@@ -268,6 +268,7 @@ class Run:
         include: str | Sequence[str] | None = None,
         exclude: str | Sequence[str] | None = None,
         budget: float | None = None,
+        reduce: Literal["host", "device"] = "host",
     ) -> Watcher | None:
         """Record histograms and norms of parameters and gradients over all ranks, every `log_freq` optimizer steps.
 
@@ -287,6 +288,8 @@ class Run:
             exclude: patterns of parameters to leave out.
             budget: sample as often as this share of the training time allows, such as 0.01, instead of every
                 `log_freq` steps. What it came to is in `_tt/watch0/interval` and `_tt/watch0/share`.
+            reduce: "host" merges ranks over a private gloo group beside training. "device" uses the backend that
+                training uses: only if all ranks call watch and take every sample; it may wait for them.
 
         Returns:
             What to tell of tensors that no torch optimizer steps, with `Watcher.observe`; None if nothing is recorded.
@@ -315,6 +318,7 @@ class Run:
             include=include,
             exclude=exclude,
             budget=budget,
+            reduce=reduce,
             recorder=self._recorder,
             job=self._job,
             ordinal=self._watches,

@@ -92,7 +92,7 @@ STEPS: tuple[Step, ...] = (plain, clipped, clipped_by_value, in_a_closure, scale
 each_way = pytest.mark.parametrize("step", STEPS, ids=lambda step: step.__name__)
 
 
-def train(step: Step, watch: Callable[[nn.Module], None], dtype: torch.dtype = torch.float32) -> list[SyncGuard]:
+def train(step: Step, watch: Callable[[nn.Module], object], dtype: torch.dtype = torch.float32) -> list[SyncGuard]:
     """Four steps of a small model on the device; what was seen in each."""
     on: Any = {"device": "lazy:0", "dtype": dtype}
     guards = []

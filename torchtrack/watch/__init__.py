@@ -8,6 +8,8 @@ from __future__ import annotations
 from collections.abc import MutableMapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+import torch
+import torch.distributed as dist
 from torch import nn
 
 from torchtrack.watch import layout
@@ -31,6 +33,7 @@ def start(
     include: str | Sequence[str] | None,
     exclude: str | Sequence[str] | None,
     budget: Any,
+    reduce: Any,
     recorder: Recorder,
     job: Job | None,
     ordinal: int,
@@ -46,6 +49,7 @@ def start(
         include: patterns of names to watch.
         exclude: patterns of names to leave out.
         budget: the share of the training time that samples may take, instead of `log_freq`; None for none.
+        reduce: "host", or "device" for the backend that training uses.
         recorder: where rows go.
         job: the other ranks.
         ordinal: number of this watch in the run.
@@ -68,6 +72,8 @@ def start(
         raise TypeError(f"watch(budget=) takes a share of the training time such as 0.01, got {_describe(budget)}")
     if budget is not None and not 0 < budget < 1:
         raise ValueError(f"watch(budget=) takes a share between 0 and 1, such as 0.01 for 1 %, got {budget}")
+    if reduce not in ("host", "device"):
+        raise ValueError(f'watch(reduce=) takes "host" or "device", got {reduce!r}')
     if log is not None and not isinstance(log, str):
         raise TypeError(f'watch(log=) takes "all", "gradients", "parameters" or None, got {_describe(log)}')
     if log not in LOGS:
@@ -91,6 +97,7 @@ def start(
         ordinal,
         include,
         exclude,
+        _device(modules) if reduce == "device" else None,
     )
 
 
@@ -115,6 +122,13 @@ def _described(parameter: Any) -> dict[str, Any]:
         described["placements"] = [str(placement) for placement in parameter.placements]
         described["mesh"] = list(parameter.device_mesh.shape)
     return described
+
+
+def _device(models: Sequence[nn.Module]) -> torch.device:
+    if not (dist.is_available() and dist.is_initialized()):
+        raise ValueError('watch(reduce="device") needs torch.distributed.init_process_group() before it')
+    parameter = next((p for model in models for p in model.parameters()), None)
+    return torch.device("cpu") if parameter is None else parameter.device
 
 
 def _name(name: Any) -> str:

@@ -74,12 +74,12 @@ class Meeting:
         self._pause = _FIRST_PAUSE_S
         return Plan.decode(answer)
 
-    def group(self, give_up: Callable[[], bool]) -> Group:
-        """The private group of this generation."""
+    def group(self, plan: Plan, give_up: Callable[[], bool]) -> Group:
+        """The private group of this generation, for the ranks of a plan."""
         from torch.distributed.distributed_c10d import PrefixStore
 
         store = PrefixStore(f"{self._prefix}/{self._generation}/group", self._store)
-        return Group(store, self._rank, self._world_size, give_up)
+        return Group(store, self._rank, self._world_size, give_up, plan.nodes)
 
     def failed(self) -> None:
         """Begin a new generation, after a pause that grows while nothing is agreed: a store that died stays dead."""

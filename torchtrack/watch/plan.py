@@ -97,6 +97,7 @@ class Plan:
         start: the first sample it holds for.
         world_size: ranks that share the work.
         digest: 48-bit number of all of it; two ranks merge only under equal plans.
+        nodes: on which node each rank runs.
         shares: by parameter, what this rank counts.
         regions: who holds what; known to the rank that made the plan only.
     """
@@ -106,6 +107,7 @@ class Plan:
     start: int
     world_size: int
     digest: int
+    nodes: tuple[int, ...]
     shares: dict[str, Share]
     regions: tuple[Replicas, ...] | None = None
 
@@ -134,16 +136,17 @@ class Plan:
 
     def encode(self, shares: Mapping[str, Share]) -> bytes:
         """As bytes for a rank whose shares these are."""
-        content = [self.rows, self.numels, self.start, self.world_size, self.digest]
+        content = [self.rows, self.numels, self.start, self.world_size, self.digest, self.nodes]
         cut = {name: [share.key, share.count, share.at, share.lo, share.hi] for name, share in shares.items()}
         return zlib.compress(json.dumps([*content, cut]).encode())
 
     @classmethod
     def decode(cls, data: bytes) -> Plan:
         """From the bytes of the rank that made it."""
-        rows, numels, start, world_size, digest, cut = json.loads(zlib.decompress(data))
+        rows, numels, start, world_size, digest, nodes, cut = json.loads(zlib.decompress(data))
         shares = {name: Share(*share) for name, share in cut.items()}
-        return cls(tuple((kind, name) for kind, name in rows), numels, start, world_size, digest, shares)
+        keys = tuple((kind, name) for kind, name in rows)
+        return cls(keys, numels, start, world_size, digest, tuple(nodes), shares)
 
     def shares_by_rank(self) -> list[dict[str, Share]]:
         """What each rank counts of what it holds, by rank; of a plan whose regions are known."""
@@ -204,21 +207,25 @@ class Offer:
     """By parameter: which part of it is here."""
     samples: dict[int, dict[str, str]]
     """Digests of its last wholly counted samples."""
+    node: int = 0
+    """The node it runs on."""
 
     def encode(self) -> bytes:
         """As bytes for the exchange."""
         held = {name: [r.numel, r.key, r.lo, r.count] for name, r in self.held.items()}
-        return zlib.compress(json.dumps([self.next_sample, self.rows, held, list(self.samples.items())]).encode())
+        content = [self.next_sample, self.rows, held, list(self.samples.items()), self.node]
+        return zlib.compress(json.dumps(content).encode())
 
     @classmethod
     def decode(cls, data: bytes) -> Offer:
         """From the bytes of another rank."""
-        next_sample, rows, held, samples = json.loads(zlib.decompress(data))
+        next_sample, rows, held, samples, node = json.loads(zlib.decompress(data))
         return cls(
             next_sample,
             tuple((kind, name) for kind, name in rows),
             {name: Region(*region) for name, region in held.items()},
             {int(number): digests for number, digests in samples},
+            node,
         )
 
 
@@ -245,7 +252,8 @@ def agree(offers: Sequence[Offer]) -> Plan | None:
     described = [[r.name, r.key, r.lo, r.count, r.ranks] for r in regions]
     content = json.dumps([rows, described, start, len(offers)]).encode()
     digest = int.from_bytes(hashlib.blake2s(content, digest_size=6).digest(), "little")
-    return Plan(rows, numels, start, len(offers), digest, {}, tuple(regions))
+    nodes = tuple(offer.node for offer in offers)
+    return Plan(rows, numels, start, len(offers), digest, nodes, {}, tuple(regions))
 
 
 def _replicas(name: str, offers: Sequence[Offer], newest: Sequence[int]) -> list[Replicas]:

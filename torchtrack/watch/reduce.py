@@ -20,8 +20,10 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
+import torch
 
 from torchtrack import guard, records
+from torchtrack.watch.device_group import DeviceGroup
 from torchtrack.watch.group import FAILURES, Group, may_connect
 from torchtrack.watch.layout import KINDS, Region
 from torchtrack.watch.meeting import Meeting
@@ -60,6 +62,7 @@ class Merger:
         ordinal: number of this watch in the run, the same on every rank.
         kinds: what is counted; only ranks that count the same merge.
         schedule: how often; only ranks with the same frequency or budget merge.
+        device: where to merge with the backend that training uses; None for the host. Collective: all ranks or none.
     """
 
     def __init__(
@@ -69,6 +72,7 @@ class Merger:
         ordinal: int,
         kinds: Sequence[str] = KINDS,
         schedule: Schedule | None = None,
+        device: torch.device | None = None,
     ) -> None:
         self.plan: Plan | None = None
         self.dropped_samples = 0
@@ -91,7 +95,8 @@ class Merger:
         self._awaiting: deque[tuple[Sample, list[Counted], bool]] = deque()
         self._retained: deque[tuple[float, Sample, Counted]] = deque()
         self._meeting: Meeting | None = None
-        self._group: Group | None = None
+        self._group: Group | DeviceGroup | None = None
+        self._device_group = None if device is None else DeviceGroup(device, self._gives_up)
         self._digests: dict[int, dict[str, str]] = {}
         self._held: dict[str, Region] = {}
         self._rows: dict[RowKey, None] = {}
@@ -242,8 +247,6 @@ class Merger:
                 return None
 
     def _all_reduce(self, array: np.ndarray[Any, Any], op: str) -> None:
-        import torch
-
         assert self._group is not None  # noqa: S101
         self._waits_since = time.monotonic()
         self._group.all_reduce(torch.from_numpy(array), op, TURN_TIMEOUT_S)
@@ -289,10 +292,12 @@ class Merger:
                 self._meeting = Meeting.join(self._job, self._ordinal, self._terms)
             if self._meeting is None:
                 return
-            offer = Offer(self.next_sample, tuple(self._rows), dict(self._held), dict(self._digests))
+            samples = dict(self._digests)
+            offer = Offer(self.next_sample, tuple(self._rows), dict(self._held), samples, identity.node)
             plan = self._meeting.agree(offer)
             if plan is not None:
-                self._group = self._meeting.group(self._gives_up)
+                on_device = self._device_group is not None and not self._device_group.broken
+                self._group = self._device_group if on_device else self._meeting.group(plan, self._gives_up)
                 self.plan = plan
                 self._failures = 0
         except FAILURES as error:

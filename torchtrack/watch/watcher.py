@@ -99,6 +99,7 @@ class Watcher:
         ordinal: number of this watch in the run.
         include: patterns (as in fnmatch) of names to watch; empty for all.
         exclude: patterns of names to leave out.
+        device: where ranks merge with the backend that training uses; None for the host.
     """
 
     def __init__(
@@ -111,6 +112,7 @@ class Watcher:
         ordinal: int,
         include: Sequence[str] = (),
         exclude: Sequence[str] = (),
+        device: torch.device | None = None,
     ) -> None:
         self.models = list(models)
         self.kinds = tuple(kinds)
@@ -130,7 +132,7 @@ class Watcher:
         self._told: set[str] = set()
         self._host_s = 0.0
         self._spans: list[tuple[Any, Any]] = []
-        self.merger = Merger(recorder, job, ordinal, self.kinds, schedule)
+        self.merger = Merger(recorder, job, ordinal, self.kinds, schedule, device)
         if self.kinds:
             self.merger.start()
             hooks.add(self)
