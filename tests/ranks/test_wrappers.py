@@ -92,8 +92,12 @@ def test_rows_are_those_of_the_unsharded_tensors(tmp_path: Path, name: str) -> N
     for kind in ("gradient", "parameter"):
         rows = {(row["sample"], row["name"]): row for row in run.tensors(kind).to_pylist()}
         expected = {(step, n): histogram for (k, step, n), histogram in truth.items() if k == kind}
-        assert set(rows) == set(expected)
+        assert set(rows) <= set(expected)
         merged = [key for key, row in rows.items() if row["ranks"] == len(results)]
+        late = set(expected) - set(rows)
+        if (name, kind) == ("sequence parallel", "gradient"):  # summands are added up once ranks have met
+            late = {key for key in late if not (".norm." in key[1] and key[0] < min(merged)[0])}
+        assert late == set()
         assert len({step for step, _ in merged}) >= MERGED
         for key in merged if parts == "stack" else rows:
             row, histogram = rows[key], expected[key]

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 
 from torchtrack.api.tensors import parse_covers
 from torchtrack.histogram import ZERO
-from torchtrack.watch.layout import Region
-from torchtrack.watch.plan import Offer, Plan, agree, format_covers, row_digests
+from torchtrack.watch.layout import Region, Summand
+from torchtrack.watch.plan import MAX_SUMMED, Offer, Plan, Summed, agree, format_covers, row_digests
 from torchtrack.watch.rows import SUMS
 
 NAMES = [f"layer{i}.weight" for i in range(6)]
@@ -214,6 +214,20 @@ def test_rows_of_moments_follow_their_parameter_and_activations_need_none() -> N
     rows = (("optimizer", "a.weight.exp_avg"), ("activation", "a"), ("optimizer", "gone.exp_avg"))
     plan = made([Offer(1, rows, held, {0: {"a.weight": "x"}})] * 2)
     assert plan.rows == (("activation", "a"), ("optimizer", "a.weight.exp_avg"))
+
+
+def test_a_gradient_that_is_yet_to_be_added_up_takes_one_summand_of_each_rank_that_differs() -> None:
+    offers = [
+        Offer(1, (), {}, {0: {}}, summands={"norm": Summand(8, "", f"{rank % 2}/2", 8, "float32")}) for rank in range(4)
+    ]
+    assert made(offers).summed == (Summed("norm", 8, "", 8, "float32", (0, 1)),)
+    assert made(offers[:1]).summed == ()  # the other summand is on no rank that watches
+
+
+def test_gradients_to_be_added_up_travel_only_while_they_are_small() -> None:
+    sizes = {"small": 8, "large": MAX_SUMMED}
+    summands = {name: Summand(n, "", "0/1", n, "float32") for name, n in sizes.items()}
+    assert [s.name for s in made([Offer(1, (), {}, {0: {}}, summands=summands)]).summed] == ["small"]
 
 
 def row(**buckets: int) -> np.ndarray[Any, Any]:

@@ -168,7 +168,7 @@ def test_the_zeros_a_sparse_gradient_does_not_store_are_counted(watched: Watched
 
 def share_out(monkeypatch: pytest.MonkeyPatch, share: tuple[int, int], numel: int) -> None:
     """As if the ranks had agreed that this one counts these elements of the tensor `w`."""
-    plan = Plan((), {"w": numel}, 0, 2, 1, (0, 0), {"w": Share("", numel, share[0], *share)})
+    plan = Plan((), {"w": numel}, 0, 2, 1, (0, 0), (), {"w": Share("", numel, share[0], *share)})
     monkeypatch.setattr(Watcher, "_plan", lambda *_: plan)
 
 

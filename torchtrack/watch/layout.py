@@ -42,6 +42,25 @@ class Region:
 
 
 @dataclass(frozen=True, slots=True)
+class Summand:
+    """What one rank holds of a gradient that is a sum over ranks which nobody has taken yet (DTensor's Partial).
+
+    Attributes:
+        numel: elements of the whole tensor.
+        key: which shard of it, as in `Region`.
+        place: which summand; ranks that hold equal ones share it.
+        count: how many elements.
+        dtype: what the sum is rounded to, by its name in torch.
+    """
+
+    numel: int
+    key: str
+    place: str
+    count: int
+    dtype: str
+
+
+@dataclass(frozen=True, slots=True)
 class Shard:
     """Which part of a tensor `Watcher.observe` is given, where an optimizer has cut it up by its own rules.
 
@@ -107,6 +126,17 @@ def is_dtensor(tensor: torch.Tensor) -> bool:
 def is_partial(tensor: Any) -> bool:
     """Whether a tensor is a DTensor that ranks have yet to add up: its parts say nothing about its elements."""
     return is_dtensor(tensor) and any(placement.is_partial() for placement in tensor.placements)
+
+
+def summand_of(tensor: Any) -> Summand | None:
+    """What this rank holds of a partial tensor; None if it is to be reduced otherwise than by adding up."""
+    coordinate = tensor.device_mesh.get_coordinate()
+    partial = [i for i, placement in enumerate(tensor.placements) if placement.is_partial()]
+    if coordinate is None or any(tensor.placements[i].reduce_op != "sum" for i in partial):
+        return None
+    place = "+".join(f"{coordinate[i]}/{tensor.device_mesh.size(i)}" for i in partial)
+    region = region_of(tensor)
+    return Summand(region.numel, region.key, place, region.count, str(tensor.dtype).removeprefix("torch."))
 
 
 def is_2_norm(total: Any) -> bool:

@@ -1,14 +1,19 @@
-"""A sample as the two buffers of a turn: what MAX merges, and what SUM merges."""
+"""A sample as the buffers of a turn: what MAX merges, what SUM merges, and now and then elements to be added up."""
 
 from __future__ import annotations
 
-from typing import Any, Final
+import itertools
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
+import torch
 
-from torchtrack.histogram import NUM_BUCKETS
-from torchtrack.watch.plan import OWN_ELEMENTS, Plan, base_name
+from torchtrack.histogram import NUM_BUCKETS, Histogram
+from torchtrack.watch.plan import OWN_ELEMENTS, Plan, Summed, base_name, format_covers
 from torchtrack.watch.rows import MAXES, SUMS, Counted
+
+if TYPE_CHECKING:
+    from torchtrack.watch.sample import Sample
 
 HEADER: Final = 7
 """Numbers before the rows of the MAX buffer: sample, -sample, plan, -plan, whether a rank asks for another plan, the
@@ -50,6 +55,11 @@ class Packed:
     def _maxes(self) -> np.ndarray[Any, Any]:
         return self.maxes[HEADER:].reshape(-1, MAX_COLUMNS)
 
+    @property
+    def all_present(self) -> bool:
+        """Whether every rank gave its part; after the all-reduce."""
+        return bool((self.sums[: self._plan.world_size] > 0).all())
+
     def merged(self) -> Counted | None:
         """The merged rows after both all-reduces; None if this rank cannot tell what they cover."""
         present = np.flatnonzero(self.sums[: self._plan.world_size] > 0).tolist()
@@ -70,4 +80,38 @@ class Packed:
             [STAGES[int(max(stage, 0))] for stage in maxes[:, MAXES]],
             [True] * len(covers),
             len(present),
+        )
+
+
+class Sums:
+    """The third buffer, where a plan has gradients that are added up before they are counted: their elements."""
+
+    def __init__(self, plan: Plan, rank: int, sample: Sample) -> None:
+        self._plan = plan
+        self._ends = list(itertools.accumulate((s.count for s in plan.summed), initial=0))
+        self.values = np.zeros(self._ends[-1])
+        self._stages: dict[str, str] = {}
+        for summed, begin in zip(plan.summed, self._ends, strict=False):
+            if rank in summed.ranks and summed.name in sample.summands:
+                self._stages[summed.name], copy = sample.summands[summed.name]
+                self.values[begin : begin + summed.count] = copy.numpy()
+
+    def counted(self) -> Counted:
+        """The rows of the sums, after the all-reduce."""
+        rows = [self._row(s, begin) for s, begin in zip(self._plan.summed, self._ends, strict=False)]
+        return Counted.joined(rows).added_up()
+
+    def _row(self, summed: Summed, begin: int) -> Counted:
+        values = torch.from_numpy(self.values[begin : begin + summed.count]).to(getattr(torch, summed.dtype))
+        histogram = Histogram.of(values.double().numpy())
+        whole = sum(other.count for other in self._plan.summed if other.name == summed.name) == summed.numel
+        return Counted(
+            [("gradient", summed.name)],
+            np.concatenate([histogram.counts, [histogram.sum, histogram.sum_sq]])[None],
+            np.array([[histogram.max, -histogram.min]]),
+            [summed.numel],
+            ["" if whole else format_covers([(summed.key, 0, summed.count)])],
+            [self._stages.get(summed.name, "step")],
+            [True],
+            self._plan.world_size,
         )

@@ -14,18 +14,21 @@ import functools
 import hashlib
 import itertools
 import json
+import math
 import zlib
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Final
 
 import numpy as np
 
 from torchtrack.histogram import NUM_BUCKETS, ZERO
-from torchtrack.watch.layout import Region
+from torchtrack.watch.layout import Region, Summand
 
 RowKey = tuple[str, str]
 """(kind, name) of a row."""
+MAX_SUMMED: Final = 1 << 20
+"""Elements that travel whole because they have to be added up first: 8 MiB, the LayerNorms of a large model."""
 OWN_ELEMENTS: Final = frozenset(("activation",))
 """Kinds whose elements are each rank's own, a new number of them at every sample."""
 
@@ -87,6 +90,27 @@ class Replicas:
     ranks: tuple[int, ...]
 
 
+@dataclass(frozen=True, slots=True)
+class Summed:
+    """A shard of a gradient whose summands are added up before it can be counted.
+
+    Attributes:
+        name: the parameter.
+        numel: elements of the whole tensor.
+        key: which shard of it.
+        count: elements of the shard.
+        dtype: what the sum is rounded to.
+        ranks: who gives a summand; one of those that hold the same.
+    """
+
+    name: str
+    numel: int
+    key: str
+    count: int
+    dtype: str
+    ranks: tuple[int, ...]
+
+
 @dataclass(frozen=True)
 class Plan:
     """Who counts what, the same on every rank but for the shares.
@@ -98,6 +122,7 @@ class Plan:
         world_size: ranks that share the work.
         digest: 48-bit number of all of it; two ranks merge only under equal plans.
         nodes: on which node each rank runs.
+        summed: what has to be added up first, in the order of the buffer.
         shares: by parameter, what this rank counts.
         regions: who holds what; known to the rank that made the plan only.
     """
@@ -108,6 +133,7 @@ class Plan:
     world_size: int
     digest: int
     nodes: tuple[int, ...]
+    summed: tuple[Summed, ...]
     shares: dict[str, Share]
     regions: tuple[Replicas, ...] | None = None
 
@@ -137,16 +163,17 @@ class Plan:
     def encode(self, shares: Mapping[str, Share]) -> bytes:
         """As bytes for a rank whose shares these are."""
         content = [self.rows, self.numels, self.start, self.world_size, self.digest, self.nodes]
+        content.append([[s.name, s.numel, s.key, s.count, s.dtype, s.ranks] for s in self.summed])
         cut = {name: [share.key, share.count, share.at, share.lo, share.hi] for name, share in shares.items()}
         return zlib.compress(json.dumps([*content, cut]).encode())
 
     @classmethod
     def decode(cls, data: bytes) -> Plan:
         """From the bytes of the rank that made it."""
-        rows, numels, start, world_size, digest, nodes, cut = json.loads(zlib.decompress(data))
+        rows, numels, start, world_size, digest, nodes, summed, cut = json.loads(zlib.decompress(data))
         shares = {name: Share(*share) for name, share in cut.items()}
         keys = tuple((kind, name) for kind, name in rows)
-        return cls(keys, numels, start, world_size, digest, tuple(nodes), shares)
+        return cls(keys, numels, start, world_size, digest, tuple(nodes), _summed(summed), shares)
 
     def shares_by_rank(self) -> list[dict[str, Share]]:
         """What each rank counts of what it holds, by rank; of a plan whose regions are known."""
@@ -157,6 +184,12 @@ class Plan:
         for name, rank, share in _shared_out(self.regions or ()):
             by_rank[rank][name] = share
         return by_rank
+
+
+def _summed(content: Iterable[Any]) -> tuple[Summed, ...]:
+    return tuple(
+        Summed(name, numel, key, count, dtype, tuple(ranks)) for name, numel, key, count, dtype, ranks in content
+    )
 
 
 def _shared_out(regions: Sequence[Replicas]) -> Iterable[tuple[str, int, Share]]:
@@ -209,23 +242,27 @@ class Offer:
     """Digests of its last wholly counted samples."""
     node: int = 0
     """The node it runs on."""
+    summands: dict[str, Summand] = field(default_factory=dict)
+    """By parameter: what is here of a gradient that is yet to be added up."""
 
     def encode(self) -> bytes:
         """As bytes for the exchange."""
         held = {name: [r.numel, r.key, r.lo, r.count] for name, r in self.held.items()}
-        content = [self.next_sample, self.rows, held, list(self.samples.items()), self.node]
+        summands = {name: [s.numel, s.key, s.place, s.count, s.dtype] for name, s in self.summands.items()}
+        content = [self.next_sample, self.rows, held, list(self.samples.items()), self.node, summands]
         return zlib.compress(json.dumps(content).encode())
 
     @classmethod
     def decode(cls, data: bytes) -> Offer:
         """From the bytes of another rank."""
-        next_sample, rows, held, samples, node = json.loads(zlib.decompress(data))
+        next_sample, rows, held, samples, node, summands = json.loads(zlib.decompress(data))
         return cls(
             next_sample,
             tuple((kind, name) for kind, name in rows),
             {name: Region(*region) for name, region in held.items()},
             {int(number): digests for number, digests in samples},
             node,
+            {name: Summand(*summand) for name, summand in summands.items()},
         )
 
 
@@ -249,11 +286,27 @@ def agree(offers: Sequence[Offer]) -> Plan | None:
     wanted = set[RowKey]().union(*(offer.rows for offer in offers))
     rows = tuple(sorted(key for key in wanted if key[0] in OWN_ELEMENTS or base_name(key) in numels))
     start = max(offer.next_sample for offer in offers) + 1
-    described = [[r.name, r.key, r.lo, r.count, r.ranks] for r in regions]
+    summed = tuple(_to_add_up(offers))
+    described: list[Any] = [[r.name, r.key, r.lo, r.count, r.ranks] for r in regions]
+    described += [[s.name, s.key, s.count, s.dtype, s.ranks] for s in summed]
     content = json.dumps([rows, described, start, len(offers)]).encode()
     digest = int.from_bytes(hashlib.blake2s(content, digest_size=6).digest(), "little")
     nodes = tuple(offer.node for offer in offers)
-    return Plan(rows, numels, start, len(offers), digest, nodes, {}, tuple(regions))
+    return Plan(rows, numels, start, len(offers), digest, nodes, summed, {}, tuple(regions))
+
+
+def _to_add_up(offers: Sequence[Offer]) -> Iterable[Summed]:
+    """Every sum whose summands are all there, the smallest first while they fit: they travel as they are."""
+    found: dict[tuple[str, int, str, int, str], dict[str, int]] = {}
+    for rank, offer in enumerate(offers):
+        for name, s in offer.summands.items():
+            found.setdefault((name, s.numel, s.key, s.count, s.dtype), {}).setdefault(s.place, rank)
+    room = MAX_SUMMED
+    for (name, numel, key, count, dtype), places in sorted(found.items(), key=lambda item: (item[0][3], item[0])):
+        terms = math.prod(int(part.split("/")[1]) for part in next(iter(places)).split("+"))
+        room -= count
+        if room >= 0 and len(places) == terms:
+            yield Summed(name, numel, key, count, dtype, tuple(sorted(places.values())))
 
 
 def _replicas(name: str, offers: Sequence[Offer], newest: Sequence[int]) -> list[Replicas]:

@@ -25,9 +25,9 @@ import torch
 from torchtrack import guard, records
 from torchtrack.watch.device_group import DeviceGroup
 from torchtrack.watch.group import FAILURES, Group, may_connect
-from torchtrack.watch.layout import KINDS, Region
+from torchtrack.watch.layout import KINDS, Region, Summand
 from torchtrack.watch.meeting import Meeting
-from torchtrack.watch.packed import HEADER, Packed
+from torchtrack.watch.packed import HEADER, Packed, Sums
 from torchtrack.watch.plan import Offer, Plan, RowKey, base_name, row_digests
 from torchtrack.watch.rows import Counted, tensors_batch
 from torchtrack.watch.schedule import Schedule
@@ -99,6 +99,7 @@ class Merger:
         self._device_group = None if device is None else DeviceGroup(device, self._gives_up)
         self._digests: dict[int, dict[str, str]] = {}
         self._held: dict[str, Region] = {}
+        self._summands: dict[str, Summand] = {}
         self._rows: dict[RowKey, None] = {}
         self._telling = False
         """Whether what is remembered can tell replicas from tensors that are only equal so far."""
@@ -196,12 +197,16 @@ class Merger:
 
     def _turn(self, sample: Sample, counted: Counted | None) -> None:
         assert self.plan is not None  # noqa: S101  # _take checked it
-        packed = Packed(self.plan, counted)
+        packed, sums = Packed(self.plan, counted), Sums(self.plan, self._rank(), sample)
+        if sample.offered:
+            packed.replan = 1.0
         try:
             header = self._align(sample, packed)
             if header is not None:
                 packed.sums[self._rank()] = 0.0 if sample.dropped else 1.0
                 self._all_reduce(packed.sums, "sum")
+                if sums.values.size:
+                    self._all_reduce(sums.values, "sum")
         except FAILURES as error:
             logger.debug("torchtrack writes unmerged rows: %s", error)
             self._disband(write_retained=True)
@@ -212,6 +217,8 @@ class Merger:
         self.merged_samples += 1
         self._schedule.agree(int(header[5]), int(header[6]))
         merged, rest = packed.merged(), [packed.rest] if packed.rest else []
+        if merged is not None and sums.values.size and packed.all_present:
+            merged = Counted.joined([merged, sums.counted()])
         if self._rank() == 0:
             self._emit(sample, [merged, *rest] if merged else rest)
         else:
@@ -262,6 +269,7 @@ class Merger:
         if self._job.identity.world_size < 2 and not self._job.identity.provisional:
             return
         self._held.update(sample.held)
+        self._summands.update(sample.offered)
         self._rows.update(dict.fromkeys(counted.keys))
         rows = {key: counted.sums[i] for i, key in enumerate(counted.keys)}
         digests = row_digests(sorted({base_name(key) for key in rows} & sample.held.keys()), rows)
@@ -293,7 +301,9 @@ class Merger:
             if self._meeting is None:
                 return
             samples = dict(self._digests)
-            offer = Offer(self.next_sample, tuple(self._rows), dict(self._held), samples, identity.node)
+            offer = Offer(
+                self.next_sample, tuple(self._rows), dict(self._held), samples, identity.node, dict(self._summands)
+            )
             plan = self._meeting.agree(offer)
             if plan is not None:
                 on_device = self._device_group is not None and not self._device_group.broken

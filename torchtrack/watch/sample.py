@@ -16,7 +16,7 @@ from torchtrack.watch.rows import SUMS, Counted
 if TYPE_CHECKING:
     from torchtrack.recorder import Ticket
     from torchtrack.watch.drain import HostCopy
-    from torchtrack.watch.layout import Region
+    from torchtrack.watch.layout import Region, Summand
     from torchtrack.watch.plan import Plan
 
 
@@ -82,6 +82,8 @@ class Sample:
         plan: whose shares its rows are; None if every tensor was counted whole.
         picks: which rows of which parts.
         held: by parameter, which part of it this rank holds; of a sample without a plan.
+        summands: by parameter, stage and elements of a gradient that the plan wants added up before it is counted.
+        offered: by parameter, such a gradient that no plan knows of yet.
         scalars: metrics that come with it.
         max_norm: the norm that gradients were clipped to, where the coefficient has to be told from the merged norm.
         found_inf: whether the scaler will leave the step out.
@@ -94,6 +96,8 @@ class Sample:
     plan: Plan | None
     picks: list[tuple[Part, list[int]]] = field(default_factory=list)
     held: dict[str, Region] = field(default_factory=dict)
+    summands: dict[str, tuple[str, HostCopy]] = field(default_factory=dict)
+    offered: dict[str, Summand] = field(default_factory=dict)
     scalars: list[tuple[str, HostCopy]] = field(default_factory=list)
     max_norm: float | None = None
     found_inf: HostCopy | None = None
@@ -111,7 +115,8 @@ class Sample:
 
     def drop(self) -> None:
         """Let go of all that was counted: a turn goes on with zeros in its place."""
-        self.dropped, self.picks, self.scalars, self.found_inf, self.spans = True, [], [], None, []
+        self.dropped, self.picks, self.summands, self.scalars = True, [], {}, []
+        self.found_inf, self.spans = None, []
 
     def cost_s(self) -> float:
         """What it cost: the time of the training thread or that of the device, whichever is longer; once `ready`."""
@@ -122,7 +127,7 @@ class Sample:
         """Whether everything is on the host."""
         return (
             all(part.ready() for part, _ in self.picks)
-            and all(copy.ready() for _, copy in self.scalars)
+            and all(copy.ready() for _, copy in (*self.scalars, *self.summands.values()))
             and (self.found_inf is None or self.found_inf.ready())
         )
 

@@ -19,7 +19,7 @@ from torch.optim.optimizer import Optimizer
 from torchtrack import guard
 from torchtrack.watch import hooks, kernels, layout
 from torchtrack.watch.drain import HostCopy
-from torchtrack.watch.layout import Held, Shard
+from torchtrack.watch.layout import Held, Shard, Summand
 from torchtrack.watch.plan import Plan
 from torchtrack.watch.reduce import Merger
 from torchtrack.watch.sample import Part, Sample
@@ -125,6 +125,8 @@ class Watcher:
         self._observed: Sample | None = None
         self._observed_steps = 0
         self._clipped: dict[str, _Clipped] = {}
+        self._summands: dict[str, tuple[str, HostCopy]] = {}
+        self._offered: dict[str, Summand] = {}
         self._coefficients: list[HostCopy] = []
         self._max_norm: float | None = None
         self._owners: dict[int, _Count] = {}
@@ -431,6 +433,8 @@ class Watcher:
         self._add(sample, todo, None)
         if sample.plan is None:
             sample.held |= {held.name: held.region(held.parameter) for held in every}
+        sample.summands = {h.name: self._summands.pop(h.name) for h in own if h.name in self._summands}
+        sample.offered, self._offered = self._offered, {}
         if isinstance(found_inf, torch.Tensor):
             sample.found_inf = HostCopy(found_inf.detach().clone())
         sample.scalars += [("watch/clip_coef", copy) for copy in self._coefficients]
@@ -468,7 +472,7 @@ class Watcher:
             if clipped is not None and clipped.is_last_of(held.parameter) and not scaled:
                 kept.setdefault(id(clipped.part), (clipped.part, []))[1].append(clipped.row)
                 plans.append(clipped.plan)
-            else:
+            elif held.name not in self._summands or scaled:
                 todo += _gradient(held)
         sample.picks += kept.values()
         if kept:  # counted at the clip: a plan that came since must not be mixed in
@@ -506,6 +510,9 @@ class Watcher:
         for item in todo:
             if not self._countable(item.name, item.tensor):
                 continue
+            if layout.is_partial(item.tensor):
+                self._keep_summand(item, stage, plan, multiplier)
+                continue
             local = item.held.local(item.tensor)
             if local is None or not self._dense(item.name, local):
                 continue
@@ -539,9 +546,20 @@ class Watcher:
     def _countable(self, name: str, tensor: torch.Tensor) -> bool:
         if not tensor.is_floating_point():
             return self._tell(name, f"has dtype {tensor.dtype}; only real floating point is counted")
-        if layout.is_partial(tensor):
-            return self._tell(name, "is a DTensor whose parts have yet to be added up (Partial)")
+        if layout.is_partial(tensor) and layout.summand_of(tensor) is None:
+            return self._tell(name, "is a DTensor whose parts have yet to be reduced, other than by adding them up")
         return True
+
+    def _keep_summand(self, item: _Item, stage: str, plan: Plan | None, multiplier: torch.Tensor | None) -> None:
+        """Ranks have yet to add a gradient up: to do so here would be a collective, so the merge thread does it."""
+        summand = layout.summand_of(item.tensor)
+        if summand is None:
+            return
+        if plan is None or not any(summed.name == item.name for summed in plan.summed):
+            self._offered[item.name] = summand
+            return
+        local = layout.local_part(item.tensor).detach().reshape(-1).to(torch.float32, copy=True)
+        self._summands[item.name] = stage, HostCopy(local if multiplier is None else local.mul_(multiplier))
 
     def _dense(self, name: str, tensor: torch.Tensor) -> bool:
         if tensor.layout not in (torch.strided, torch.sparse_coo):
@@ -560,6 +578,7 @@ class Watcher:
         self._end_backward()
         self._observed = None
         self._clipped.clear()
+        self._summands.clear()
         self._coefficients.clear()
         self._owners.clear()
 
