@@ -7,9 +7,9 @@ shard that DTensor describes (`fully_shard`, tensor parallelism, both), or a ran
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import torch
 from torch import nn
@@ -75,8 +75,7 @@ class Shard:
     key: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class Held:
+class Held(NamedTuple):
     """A named parameter as this rank holds it.
 
     Attributes:
@@ -100,13 +99,10 @@ class Held:
         """Of the whole tensor."""
         return self.parameter.shape if self.original is None else self.original
 
-    def local(self, tensor: torch.Tensor | None) -> torch.Tensor | None:
+    def local(self, tensor: torch.Tensor) -> torch.Tensor:
         """Of a tensor shaped as the parameter (itself, its gradient, its moments): what lies here, as plain tensor."""
-        if tensor is None:
-            return None
         if is_dtensor(tensor):
             tensor = local_part(tensor)
-        tensor = tensor.detach()
         return tensor if self.part is None else tensor.reshape(-1)[self.part[0] : self.part[1]]
 
     def region(self, tensor: torch.Tensor) -> Region:
@@ -193,58 +189,73 @@ def held_by(model: nn.Module, prefix: str = "") -> Iterator[Held]:
     A lazy module's parameters come when its first input has given them a shape.
     """
     inner = unwrap(model)
+    modules = list(_named_modules(inner))
     fully_sharded = sys.modules.get("torch.distributed.fsdp")
-    sharded = _sharded_parameters(inner, fully_sharded) if fully_sharded is not None else {}
-    flat: set[int] = set()
+    sharded: dict[tuple[int, str], torch.Tensor] = {}
+    told: set[int] = set()
     if fully_sharded is not None:
-        for path, module in inner.named_modules():
-            if isinstance(module, fully_sharded.FullyShardedDataParallel):
-                yield from _inside_flat(module, prefix + path, flat)
-    seen: set[int] = set()
-    for path, module in inner.named_modules():
+        for path, module in modules:
+            if isinstance(module, fully_sharded.FSDPModule):
+                sharded |= _sharded_parameters(module)
+            elif isinstance(module, fully_sharded.FullyShardedDataParallel):
+                yield from _inside_flat(module, prefix + path, told)
+    for path, module in modules:
+        if not module._parameters:
+            continue
+        owner = prefix + strip(f"{path}.") if path else prefix
         for name, registered in module._parameters.items():
             if registered is None:
                 continue
             parameter = sharded.get((id(module), name), registered) if sharded else registered
-            if id(parameter) in seen or id(parameter) in flat or is_lazy(parameter):
+            if id(parameter) in told or is_lazy(parameter):
                 continue
-            seen.add(id(parameter))
-            yield Held(prefix + strip(f"{path}.{name}" if path else name), parameter)
+            told.add(id(parameter))
+            yield Held(owner + name, parameter)
 
 
-def _sharded_parameters(model: nn.Module, fully_sharded: Any) -> Mapping[tuple[int, str], torch.Tensor]:
+def _named_modules(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """As `model.named_modules()`, whose nested generators cost more than all else at a sampled step."""
+    seen: set[int] = set()
+    stack = [("", model)]
+    while stack:
+        path, module = stack.pop()
+        if id(module) in seen:
+            continue
+        seen.add(id(module))
+        yield path, module
+        below = [(f"{path}.{name}" if path else name, m) for name, m in module._modules.items() if m is not None]
+        stack += reversed(below)
+
+
+def _sharded_parameters(module: Any) -> dict[tuple[int, str], torch.Tensor]:
     """(id of a module, name in it) -> what the optimizer holds, where `fully_shard` may have registered another."""
     found: dict[tuple[int, str], torch.Tensor] = {}
-    for module in model.modules():
-        if not isinstance(module, fully_sharded.FSDPModule):
-            continue
-        state: Any = module._get_fsdp_state()
-        groups = getattr(state, "_fsdp_param_groups", None)
-        if groups is None:  # torch before 2.12 has at most one
-            groups = [group] if (group := state._fsdp_param_group) is not None else []
-        for group in groups:
-            for parameter in group.fsdp_params:
-                info = parameter._module_info
-                owners = zip(
-                    [info.module, *info.shared_modules], [info.param_name, *info.shared_param_names], strict=True
-                )
-                found.update({(id(owner), name): parameter.sharded_param for owner, name in owners})
+    state: Any = module._get_fsdp_state()
+    groups = getattr(state, "_fsdp_param_groups", None)
+    if groups is None:  # torch before 2.12 has at most one
+        groups = [group] if (group := state._fsdp_param_group) is not None else []
+    for group in groups:
+        for parameter in group.fsdp_params:
+            info = parameter._module_info
+            owners = [info.module, *info.shared_modules]
+            names = [info.param_name, *info.shared_param_names]
+            found |= {(id(owner), name): parameter.sharded_param for owner, name in zip(owners, names, strict=True)}
     return found
 
 
-def _inside_flat(module: Any, path: str, flat: set[int]) -> Iterator[Held]:
+def _inside_flat(module: Any, path: str, told: set[int]) -> Iterator[Held]:
     """What this rank holds of the parameters inside the flat parameter of an FSDP1 module."""
     handle = module._handle
     if handle is None:
         return
     whole = handle.flat_param
-    flat.add(id(whole))
+    told.add(id(whole))
     originals = whole._params or [None] * len(whole._param_infos)  # None unless use_orig_params
     for info, shard, shape, original in zip(
         whole._param_infos, whole._shard_param_infos, whole._shapes, originals, strict=True
     ):
         if original is not None:
-            flat.add(id(original))
+            told.add(id(original))
         if not shard.in_shard:
             continue
         name = strip(".".join(filter(None, (path, info.module_name, info.param_name))))

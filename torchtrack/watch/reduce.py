@@ -107,6 +107,14 @@ class Merger:
         self._replan_at = 0
         self._replan_pause = _FIRST_REPLAN
 
+    @property
+    def alone(self) -> bool:
+        """Whether there is no other rank to merge with, and will be none."""
+        if self._job is None:
+            return True
+        identity = self._job.identity
+        return identity.world_size < 2 and not identity.provisional
+
     def start(self) -> None:
         """Start the thread."""
         self._thread.start()
@@ -264,9 +272,7 @@ class Merger:
     # -- agreeing ---------------------------------------------------------------------------------------------------
 
     def _remember(self, sample: Sample, counted: Counted) -> None:
-        if self._job is None or any(counted.planned):
-            return
-        if self._job.identity.world_size < 2 and not self._job.identity.provisional:
+        if self.alone or any(counted.planned):
             return
         self._held.update(sample.held)
         self._summands.update(sample.offered)

@@ -88,7 +88,7 @@ class Sample:
         max_norm: the norm that gradients were clipped to, where the coefficient has to be told from the merged norm.
         found_inf: whether the scaler will leave the step out.
         host_s: how long counting held up the training thread.
-        spans: events on the device before and behind each kernel, where they are timed.
+        events: on the device, before and behind each kernel, where they are timed.
     """
 
     number: int
@@ -104,7 +104,7 @@ class Sample:
     skipped: bool = False
     dropped: bool = False
     host_s: float = 0.0
-    spans: list[tuple[Any, Any]] = field(default_factory=list)
+    events: list[tuple[Any, Any]] = field(default_factory=list)
     time_ns: int = field(default_factory=time.time_ns)
     made_at: float = field(default_factory=time.monotonic)
 
@@ -116,11 +116,11 @@ class Sample:
     def drop(self) -> None:
         """Let go of all that was counted: a turn goes on with zeros in its place."""
         self.dropped, self.picks, self.summands, self.scalars = True, [], {}, []
-        self.found_inf, self.spans = None, []
+        self.found_inf, self.events = None, []
 
     def cost_s(self) -> float:
         """What it cost: the time of the training thread or that of the device, whichever is longer; once `ready`."""
-        device_ms = sum(float(before.elapsed_time(behind)) for before, behind in self.spans)
+        device_ms = sum(float(before.elapsed_time(behind)) for before, behind in self.events)
         return max(self.host_s, device_ms / 1e3)
 
     def ready(self) -> bool:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
 import fnmatch
 import logging
 import time
 import weakref
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final
 
 import torch
 from torch import nn
@@ -17,9 +16,10 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torch.optim.optimizer import Optimizer
 
 from torchtrack import guard
-from torchtrack.watch import hooks, kernels, layout
+from torchtrack.watch import hooks, layout
+from torchtrack.watch.counting import Counter, Item
 from torchtrack.watch.drain import HostCopy
-from torchtrack.watch.layout import Held, Shard, Summand
+from torchtrack.watch.layout import Held, Shard
 from torchtrack.watch.plan import Plan
 from torchtrack.watch.reduce import Merger
 from torchtrack.watch.sample import Part, Sample
@@ -33,15 +33,6 @@ LOGS: Final = {"all": layout.KINDS, "gradients": ("gradient",), "parameters": ("
 _UNCLAIMED_CLIPS: Final = 8
 """So many clippings are counted for an optimizer that has yet to show up; a hand-written update has none."""
 logger = logging.getLogger("torchtrack")
-
-
-class _Item(NamedTuple):
-    """Something to count: a tensor shaped as a parameter that this rank holds a part of."""
-
-    kind: str
-    name: str
-    held: Held
-    tensor: torch.Tensor
 
 
 @dataclass(slots=True)
@@ -124,16 +115,14 @@ class Watcher:
         self._in_backward = _InBackward()
         self._observed: Sample | None = None
         self._observed_steps = 0
+        self._holdings: dict[int, list[Held]] = {}
         self._clipped: dict[str, _Clipped] = {}
-        self._summands: dict[str, tuple[str, HostCopy]] = {}
-        self._offered: dict[str, Summand] = {}
         self._coefficients: list[HostCopy] = []
         self._max_norm: float | None = None
         self._owners: dict[int, _Count] = {}
         self._unclaimed = 0
-        self._told: set[str] = set()
+        self._counter = Counter(timed=schedule.budget is not None)
         self._host_s = 0.0
-        self._spans: list[tuple[Any, Any]] = []
         self.merger = Merger(recorder, job, ordinal, self.kinds, schedule, device)
         if self.kinds:
             self.merger.start()
@@ -166,8 +155,8 @@ class Watcher:
         due = self.schedule.is_due(count.steps if count.watched else count.seen)
         count.seen += 1
         if due:
-            held = self._held()
             stepped = _parameters(optimizer)
+            held = self._held_of(stepped)
             count.watched = any(id(p) in held for p in stepped)
             self._owners |= dict.fromkeys(map(id, stepped), count)
         if not count.watched:
@@ -183,13 +172,12 @@ class Watcher:
         if hooks.backward_pass() is not None:
             sample = self._in_backward.sample
             if sample is not None:
-                self._capture(sample, optimizer, {})
+                self._capture(sample, optimizer, None)
             return
         count = self._counts[optimizer]
         sample, count.sample = count.sample, None
         if sample is not None:
-            others = self._unowned(count) if "parameter" in self.kinds else {}
-            self._capture(sample, optimizer, others)
+            self._capture(sample, optimizer, count)
             self.merger.submit(sample)
 
     def skipped(self, optimizer: Optimizer) -> None:
@@ -213,7 +201,7 @@ class Watcher:
                 return None
         elif not any(c.watched and self._is_due(c, stepping) for c in counts):
             return None
-        held = self._held()
+        held = self._holdings = self._held()
         clipped = [p for p in parameters if p.grad is not None]
         due = [h for p in clipped if self._is_due(self._owner(p), stepping) for h in held.get(id(p), ())]
         if not due:
@@ -287,7 +275,7 @@ class Watcher:
         held = Held(name, tensor)
         if shard is not None:
             held = Held(name, tensor, None, torch.Size([shard.numel]), shard.lo, shard.key)
-        for part in self._count([_Item(kind, name, held, tensor)], stage, sample.plan, multiplier):
+        for part in self._counter.count([Item(kind, name, held, tensor)], stage, sample.plan, multiplier):
             sample.picks.append((part, list(range(len(part.keys)))))
         if sample.plan is None:
             sample.held[name] = held.region(tensor)
@@ -303,7 +291,7 @@ class Watcher:
             return
         sample.skipped = skipped
         sample.host_s, self._host_s = self._host_s, 0.0
-        sample.spans, self._spans = self._spans, []
+        sample.events, self._counter.events = self._counter.events, []
         self.merger.submit(sample)
 
     # -- optimizers inside the backward pass ------------------------------------------------------------------------
@@ -369,7 +357,7 @@ class Watcher:
             if before is None or not before.is_last_of(held.parameter):
                 self._clipped.pop(held.name, None)
                 todo += _gradient(held)
-        for part in self._count(todo, "pre_clip", plan):
+        for part in self._counter.count(todo, "pre_clip", plan):
             for row, (_, name) in enumerate(part.keys):
                 self._clipped[name] = _Clipped(part, row, plan)
 
@@ -393,48 +381,53 @@ class Watcher:
         plan = self.merger.plan
         return plan if plan is not None and number >= plan.start else None
 
+    def _held_of(self, parameters: Sequence[torch.Tensor]) -> dict[int, list[Held]]:
+        """What is held, as read at the clipping of this step if that knows these parameters."""
+        return self._holdings if all(id(p) in self._holdings for p in parameters) else self._held()
+
     def _held(self) -> dict[int, list[Held]]:
         """Id of every watched parameter -> what is held of it. Read anew: parameters may have been replaced."""
         by_id: dict[int, list[Held]] = {}
-        seen: set[tuple[int, str]] = set()
         for prefix, model in self.models:
             for held in layout.held_by(model, prefix):
-                key = id(held.parameter)
-                if key in by_id and held.part is None:
+                before = by_id.get(id(held.parameter))
+                if before is not None and (held.part is None or held in before):
                     continue  # shared between two models
-                if self._wanted(held.name) and (key, held.name) not in seen:
-                    seen.add((key, held.name))
-                    by_id.setdefault(key, []).append(held)
+                if self._wanted(held.name):
+                    by_id.setdefault(id(held.parameter), []).append(held)
         return by_id
 
     def _wanted(self, name: str) -> bool:
+        if not self._include and not self._exclude:
+            return True
         if self._include and not any(fnmatch.fnmatchcase(name, pattern) for pattern in self._include):
             return False
         return not any(fnmatch.fnmatchcase(name, pattern) for pattern in self._exclude)
 
-    def _capture(self, sample: Sample, optimizer: Optimizer, others: dict[str, Held]) -> None:
+    def _capture(self, sample: Sample, optimizer: Optimizer, count: _Count | None) -> None:
         """Add to a sample what one optimizer is about to use."""
-        by_id = self._held()
-        own = [held for p in _parameters(optimizer) for held in by_id.get(id(p), ())]
+        stepped = _parameters(optimizer)
+        by_id, self._holdings = self._held_of(stepped), {}
+        own = [held for p in stepped for held in by_id.get(id(p), ())]
+        others = self._unowned(count, by_id) if count is not None and "parameter" in self.kinds else []
         scale = getattr(optimizer, "grad_scale", None)
         multiplier = scale.detach().reciprocal() if isinstance(scale, torch.Tensor) else None
         found_inf = getattr(optimizer, "found_inf", None)
         begin = time.perf_counter()
-        todo: list[_Item] = []
-        names = {held.name for held in own}
-        every = [*own, *(held for name, held in others.items() if name not in names)]
+        todo: list[Item] = []
+        every = [*own, *others]
         if "gradient" in self.kinds:
             todo += self._unclipped_of(sample, own, scaled=multiplier is not None)
         if multiplier is not None:
             self._add(sample, todo, multiplier)
             todo = []
         if "parameter" in self.kinds:
-            todo += [_Item("parameter", held.name, held, held.parameter) for held in every]
+            todo += [Item("parameter", held.name, held, held.parameter) for held in every]
         self._add(sample, todo, None)
-        if sample.plan is None:
+        if sample.plan is None and not self.merger.alone:
             sample.held |= {held.name: held.region(held.parameter) for held in every}
-        sample.summands = {h.name: self._summands.pop(h.name) for h in own if h.name in self._summands}
-        sample.offered, self._offered = self._offered, {}
+        sample.summands = {h.name: self._counter.summands.pop(h.name) for h in own if h.name in self._counter.summands}
+        sample.offered, self._counter.offered = self._counter.offered, {}
         if isinstance(found_inf, torch.Tensor):
             sample.found_inf = HostCopy(found_inf.detach().clone())
         sample.scalars += [("watch/clip_coef", copy) for copy in self._coefficients]
@@ -442,7 +435,7 @@ class Watcher:
         self._coefficients = []
         self._charge(begin)
         sample.host_s, self._host_s = sample.host_s + self._host_s, 0.0
-        sample.spans, self._spans = sample.spans + self._spans, []
+        sample.events, self._counter.events = sample.events + self._counter.events, []
 
     def _charge(self, begin: float) -> None:
         """Count the time since then as what the sample under way costs."""
@@ -450,20 +443,7 @@ class Watcher:
         self._host_s += took
         self.schedule.took(took)
 
-    @contextlib.contextmanager
-    def _timed(self, device: torch.device) -> Iterator[None]:
-        """Measure on the device what is done inside; on the host it is measured as a whole."""
-        if self.schedule.budget is None or device.type == "cpu":
-            yield
-            return
-        module = torch.get_device_module(device.type)
-        before, behind = module.Event(enable_timing=True), module.Event(enable_timing=True)
-        before.record(module.current_stream(device))
-        yield
-        behind.record(module.current_stream(device))
-        self._spans.append((before, behind))
-
-    def _unclipped_of(self, sample: Sample, own: Sequence[Held], *, scaled: bool) -> list[_Item]:
+    def _unclipped_of(self, sample: Sample, own: Sequence[Held], *, scaled: bool) -> list[Item]:
         """Gradients that have yet to be counted; those counted at a clipping go into the sample."""
         kept: dict[int, tuple[Part, list[int]]] = {}
         plans, todo = [], []
@@ -472,113 +452,38 @@ class Watcher:
             if clipped is not None and clipped.is_last_of(held.parameter) and not scaled:
                 kept.setdefault(id(clipped.part), (clipped.part, []))[1].append(clipped.row)
                 plans.append(clipped.plan)
-            elif held.name not in self._summands or scaled:
+            elif held.name not in self._counter.summands or scaled:
                 todo += _gradient(held)
         sample.picks += kept.values()
         if kept:  # counted at the clip: a plan that came since must not be mixed in
             sample.plan = plans[0] if all(plan is plans[0] for plan in plans) else None
         return todo
 
-    def _unowned(self, first: _Count) -> dict[str, Held]:
+    def _unowned(self, first: _Count, by_id: dict[int, list[Held]]) -> list[Held]:
         """Parameters that no optimizer steps (frozen ones); they are counted with those of the first optimizer.
 
         At its first step the optimizers of the trainable ones may yet show up.
         """
         if self._leader() is not first:
-            return {}
+            return []
         owned = {id(p) for optimizer in self._counts for p in _parameters(optimizer)}
-        return {
-            held.name: held
-            for key, several in self._held().items()
+        return [
+            held
+            for key, several in by_id.items()
             for held in several
             if key not in owned and (first.steps > 1 or not held.parameter.requires_grad)
-        }
+        ]
 
-    def _add(self, sample: Sample, todo: Sequence[_Item], multiplier: torch.Tensor | None) -> None:
-        for part in self._count(todo, "step", sample.plan, multiplier):
+    def _add(self, sample: Sample, todo: Sequence[Item], multiplier: torch.Tensor | None) -> None:
+        for part in self._counter.count(todo, "step", sample.plan, multiplier):
             sample.picks.append((part, list(range(len(part.keys)))))
-
-    def _count(
-        self,
-        todo: Iterable[_Item],
-        stage: str,
-        plan: Plan | None,
-        multiplier: torch.Tensor | None = None,
-    ) -> list[Part]:
-        """One kernel call a device over this rank's share of each tensor."""
-        parts: dict[torch.device, tuple[Part, list[torch.Tensor]]] = {}
-        for item in todo:
-            if not self._countable(item.name, item.tensor):
-                continue
-            if layout.is_partial(item.tensor):
-                self._keep_summand(item, stage, plan, multiplier)
-                continue
-            local = item.held.local(item.tensor)
-            if local is None or not self._dense(item.name, local):
-                continue
-            share = plan.shares.get(item.held.name) if plan is not None else None
-            planned = plan is not None and share is not None and share.count == local.numel() and _is_aligned(item)
-            if planned and plan is not None and share is not None:
-                cut = (share.at, share.at + share.hi - share.lo)
-                span, numel = (share.key, share.lo, share.hi), plan.numels[item.held.name]
-                if local.is_sparse:  # to cut it would need its data on the host: who counts the first counts all
-                    cut = (0, share.count if cut[0] == 0 < cut[1] else 0)
-                    span = (share.key, share.lo, share.lo + cut[1])
-            else:
-                region = item.held.region(item.tensor)
-                cut, span, numel = (0, region.count), (region.key, region.lo, region.lo + region.count), region.numel
-            if cut[0] == cut[1]:
-                continue
-            part, views = parts.setdefault(local.device, (Part(stage), []))
-            view, implied_zeros = _elements(local, None if cut == (0, local.numel()) else cut)
-            part.keys.append((item.kind, item.name))
-            part.spans.append(span)
-            part.numels.append(numel)
-            part.planned.append(planned)
-            part.implied_zeros.append(implied_zeros)
-            views.append(view)
-        for device, (part, views) in parts.items():
-            with self._timed(device):
-                counts, moments = kernels.choose(device)(views, multiplier)
-            part.counts, part.moments = HostCopy(counts), HostCopy(moments)
-        return [part for part, _ in parts.values()]
-
-    def _countable(self, name: str, tensor: torch.Tensor) -> bool:
-        if not tensor.is_floating_point():
-            return self._tell(name, f"has dtype {tensor.dtype}; only real floating point is counted")
-        if layout.is_partial(tensor) and layout.summand_of(tensor) is None:
-            return self._tell(name, "is a DTensor whose parts have yet to be reduced, other than by adding them up")
-        return True
-
-    def _keep_summand(self, item: _Item, stage: str, plan: Plan | None, multiplier: torch.Tensor | None) -> None:
-        """Ranks have yet to add a gradient up: to do so here would be a collective, so the merge thread does it."""
-        summand = layout.summand_of(item.tensor)
-        if summand is None:
-            return
-        if plan is None or not any(summed.name == item.name for summed in plan.summed):
-            self._offered[item.name] = summand
-            return
-        local = layout.local_part(item.tensor).detach().reshape(-1).to(torch.float32, copy=True)
-        self._summands[item.name] = stage, HostCopy(local if multiplier is None else local.mul_(multiplier))
-
-    def _dense(self, name: str, tensor: torch.Tensor) -> bool:
-        if tensor.layout not in (torch.strided, torch.sparse_coo):
-            return self._tell(name, f"has layout {tensor.layout}; only strided and sparse_coo are counted")
-        if tensor.is_sparse and tensor.device.type != "cpu" and not tensor.is_coalesced():
-            return self._tell(name, "is sparse and not coalesced; to coalesce it would wait for the device")
-        return tensor.device.type != "meta"
-
-    def _tell(self, name: str, why: str) -> bool:
-        if why not in self._told:
-            self._told.add(why)
-            logger.warning("torchtrack watch leaves out %s and others like it: it %s", name, why)
-        return False
 
     def _forget(self) -> None:
         self._end_backward()
         self._observed = None
+        self._holdings = {}
         self._clipped.clear()
-        self._summands.clear()
+        self._counter.forget()
         self._coefficients.clear()
         self._owners.clear()
 
@@ -587,18 +492,9 @@ def _parameters(optimizer: Optimizer) -> list[torch.Tensor]:
     return [p for group in optimizer.param_groups for p in group["params"]]
 
 
-def _gradient(held: Held) -> list[_Item]:
+def _gradient(held: Held) -> list[Item]:
     gradient = held.parameter.grad
-    return [] if gradient is None else [_Item("gradient", held.name, held, gradient)]
-
-
-def _is_aligned(item: _Item) -> bool:
-    """Whether a tensor is distributed as its parameter is."""
-    if item.tensor is item.held.parameter or not layout.is_dtensor(item.tensor):
-        return True
-    tensor: Any = item.tensor
-    parameter: Any = item.held.parameter
-    return layout.is_dtensor(parameter) and bool(tensor.placements == parameter.placements)
+    return [] if gradient is None else [Item("gradient", held.name, held, gradient)]
 
 
 def _mark(gradient: torch.Tensor) -> tuple[Any, ...] | None:
@@ -613,12 +509,3 @@ def _mark(gradient: torch.Tensor) -> tuple[Any, ...] | None:
         return None
     storage = StorageWeakRef(gradient.untyped_storage())  # type: ignore[no-untyped-call]
     return storage, gradient.storage_offset(), gradient._version
-
-
-def _elements(tensor: torch.Tensor, part: tuple[int, int] | None) -> tuple[torch.Tensor, int]:
-    """The elements to count as a 1-D view, and how many zeros a sparse tensor does not store."""
-    if tensor.is_sparse:
-        values = tensor.coalesce().values().reshape(-1)
-        return values, tensor.numel() - values.numel()
-    view = layout.flat(tensor, whole=part is None)
-    return (view, 0) if part is None else (view[part[0] : part[1]], 0)

@@ -1,0 +1,180 @@
+"""From tensors to counted parts: this rank's share of each, in one kernel call a device."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections.abc import Iterable, Iterator
+from typing import Any, Final, NamedTuple
+
+import torch
+
+from torchtrack.watch import kernels, layout
+from torchtrack.watch.drain import HostCopy
+from torchtrack.watch.layout import Held, Summand
+from torchtrack.watch.plan import Plan
+from torchtrack.watch.sample import Part
+
+_PLAIN: Final = frozenset((torch.Tensor, torch.nn.Parameter))
+logger = logging.getLogger("torchtrack")
+
+
+class Item(NamedTuple):
+    """Something to count: a tensor shaped as a parameter that this rank holds a part of."""
+
+    kind: str
+    name: str
+    held: Held
+    tensor: torch.Tensor
+
+
+class _Cut(NamedTuple):
+    """What is counted of a local tensor: its elements [lo, hi), which are `span` of `numel` on all ranks."""
+
+    lo: int
+    hi: int
+    span: tuple[str, int, int]
+    numel: int
+    planned: bool
+
+
+class Counter:
+    """Counts tensors, on the training thread.
+
+    Args:
+        timed: measure on the device how long the kernels take.
+    """
+
+    def __init__(self, *, timed: bool = False) -> None:
+        self.summands: dict[str, tuple[str, HostCopy]] = {}
+        """By parameter: stage and elements of a gradient that is added up before it is counted."""
+        self.offered: dict[str, Summand] = {}
+        """By parameter: such a gradient that no plan knows of yet."""
+        self.events: list[tuple[Any, Any]] = []
+        """On the device: before and behind each kernel call."""
+        self._timed = timed
+        self._told: set[str] = set()
+
+    @torch.no_grad()
+    def count(
+        self, items: Iterable[Item], stage: str, plan: Plan | None, multiplier: torch.Tensor | None = None
+    ) -> list[Part]:
+        """Count this rank's share of each tensor, or all of it without a plan; a part for each device.
+
+        Args:
+            items: what to count.
+            stage: of the rows.
+            plan: who counts what.
+            multiplier: 0-dim; what each element is multiplied by first.
+        """
+        parts: dict[torch.device, tuple[Part, list[torch.Tensor]]] = {}
+        for item in items:
+            local = self._local(item, stage, plan, multiplier)
+            if local is None:
+                continue
+            cut = _cut(item, local, plan)
+            if cut.lo == cut.hi:
+                continue
+            if local.device not in parts:
+                parts[local.device] = Part(stage), []
+            part, views = parts[local.device]
+            whole = cut.hi - cut.lo == local.numel()
+            view, implied_zeros = _elements(local, None if whole else (cut.lo, cut.hi))
+            part.keys.append((item.kind, item.name))
+            part.spans.append(cut.span)
+            part.numels.append(cut.numel)
+            part.planned.append(cut.planned)
+            part.implied_zeros.append(implied_zeros)
+            views.append(view)
+        for device, (part, views) in parts.items():
+            with self._timing(device):
+                counts, moments = kernels.choose(device)(views, multiplier)
+            part.counts, part.moments = HostCopy(counts), HostCopy(moments)
+        return [part for part, _ in parts.values()]
+
+    def forget(self) -> None:
+        """Let go of what was kept for a sample that will not be."""
+        self.summands, self.offered, self.events = {}, {}, []
+
+    def _local(self, item: Item, stage: str, plan: Plan | None, multiplier: torch.Tensor | None) -> torch.Tensor | None:
+        """What lies here of a tensor, if it can be counted."""
+        name, tensor = item.name, item.tensor
+        if not tensor.is_floating_point():
+            self._tell(name, f"has dtype {tensor.dtype}; only real floating point is counted")
+            return None
+        if type(tensor) not in _PLAIN and layout.is_partial(tensor):
+            self._keep_summand(item, stage, plan, multiplier)
+            return None
+        local = item.held.local(tensor)
+        if local.layout is torch.strided:
+            return None if local.is_meta else local
+        if local.layout is not torch.sparse_coo:
+            self._tell(name, f"has layout {local.layout}; only strided and sparse_coo are counted")
+            return None
+        if local.device.type != "cpu" and not local.is_coalesced():
+            self._tell(name, "is sparse and not coalesced; to coalesce it would wait for the device")
+            return None
+        return local
+
+    def _keep_summand(self, item: Item, stage: str, plan: Plan | None, multiplier: torch.Tensor | None) -> None:
+        """Ranks have yet to add a gradient up: to do so here would be a collective, so the merge thread does it."""
+        summand = layout.summand_of(item.tensor)
+        if summand is None:
+            self._tell(item.name, "is a DTensor that is yet to be reduced, otherwise than by adding up")
+            return
+        if plan is None or not any(summed.name == item.name for summed in plan.summed):
+            self.offered[item.name] = summand
+            return
+        local = layout.local_part(item.tensor).detach().reshape(-1).to(torch.float32, copy=True)
+        self.summands[item.name] = stage, HostCopy(local if multiplier is None else local.mul_(multiplier))
+
+    def _tell(self, name: str, why: str) -> None:
+        if why not in self._told:
+            self._told.add(why)
+            logger.warning("torchtrack watch leaves out %s and others like it: it %s", name, why)
+
+    @contextlib.contextmanager
+    def _timing(self, device: torch.device) -> Iterator[None]:
+        if not self._timed or device.type == "cpu":  # there the training thread's time says it all
+            yield
+            return
+        module = torch.get_device_module(device.type)
+        before, behind = module.Event(enable_timing=True), module.Event(enable_timing=True)
+        before.record(module.current_stream(device))
+        yield
+        behind.record(module.current_stream(device))
+        self.events.append((before, behind))
+
+
+def _cut(item: Item, local: torch.Tensor, plan: Plan | None) -> _Cut:
+    held = item.held
+    share = plan.shares.get(held.name) if plan is not None else None
+    if plan is not None and share is not None and share.count == local.numel() and _is_aligned(item):
+        lo, hi = share.at, share.at + share.hi - share.lo
+        if local.is_sparse:  # to cut it would need its data on the host: who counts the first counts all
+            lo, hi = 0, share.count if lo == 0 < hi else 0
+        first = share.lo - share.at
+        return _Cut(lo, hi, (share.key, first + lo, first + hi), plan.numels[held.name], planned=True)
+    if held.original is None and type(item.tensor) in _PLAIN:
+        numel = local.numel()
+        return _Cut(0, numel, ("", 0, numel), numel, planned=False)
+    region = held.region(item.tensor)
+    return _Cut(0, region.count, (region.key, region.lo, region.lo + region.count), region.numel, planned=False)
+
+
+def _is_aligned(item: Item) -> bool:
+    """Whether a tensor is distributed as its parameter is."""
+    if item.tensor is item.held.parameter or not layout.is_dtensor(item.tensor):
+        return True
+    tensor: Any = item.tensor
+    parameter: Any = item.held.parameter
+    return layout.is_dtensor(parameter) and bool(tensor.placements == parameter.placements)
+
+
+def _elements(tensor: torch.Tensor, part: tuple[int, int] | None) -> tuple[torch.Tensor, int]:
+    """The elements to count as a 1-D view, and how many zeros a sparse tensor does not store."""
+    if tensor.is_sparse:
+        values = tensor.coalesce().values().reshape(-1)
+        return values, tensor.numel() - values.numel()
+    view = layout.flat(tensor, whole=part is None)
+    return (view, 0) if part is None else (view[part[0] : part[1]], 0)
