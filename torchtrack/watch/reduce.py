@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 
 from torchtrack import guard, records
+from torchtrack.histogram import NUM_BUCKETS
 from torchtrack.watch import layout
 from torchtrack.watch.group import FAILURES, Group, may_connect
 from torchtrack.watch.meeting import Meeting
@@ -274,7 +275,9 @@ class Merger:
         if self._job.identity.world_size < 2 and not self._job.identity.provisional:
             return
         numels = dict(zip((name for _, name in counted.keys), counted.numels, strict=True))
-        rows = {key: counted.sums[i] for i, key in enumerate(counted.keys)}
+        # Sums end in other bits where another kernel added them up; + 0.0 makes one zero of two.
+        exact = np.hstack([counted.sums[:, :NUM_BUCKETS], counted.maxes]) + 0.0
+        rows = {key: exact[i] for i, key in enumerate(counted.keys)}
         self._numels.update(numels)
         digests = layout.row_digests(list(numels), rows)
         if not self._telling and not any(kind == "gradient" for kind, _ in rows):
