@@ -215,6 +215,27 @@ def test_a_plan_shares_out_only_what_is_equal_on_all_ranks(start: Start) -> None
     assert plans[0].numels == {"same": 4, "own": 6}
 
 
+def test_replicas_are_known_for_equal_though_their_kernels_added_up_in_another_order(
+    start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ranks, choose = start(2), kernels.choose
+
+    def other(device: torch.device) -> Any:
+        def kernel(*arguments: Any) -> tuple[torch.Tensor, torch.Tensor]:
+            counts, moments = choose(device)(*arguments)
+            moments[:, :2] *= 1 + 2e-16
+            return counts, moments
+
+        return kernel
+
+    ranks[0].submit(tensors(0))
+    monkeypatch.setattr(kernels, "choose", other)
+    ranks[1].submit(tensors(0))
+    until(lambda: all(rank.merger.plan for rank in ranks))
+    assert ranks[0].merger.plan is not None
+    assert ranks[0].merger.plan.numels == {"a": 10, "b": 1, "c": 100}
+
+
 def test_before_a_plan_each_rank_writes_its_own_whole_rows(start: Start) -> None:
     ranks = start(2)
     for rank in ranks:

@@ -90,6 +90,15 @@ def payloads(dtype: torch.dtype) -> torch.Tensor:
     return torch.cat([torch.ones(3, dtype=dtype), nans, -torch.ones(2, dtype=dtype)])
 
 
+def spread(numel: int, dtype: torch.dtype, *, seed: int = 0) -> torch.Tensor:
+    """Normal numbers of a magnitude that changes by up to 40 octaves on the way, a third of them zeros of one sign."""
+    generator = torch.Generator().manual_seed(seed)
+    numbers = torch.randn(numel, dtype=torch.float64, generator=generator)
+    numbers *= torch.exp2(20 * torch.sin(torch.arange(numel, dtype=torch.float64) / max(numel, 1) * 12))
+    zero = math.copysign(0.0, -1.0 if seed % 2 else 1.0)
+    return numbers.masked_fill(torch.rand(numel, generator=generator) < 1 / 3, zero).to(dtype)
+
+
 def _cases() -> list[Case]:
     cases = [
         Case("no tensors", list),
@@ -102,6 +111,12 @@ def _cases() -> list[Case]:
         Case("signalling NaNs", lambda: [payloads(dtype).repeat(n) for dtype in _NAN_WORDS for n in (1, 30_000)]),
         Case("strided", lambda: [normal(2 * n, d)[::2] for n in (512, LARGE) for d in DTYPES]),
         Case("one column", lambda: [normal(4096 * 64, torch.float32).view(4096, 64)[:, 3]]),
+        Case(
+            "off the alignment", lambda: [normal(n + k, d)[k:] for n in (9, LARGE) for k in (1, 3, 7) for d in DTYPES]
+        ),
+        Case("of many magnitudes", lambda: [spread(n, d, seed=n) for n in (300, 4096, LARGE) for d in DTYPES]),
+        Case("of one sign", lambda: [f(normal(LARGE, d)) for f in (torch.abs, lambda x: -x.abs()) for d in DTYPES[:4]]),
+        Case("many small ones", lambda: [mixed(n % 61, d, seed=n) for n in range(500) for d in DTYPES[:4]]),
         Case("large float64", lambda: [torch.tensor([1e300, -1e300, 1e308, 1e-320, 0.5], dtype=torch.float64)]),
     ]
     for dtype in DTYPES:

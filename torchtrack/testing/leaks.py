@@ -27,6 +27,9 @@ import psutil
 exempt_processes: Final[set[int]] = set()
 """Process ids that are meant to outlive a test: the pool of `torchtrack.testing.ranks` enters its own here."""
 
+ENDING_THREADS: Final = frozenset({"torchtrack kernel loader"})
+"""Names of threads that end by themselves, once a process, and may take longer than the test that started them."""
+
 _IGNORED_VARIABLES: Final = frozenset({"TORCHINDUCTOR_CACHE_DIR", "PYTEST_CURRENT_TEST"})
 _SIGNALS: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 _HOOK_TABLES: Final = (
@@ -70,7 +73,7 @@ class Snapshot:
 def snapshot() -> Snapshot:
     """What there is now."""
     return Snapshot(
-        threads=frozenset(threading.enumerate()),
+        threads=frozenset(thread for thread in threading.enumerate() if thread.name not in ENDING_THREADS),
         children=_children(),
         files=_files(),
         variables={name: value for name, value in os.environ.items() if name not in _IGNORED_VARIABLES},

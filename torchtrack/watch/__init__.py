@@ -12,7 +12,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from torchtrack.watch import layout
+from torchtrack.watch import kernels, layout
 from torchtrack.watch.layout import Shard
 from torchtrack.watch.schedule import Schedule
 from torchtrack.watch.watcher import LOGS, Watcher
@@ -88,6 +88,9 @@ def start(
     else:
         chosen = [_prefix(given, i, module, names) for i, module in enumerate(inner)]
     prefixes.update(names)
+    if LOGS[log]:
+        for device in {p.device for module in modules for p in module.parameters()}:
+            kernels.prepare(device)
     return Watcher(
         list(zip(chosen, modules, strict=True)),
         LOGS[log],

@@ -47,7 +47,7 @@ def row_digests(names: Iterable[str], counts: Mapping[RowKey, Any]) -> dict[str,
 
     Args:
         names: parameters.
-        counts: (kind, name) -> bucket counts, sum and sum of squares; a kind that was not measured is absent.
+        counts: (kind, name) -> bucket counts and extremes; a kind that was not measured is absent.
     """
     digests = {}
     for name in names:

@@ -23,6 +23,7 @@ import numpy as np
 import torch
 
 from torchtrack import guard, records
+from torchtrack.histogram import NUM_BUCKETS
 from torchtrack.watch.device_group import DeviceGroup
 from torchtrack.watch.group import FAILURES, Group, may_connect
 from torchtrack.watch.layout import KINDS, Region, Summand
@@ -277,7 +278,9 @@ class Merger:
         self._held.update(sample.held)
         self._summands.update(sample.offered)
         self._rows.update(dict.fromkeys(counted.keys))
-        rows = {key: counted.sums[i] for i, key in enumerate(counted.keys)}
+        # Sums end in other bits where another kernel added them up; + 0.0 makes one zero of two.
+        exact = np.hstack([counted.sums[:, :NUM_BUCKETS], counted.maxes]) + 0.0
+        rows = {key: exact[i] for i, key in enumerate(counted.keys)}
         digests = row_digests(sorted({base_name(key) for key in rows} & sample.held.keys()), rows)
         if not self._telling and not any(kind == "gradient" for kind, _ in rows):
             # Models start out equal without being replicas: only what training has changed can tell.

@@ -8,22 +8,38 @@ A kernel is called as `kernel(tensors, multiplier)`.
   float64), before anything else is read off it.
 - It returns float64 `[n, 328]`, whole numbers, the counts of `torchtrack.histogram`, and float64 `[n, 4]`, the sum, sum
   of squares, min and max of the finite elements (0, 0, +inf, -inf if there are none), both on the tensors' device.
-- The sum is good to 1e-7 of the sum of the magnitudes, the sum of squares to 1e-7, min and max are exact.
+- Counts, min and max are the same whichever kernel took them. The sum is good to 1e-7 of the sum of the magnitudes, the
+  sum of squares to 1e-7.
 - **On an accelerator it never waits for the device** and its temporaries are bounded whatever the tensors' size.
 - It records no autograd graph, draws no random numbers, and works under `torch.use_deterministic_algorithms(True)`.
-- **It is called from one thread at a time per device, on that device's current stream.** It keeps no state.
+- **It is called from one thread at a time per device, on that device's current stream.** It keeps no state that shows.
 
 `torchtrack.testing.kernels` is the suite that every kernel passes.
+
+A fast kernel has to be compiled, or loaded from disk: some seconds, or half of one. `prepare` has a thread do that
+while the training goes on with the reference kernel; `choose` gives the fast one from the moment it is ready. The
+thread ends by itself. A fork waits for it, since a child would inherit the compiler's locks, and so does the end of the
+interpreter.
 """
 
 from __future__ import annotations
 
+import importlib
+import logging
+import os
+import threading
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Final, Protocol
 
 import torch
 
+from torchtrack import guard
 from torchtrack.watch.kernels import reference
+
+THREAD: Final = "torchtrack kernel loader"
+_FAST: Final = {"cpu": ("numba", "cpu")}
+"""Device type -> the package it takes, which the module here is called after, and the extra that installs it."""
+logger = logging.getLogger("torchtrack")
 
 
 class Kernel(Protocol):
@@ -36,6 +52,60 @@ class Kernel(Protocol):
         ...
 
 
-def choose(device: torch.device) -> Kernel:  # noqa: ARG001  # every device has the reference kernel only
-    """The fastest kernel there is for a device."""
-    return reference.statistics
+_chosen: dict[str, Kernel] = {}
+_loaders: list[threading.Thread] = []
+_lock = threading.Lock()
+
+
+def choose(device: torch.device) -> Kernel:
+    """The fastest kernel that is ready for a device. Costs a look into a dict; the first call begins to `prepare`."""
+    kernel = _chosen.get(device.type)
+    if kernel is None:
+        prepare(device)
+        kernel = _chosen[device.type]
+    return kernel
+
+
+def prepare(device: torch.device) -> None:
+    """Begin to make the fastest kernel of a device ready, if nobody has; returns at once. To be called by `watch`."""
+    with _lock:
+        if device.type in _chosen:
+            return
+        _chosen[device.type] = reference.statistics
+        if device.type in _FAST:
+            # Not a daemon: an interpreter that ends in the middle of the compiler's work would crash.
+            thread = threading.Thread(target=_load, args=(device,), name=THREAD, daemon=False)
+            thread.start()
+            _loaders.append(thread)
+
+
+def wait() -> None:
+    """Wait until whatever `prepare` began is ready: for tests, benchmarks, and before a fork."""
+    for thread in list(_loaders):
+        if thread is not threading.current_thread():
+            thread.join()
+
+
+def _load(device: torch.device) -> None:
+    package, extra = _FAST[device.type]
+    error = guard.outcome(importlib.import_module, package)
+    if not isinstance(error, Exception) and threading.main_thread().is_alive():
+        module = guard.outcome(importlib.import_module, f"{__name__}.{package}")
+        if not isinstance(module, Exception):
+            _chosen[device.type] = module.statistics
+            return
+        error = module
+    if isinstance(error, ModuleNotFoundError):
+        logger.warning(
+            "torchtrack watch counts with plain torch operators on %s; pip install 'torchtrack[%s]' (%s) makes that "
+            "several times cheaper",
+            device.type,
+            extra,
+            package,
+        )
+    elif isinstance(error, Exception):
+        logger.warning("torchtrack watch counts with plain torch operators, as %s fails here: %s", package, error)
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(before=wait)

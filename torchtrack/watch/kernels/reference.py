@@ -54,14 +54,10 @@ def statistics(
     if not tensors:
         nothing = torch.zeros(0, NUM_BUCKETS, dtype=torch.float64, device=_HOST)
         return nothing, nothing[:, :4]
+    require_flat(tensors)
     device = tensors[0].device
     groups: dict[tuple[_Way, torch.dtype], list[int]] = {}
     for row, tensor in enumerate(tensors):
-        if tensor.dim() != 1 or not tensor.is_floating_point() or tensor.device != device:
-            raise ValueError(
-                f"tensor {row} is {tensor.dim()}-D {tensor.dtype} on {tensor.device}; "
-                f"expected a 1-D floating tensor on {device}"
-            )
         groups.setdefault((_way(tensor, device), tensor.dtype), []).append(row)
     # Narrow first: then one fold serves all that has 1024 codes.
     ordered = sorted(groups.items(), key=lambda item: item[0][1] == torch.float64)
@@ -77,6 +73,21 @@ def statistics(
         return counts, moments
     place = _constants(sorted(range(len(order)), key=order.__getitem__), device)
     return counts.index_select(0, place), moments.index_select(0, place)
+
+
+def require_flat(tensors: Sequence[torch.Tensor]) -> None:
+    """Check what every kernel expects.
+
+    Raises:
+        ValueError: a tensor is not 1-D and floating, or not on the device of the first.
+    """
+    device = tensors[0].device
+    for row, tensor in enumerate(tensors):
+        if tensor.dim() != 1 or not tensor.is_floating_point() or tensor.device != device:
+            raise ValueError(
+                f"tensor {row} is {tensor.dim()}-D {tensor.dtype} on {tensor.device}; "
+                f"expected a 1-D floating tensor on {device}"
+            )
 
 
 def _way(tensor: torch.Tensor, device: torch.device) -> _Way:

@@ -1,0 +1,472 @@
+"""The loops of the numba kernel: importing this file compiles them, or loads what an earlier process compiled.
+
+All that is compiled is in this one file, because numba's cache on disk looks at its date only.
+
+Half of a plain pass goes into one increment an element. `_paired` makes one for two: a symbol of 7 bits stands for the
+code of a number (sign, and its exponent with the top mantissa bit modulo 64), two symbols are the index of a counter.
+The symbols tell the codes of a *window* of 64 (32 octaves of magnitude) that is laid over the largest number. What lies
+outside of the window is known from extremes taken on the way; it is looked for again, block by block, and moved.
+
+Moments are taken in float64 in the same read. Extremes are found on the top 16 bits of the words, and exactly only in a
+block that may hold a new one. All decisions are made on bits: what the processor flushes to zero changes no count.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Final
+
+import numpy as np
+from llvmlite import ir
+from numba import carray, njit, types
+from numba.extending import intrinsic
+
+from torchtrack.histogram import CODE_TO_BUCKET
+
+FLOAT32: Final = 0
+BFLOAT16: Final = 1
+FLOAT16: Final = 2
+FLOAT64: Final = 3
+"""The formats of items."""
+
+_BLOCK = 4096  # elements that are looked at again while they lie in a cache
+_EPOCH = 1 << 20  # elements of one window
+_STEP = 32  # elements of one turn of `_paired`
+_PAIRED_FROM = 2048  # elements from which on emptying the table is paid back
+_TABLE = 1 << 14
+_SLOTS, _LAG = 4, 2  # turns whose pairs are kept, and after how many turns they are counted
+_WINDOW = 64
+_LANES, _LANE = 4, 1024 + 16
+_WIDE_BLOCK = 1024
+_INFINITE = 510
+_OPTIONS: Final[dict[str, Any]] = {"nogil": True, "fastmath": {"reassoc", "contract"}, "error_model": "numpy"}
+u2, u4, u8, i4, i8 = np.uint16, np.uint32, np.uint64, np.int32, np.int64
+
+
+def _compiled(function: Callable[..., Any]) -> Any:
+    return njit(no_cpython_wrapper=True, **_OPTIONS)(function)
+
+
+# -- the loop over pairs, as vectors ----------------------------------------------------------------------------------
+
+_I8, _I16, _I32, _I64, _F32, _F64 = (*map(ir.IntType, (8, 16, 32, 64)), ir.FloatType(), ir.DoubleType())
+_WORDS, _HALVES = ir.VectorType(_I32, 8), ir.VectorType(_I16, 16)
+_FLOATS, _DOUBLES = ir.VectorType(_F32, 8), ir.VectorType(_F64, 8)
+
+
+def _all(kind: Any, value: float) -> Any:
+    return ir.Constant(kind, [value] * kind.count)
+
+
+class _Loop:
+    """Writes the loop of `_paired`: accumulators are named, `body` gives their next values."""
+
+    def __init__(self, builder: Any, turns: Any, start: dict[str, Any]) -> None:
+        self.b = builder
+        entry = builder.block
+        self._head, self._end = builder.append_basic_block("turn"), builder.append_basic_block("end")
+        builder.branch(self._head)
+        builder.position_at_end(self._head)
+        self.turn = builder.phi(_I64)
+        self.turn.add_incoming(_I64(0), entry)
+        self._turns = turns
+        self._phis = {name: builder.phi(value.type) for name, value in start.items()}
+        for name, value in start.items():
+            self._phis[name].add_incoming(value, entry)
+        self.now: dict[str, Any] = dict(self._phis)
+
+    def keep(self, name: str, comparison: str, value: Any, *, signed: bool = False) -> None:
+        """Keep the larger or smaller of an accumulator and a value, lane by lane."""
+        compare = self.b.icmp_signed if signed else self.b.icmp_unsigned
+        self.now[name] = self.b.select(compare(comparison, value, self.now[name]), value, self.now[name])
+
+    def close(self) -> None:
+        following = self.b.add(self.turn, _I64(1))
+        self.turn.add_incoming(following, self._head)
+        for name, value in self.now.items():
+            self._phis[name].add_incoming(value, self._head)
+        self.b.cbranch(self.b.icmp_unsigned("<", following, self._turns), self._head, self._end)
+        self.b.position_at_end(self._end)
+
+
+def _across(b: Any, vector: Any, combine: Callable[[Any, Any], Any]) -> Any:
+    """Combine the lanes of a vector."""
+    width = vector.type.count
+    while width > 1:
+        width //= 2
+        halves = [ir.Constant(ir.VectorType(_I32, width), list(range(at, at + width))) for at in (0, width)]
+        vector = combine(*(b.shuffle_vector(vector, vector, half) for half in halves))
+    return b.extract_element(vector, _I32(0))
+
+
+def _write_paired(b: Any, words: Any, turns: Any, table: Any, scratch: Any, out: Any) -> None:
+    data, places = (b.inttoptr(address, _I8.as_pointer()) for address in (words, scratch))
+    counters = b.inttoptr(table, _I32.as_pointer())
+
+    def at(base: Any, offset: int, kind: Any) -> Any:
+        return b.bitcast(b.gep(base, [_I64(offset)]), kind.as_pointer())
+
+    def place(turn: Any) -> Any:
+        return b.gep(places, [b.mul(b.and_(turn, _I64(_SLOTS - 1)), _I64(64))])
+
+    def count(place: Any) -> None:
+        for two in range(8):  # one load of two indices: loads are what there are most of
+            indices = b.load(at(place, 8 * two, _I64))
+            for index in (indices, b.lshr(indices, _I64(32))):
+                counter = b.gep(counters, [b.zext(b.trunc(index, _I16), _I64)])
+                b.store(b.add(b.load(counter), _I32(1)), counter)
+
+    for half in range(2 * _SLOTS):  # nothing yet: a counter behind the table
+        b.store(_all(_WORDS, _TABLE), at(places, 32 * half, _WORDS)).align = 32
+    zero = _all(_DOUBLES, 0.0)
+    start = {"sum": zero, "even": zero, "odd": zero}
+    start |= {"umax": _all(_HALVES, 0), "smax": _all(_HALVES, -(1 << 15)), "least": _all(_HALVES, -1)}
+    loop = _Loop(b, turns, start)
+    here = b.gep(data, [b.mul(loop.turn, _I64(4 * _STEP))])
+    for part in range(2):
+        numbers = [b.load(at(here, 64 * part + 32 * half, _WORDS)) for half in range(2)]
+        for number in numbers:
+            number.align = 1
+        for squares, bits in zip(("even", "odd"), numbers, strict=True):
+            x = b.fpext(b.bitcast(bits, _FLOATS), _DOUBLES)
+            loop.now["sum"] = b.fadd(loop.now["sum"], x, flags=("contract",))
+            loop.now[squares] = b.fadd(loop.now[squares], b.fmul(x, x, flags=("contract",)), flags=("contract",))
+        # The upper 16 bits of 16 elements: all that codes and the search for extremes need.
+        upper, lower = b.and_(numbers[0], _all(_WORDS, -(1 << 16))), b.lshr(numbers[1], _all(_WORDS, 16))
+        tops = b.bitcast(b.or_(upper, lower), _HALVES)
+        loop.keep("umax", ">", tops)
+        loop.keep("smax", ">", tops, signed=True)
+        loop.keep("least", "<", b.shl(tops, _all(_HALVES, 1)))
+        low, sign = b.lshr(tops, _all(_HALVES, 6)), b.lshr(tops, _all(_HALVES, 9))
+        symbols = b.or_(b.and_(low, _all(_HALVES, 63)), b.and_(sign, _all(_HALVES, 64)))
+        twos = b.bitcast(symbols, _WORDS)
+        pairs = b.or_(twos, b.lshr(twos, _all(_WORDS, 9)))
+        b.store(pairs, at(place(loop.turn), 32 * part, _WORDS)).align = 32
+    # Those of two turns ago: they lie ready, so that the increments fill the time in which vectors wait.
+    count(place(b.sub(loop.turn, _I64(_LAG))))
+    loop.close()
+    for late in range(_LAG):
+        count(place(b.sub(turns, _I64(late + 1))))
+    _write_results(b, loop.now, out)
+
+
+def _write_results(b: Any, now: dict[str, Any], out: Any) -> None:
+    """Store what the accumulators hold, lanes combined."""
+
+    def larger(compare: Callable[..., Any], sign: str) -> Callable[[Any, Any], Any]:
+        return lambda x, y: b.select(compare(sign, x, y), x, y)
+
+    moments, extremes = b.inttoptr(out, _F64.as_pointer()), b.inttoptr(b.add(out, _I64(16)), _I64.as_pointer())
+    b.store(_across(b, now["sum"], b.fadd), moments)
+    b.store(_across(b, b.fadd(now["even"], now["odd"]), b.fadd), b.gep(moments, [_I64(1)]))
+    ways = ("umax", b.icmp_unsigned, ">"), ("smax", b.icmp_signed, ">"), ("least", b.icmp_unsigned, "<")
+    for place, (name, compare, sign) in enumerate(ways):
+        found = _across(b, now[name], larger(compare, sign))
+        b.store(b.zext(found, _I64), b.gep(extremes, [_I64(place)]))
+
+
+@intrinsic
+def _paired(typing: Any, words: Any, turns: Any, table: Any, scratch: Any, out: Any) -> Any:  # noqa: ARG001
+    """Moments, extremes and pairs of `turns` times 32 float32; at least one turn.
+
+    All arguments are addresses but `turns`. `table` is counted up; `scratch` is 64 bytes a slot, at a multiple of 64.
+    `out` gets the sum and the sum of squares (float64), and of the top 16 bits the unsigned and the signed maximum and
+    the minimum shifted left by one (int64, 16 bits used).
+    """
+
+    def write(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:  # noqa: ARG001
+        _write_paired(builder, *arguments)
+        return context.get_dummy_value()
+
+    return types.void(*[types.int64] * 5), write
+
+
+@intrinsic
+def _pointer(typing: Any, address: Any) -> Any:  # noqa: ARG001
+    """An address as a pointer."""
+
+    def write(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:  # noqa: ARG001
+        return builder.inttoptr(arguments[0], context.get_value_type(types.voidptr))
+
+    return types.voidptr(types.int64), write
+
+
+# -- one block: bits of float32 ----------------------------------------------------------------------------------------
+
+
+@_compiled
+def _one_by_one(words, first, end, totals, stats, counted):  # type: ignore[no-untyped-def]
+    """Moments and extremes of the finite elements; with `counted` their codes too. Few elements, or not all finite."""
+    total, squares, least, most = 0.0, 0.0, np.inf, -np.inf
+    for i in range(first, end):
+        bits = words[i]
+        totals[bits >> u4(22)] += counted
+        if bits & u4(0x7FFFFFFF) < u4(0x7F800000):
+            x = np.float64(u4(bits).view(np.float32))
+            total, squares = total + x, squares + x * x
+            least = x if x < least else least
+            most = x if x > most else most
+    _add(stats, total, squares, least, most)
+
+
+@_compiled
+def _add(stats, total, squares, least, most):  # type: ignore[no-untyped-def]
+    stats[0] += total
+    stats[1] += squares
+    stats[2] = least if least < stats[2] else stats[2]
+    stats[3] = most if most > stats[3] else stats[3]
+
+
+@_compiled
+def _extremes(words, end, stats):  # type: ignore[no-untyped-def]
+    """Min and max of finite elements. Floats are sign and magnitude, so integers find them."""
+    umax, umin, smax = u4(0), u4(0xFFFFFFFF), i4(-0x80000000)
+    for i in range(end):
+        umax, umin, smax = max(umax, words[i]), min(umin, words[i]), max(smax, i4(words[i]))
+    least = umax if umax >= u4(0x80000000) else umin
+    most = u4(smax) if smax >= 0 else umin
+    _add(stats, 0.0, 0.0, np.float64(u4(least).view(np.float32)), np.float64(u4(most).view(np.float32)))
+
+
+@_compiled
+def _window(words, end):  # type: ignore[no-untyped-def]
+    """The first code of a window whose upper end is two octaves above the largest finite number of a block."""
+    most = u4(0)
+    for i in range(end):
+        size = words[i] & u4(0x7FFFFFFF)
+        most = max(most, u4(size) if size < u4(0x7F800000) else u4(0))
+    return max(min(i8(most >> u4(22)) + 4, _INFINITE - 1) - (_WINDOW - 1), 0)
+
+
+@_compiled
+def _move_outliers(words, end, window, totals):  # type: ignore[no-untyped-def]
+    """Move what lies outside of the window to its own code, from the one in the window that has its symbol."""
+    zeros, negative, others = u4(0), u4(0), u4(0)  # zeros are many where there are any: not moved one by one
+    for i in range(end):
+        size = u4(words[i] << u4(1)) >> u4(23)
+        zero = u4(size == u4(0))
+        zeros += zero
+        negative += zero & u4(words[i] >> u4(31))
+        others += u4(u4(size - u4(window)) >= u4(_WINDOW))
+    if window > 0:
+        alias = window + ((-window) & (_WINDOW - 1))
+        totals[alias] -= i8(zeros) - i8(negative)
+        totals[0] += i8(zeros) - i8(negative)
+        totals[alias + 512] -= i8(negative)
+        totals[512] += i8(negative)
+        others -= zeros
+    if others > u4(0):
+        for i in range(end):
+            code = i8(words[i] >> u4(22))
+            size = code & 511
+            if size != 0 and (size < window or size >= window + _WINDOW):
+                totals[(window + ((size - window) & (_WINDOW - 1))) | (code & 512)] -= 1
+                totals[code] += 1
+
+
+@_compiled
+def _empty_table(table, window, totals):  # type: ignore[no-untyped-def]
+    """Add the counters of pairs to the codes of a window; they are zero again."""
+    columns = np.zeros(128, u4)
+    for row in range(128):
+        line = table[row]
+        total = u4(0)
+        for column in range(128):
+            total += line[column]
+        if total > u4(0):
+            totals[(window + ((row - window) & 63)) | ((row & 64) << 3)] += i8(total)
+            for column in range(128):
+                columns[column] += line[column]
+                line[column] = u4(0)
+    for column in range(128):
+        totals[(window + ((column - window) & 63)) | ((column & 64) << 3)] += i8(columns[column])
+
+
+@_compiled
+def _bound(top, outward):  # type: ignore[no-untyped-def]
+    """The number with these upper 16 bits that is next to zero, or (outward) one beyond all others."""
+    return np.float64(u4(u4(top + outward) << u4(16)).view(np.float32))
+
+
+# -- tensors -----------------------------------------------------------------------------------------------------------
+
+
+@_compiled
+def _stage(address, count, step, kind, factor, scaled, numbers):  # type: ignore[no-untyped-def]
+    """Elements as dense float32, times a factor."""
+    bits = numbers.view(u4)
+    if kind == FLOAT32:
+        words = carray(_pointer(address), count * step, u4)
+        if step == 1:
+            for i in range(count):
+                bits[i] = words[i]
+        else:
+            for i in range(count):
+                bits[i] = words[i * step]
+    elif step == 1:
+        halves = carray(_pointer(address), count, u2)
+        for i in range(count):
+            bits[i] = u4(halves[i]) << u4(16)
+    else:
+        halves = carray(_pointer(address), count * step, u2)
+        for i in range(count):
+            bits[i] = u4(halves[i * step]) << u4(16)
+    if kind == FLOAT16:  # its subnormals are normal in float32, and a conversion sets the top bit of a NaN
+        for i in range(count):
+            word = bits[i]
+            size = u4(word << u4(1)) >> u4(17)
+            wide = u4((size << u4(13)) + u4(112 << 23)) | (u4(255 << 23) if size >= u4(0x7C00) else u4(0))
+            wide |= u4(1 << 22) if size > u4(0x7C00) else u4(0)
+            tiny = np.float32(np.float32(i4(size)) * np.float32(2.0**-24)).view(u4)
+            bits[i] = (word & u4(1 << 31)) | (u4(tiny) if size < u4(1024) else u4(wide))
+    if scaled:
+        for i in range(count):
+            numbers[i] *= factor
+
+
+@_compiled
+def _begin(stats, totals):  # type: ignore[no-untyped-def]
+    """Empty a row of moments and the counts of codes."""
+    totals[:] = 0
+    stats[0], stats[1], stats[2], stats[3] = 0.0, 0.0, np.inf, -np.inf
+    return stats
+
+
+@_compiled
+def _fold(totals, row):  # type: ignore[no-untyped-def]
+    """Counts of codes to counts of buckets."""
+    row[:] = 0.0
+    for code in range(1024):
+        if totals[code] != 0:
+            row[CODE_TO_BUCKET[code]] += totals[code]
+
+
+@_compiled
+def _wide_block(words, codes):  # type: ignore[no-untyped-def]
+    """Codes in float32, moments and extremes of float64 bits. A number beyond float32 has code 509, below it 0."""
+    total, squares = 0.0, 0.0
+    umax, umin, smax = u8(0), u8(0xFFFFFFFFFFFFFFFF), i8(-0x8000000000000000)
+    for i in range(words.size):
+        word = words[i]
+        top = i8((word >> u8(51)) & u8(4095))
+        code = min(max(top - 1792, 1), _INFINITE - 1)
+        code = 0 if top < 1792 else code
+        code = top - 3584 if top >= 4094 else code
+        codes[i] = u2(code | i8(u8(word >> u8(63)) << u8(9)))
+        x = u8(word).view(np.float64)
+        total, squares = total + x, squares + x * x
+        umax, umin, smax = max(umax, word), min(umin, word), max(smax, i8(word))
+    least = umax if smax < 0 or umax >= u8(0x8000000000000000) else umin
+    most = u8(smax) if smax >= 0 else umin
+    return total, squares, u8(least).view(np.float64), u8(most).view(np.float64)
+
+
+@_compiled
+def _wide_finite(words, stats):  # type: ignore[no-untyped-def]
+    """Moments and extremes of the finite ones of float64 bits."""
+    for word in words:
+        if word & u8(0x7FFFFFFFFFFFFFFF) < u8(0x7FF0000000000000):
+            x = u8(word).view(np.float64)
+            _add(stats, x, x * x, x, x)
+
+
+def _narrow(items, counts, moments, factor, scaled):  # type: ignore[no-untyped-def]
+    """Statistics of float32, bfloat16 and float16 tensors, each into its own row, which is overwritten.
+
+    Args:
+        items: int64 [k, 5]: address, number of elements, stride in elements, format, row.
+        counts: float64 [rows, 328].
+        moments: float64 [rows, 4].
+        factor: float32, what elements are multiplied by, if scaled.
+        scaled: whether to multiply.
+    """
+    raw = np.zeros(_TABLE + 16 * _SLOTS + 32, u4)
+    skip = (-i8(raw.ctypes.data) % 64) // 4
+    table, places = raw[skip : skip + _TABLE].reshape(128, 128), raw[skip + _TABLE + 16 :]
+    numbers, out, totals = np.empty(_BLOCK, np.float32), np.empty(5, np.float64), np.empty(1024, i8)
+    found, window = out.view(i8), i8(-1)
+    for k in range(items.shape[0]):
+        address, size, step, kind, row = items[k]
+        stats = _begin(moments[row], totals)
+        staged = scaled or step != 1 or kind != FLOAT32
+        width = 4 if kind == FLOAT32 else 2
+        for start in range(0, size, _BLOCK):
+            n = min(_BLOCK, size - start)
+            here = address + start * step * width
+            if staged:
+                _stage(here, n, step, kind, factor, scaled, numbers)
+                here = i8(numbers.ctypes.data)
+            words = carray(_pointer(here), n, u4)
+            body = n // _STEP * _STEP if size >= _PAIRED_FROM else 0
+            if body > 0:
+                if window < 0:
+                    window = _window(words, n)
+                _paired(here, body // _STEP, i8(table.ctypes.data), i8(places.ctypes.data), i8(out.ctypes.data))
+                # What it leaves open: moments that are not finite, new extremes, codes outside of the window.
+                umax, smax, least = found[2], found[3], found[4]
+                negative, positive = umax >= 0x8000, smax < 0x8000
+                largest = max(umax & 0x7FFF if negative else 0, smax if positive else 0)
+                below = _bound(umax, 1) if negative else _bound(least >> 1, 0)
+                above = _bound(smax, 1) if positive else _bound(0x8000 | least >> 1, 0)
+                if not np.isfinite(out[1]):
+                    _one_by_one(words, 0, body, totals, stats, 0)
+                else:
+                    _add(stats, out[0], out[1], stats[2], stats[3])
+                    if below < stats[2] or not above <= stats[3]:
+                        _extremes(words, body, stats)
+                if least >> 7 < window or largest >> 6 >= window + _WINDOW:
+                    _move_outliers(words, body, window, totals)
+            _one_by_one(words, body, n, totals, stats, 1)
+            if window >= 0 and ((start + _BLOCK) % _EPOCH == 0 or start + n == size):
+                _empty_table(table, window, totals)
+                window = i8(-1)
+        _fold(totals, counts[row])
+
+
+def _wide(items, counts, moments, factor, scaled):  # type: ignore[no-untyped-def]
+    """The same for float64 tensors, and a factor in float64."""
+    numbers, codes = np.empty(_WIDE_BLOCK, np.float64), np.empty(_WIDE_BLOCK, u2)
+    lanes, totals = np.empty(_LANES * _LANE, u4), np.empty(1024, i8)
+    for k in range(items.shape[0]):
+        address, size, step, _, row = items[k]
+        stats = _begin(moments[row], totals)
+        lanes[:] = u4(0)
+        for start in range(0, size, _WIDE_BLOCK):
+            n = min(_WIDE_BLOCK, size - start)
+            words = carray(_pointer(address + start * step * 8), n * step, u8)
+            if scaled or step != 1:
+                for i in range(n):
+                    x = u8(words[i * step]).view(np.float64)
+                    numbers[i] = x * factor if scaled else x
+                words = carray(_pointer(i8(numbers.ctypes.data)), n, u8)
+            total, squares, least, most = _wide_block(words, codes)
+            if np.isfinite(squares):
+                _add(stats, total, squares, least, most)
+            else:
+                _wide_finite(words, stats)
+            even = n // _LANES * _LANES
+            for i in range(0, even, _LANES):  # a table a lane: none waits for the increment before it
+                for lane in range(_LANES):
+                    lanes[u8(codes[i + lane]) + u8(lane * _LANE)] += u4(1)
+            for i in range(even, n):
+                lanes[codes[i]] += u4(1)
+            if (start + _WIDE_BLOCK) % _EPOCH == 0 or start + n == size:
+                for lane in range(_LANES):
+                    for code in range(1024):
+                        totals[code] += i8(lanes[lane * _LANE + code])
+                lanes[:] = u4(0)
+        _fold(totals, counts[row])
+
+
+def _entry(function: Any, factor: Any) -> Any:
+    """Compile an entry for its one signature, or load it from the cache on disk."""
+    matrix = types.Array(types.float64, 2, "C")
+    signature = types.void(types.Array(types.int64, 2, "C"), matrix, matrix, factor, types.boolean)
+    try:
+        return njit(signature, cache=True, **_OPTIONS)(function)
+    except (OSError, RuntimeError):  # no folder to write to: what it costs is compiling in every process
+        return njit(signature, **_OPTIONS)(function)
+
+
+narrow: Final = _entry(_narrow, types.float32)
+wide: Final = _entry(_wide, types.float64)
