@@ -90,6 +90,7 @@ $(VENV)/.installed: $(VENV)/.torch pyproject.toml
 $(VENV)/.installed-test: $(VENV)/.installed
 	$(call say,installing what the tests need)
 	@$(call pip,$(VENV)) install --editable '.[test]'
+	@$(BIN)/python -m torchtrack.watch.kernels.compile
 	@touch $@
 
 $(VENV)/.installed-peers: $(VENV)/.installed-test

@@ -30,6 +30,9 @@ exempt_processes: Final[set[int]] = set()
 ENDING_THREADS: Final = frozenset({"torchtrack kernel loader"})
 """Names of threads that end by themselves, once a process, and may take longer than the test that started them."""
 
+ENDING_PROCESS: Final = "torchtrack.watch.kernels.compile"
+"""The module of a child process that ends by itself likewise."""
+
 _IGNORED_VARIABLES: Final = frozenset({"TORCHINDUCTOR_CACHE_DIR", "PYTEST_CURRENT_TEST"})
 _SIGNALS: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 _HOOK_TABLES: Final = (
@@ -162,6 +165,8 @@ def _exempt(child: psutil.Process) -> bool:
     if child.pid in exempt_processes:
         return True
     try:
+        if ENDING_PROCESS in child.cmdline():
+            return True
         return any(parent.pid in exempt_processes for parent in child.parents())
     except psutil.NoSuchProcess:
         return True

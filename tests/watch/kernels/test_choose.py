@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 import subprocess
 import sys
 import threading
@@ -13,6 +14,7 @@ import torch
 
 from torchtrack.testing import leaks
 from torchtrack.watch import kernels
+from torchtrack.watch.kernels import compile as compiler
 from torchtrack.watch.kernels import reference
 
 CPU = torch.device("cpu")
@@ -84,3 +86,43 @@ def test_importing_watch_loads_no_compiler() -> None:
 
 def test_the_loader_is_known_to_the_search_for_leaks() -> None:
     assert kernels.THREAD in leaks.ENDING_THREADS
+    assert compiler.__name__ == leaks.ENDING_PROCESS
+
+
+@pytest.mark.usefixtures("nothing_chosen")
+def test_what_is_not_compiled_yet_is_compiled_by_another_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    commands: list[list[str]] = []
+
+    class Process:
+        def __init__(self, command: list[str], **_: object) -> None:
+            commands.append(command)
+
+        def poll(self) -> int:
+            return 0
+
+    monkeypatch.setattr(compiler, "is_needed", lambda: True)
+    monkeypatch.setattr(subprocess, "Popen", Process)
+    kernels.prepare(CPU)
+    kernels.wait()
+    assert commands == [[sys.executable, "-m", "torchtrack.watch.kernels.compile"]]
+    assert kernels.choose(CPU) is not reference.statistics
+
+
+def test_what_is_compiled_is_not_compiled_again() -> None:
+    kernels.choose(CPU)
+    kernels.wait()
+    compiler.main()
+    assert not compiler.is_needed()
+
+
+@pytest.mark.usefixtures("nothing_chosen")
+def test_a_fork_does_not_wait_while_another_process_compiles(monkeypatch: pytest.MonkeyPatch) -> None:
+    forked = threading.Event()
+    monkeypatch.setattr(kernels, "_compile_elsewhere", lambda: forked.wait(30))
+    kernels.prepare(CPU)
+    child = os.fork()
+    if child == 0:
+        os._exit(7 if kernels.choose(CPU) is reference.statistics else 8)
+    forked.set()
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
+    kernels.wait()

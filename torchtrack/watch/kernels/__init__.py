@@ -18,23 +18,28 @@ A kernel is called as `kernel(tensors, multiplier)`.
 
 A fast kernel has to be compiled, or loaded from disk: some seconds, or half of one. `prepare` has a thread do that
 while the training goes on with the reference kernel; `choose` gives the fast one from the moment it is ready. The
-thread ends by itself. A fork waits for it, since a child would inherit the compiler's locks, and so does the end of the
-interpreter.
+thread has it compiled in another process and ends by itself. While it loads, a fork waits for it, since a child would
+inherit locks, and so does the end of the interpreter.
 """
 
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import logging
 import os
+import subprocess
+import sys
 import threading
+import time
 from collections.abc import Sequence
-from typing import Final, Protocol
+from pathlib import Path
+from typing import Any, Final, Protocol
 
 import torch
 
 from torchtrack import guard
-from torchtrack.watch.kernels import reference
+from torchtrack.watch.kernels import compile, reference  # noqa: A004  # the word for it
 
 THREAD: Final = "torchtrack kernel loader"
 _FAST: Final = {"cpu": ("numba", "cpu")}
@@ -54,6 +59,10 @@ class Kernel(Protocol):
 
 _chosen: dict[str, Kernel] = {}
 _loaders: list[threading.Thread] = []
+_loading = threading.Lock()
+"""Held while a package is imported here: not across a fork."""
+_COMPILE_S: Final = 300.0
+_LOOK_S: Final = 0.05
 _lock = threading.Lock()
 
 
@@ -88,9 +97,16 @@ def wait() -> None:
 
 def _load(device: torch.device) -> None:
     package, extra = _FAST[device.type]
-    error = guard.outcome(importlib.import_module, package)
-    if not isinstance(error, Exception) and threading.main_thread().is_alive():
-        module = guard.outcome(importlib.import_module, f"{__name__}.{package}")
+    error: Any = guard.outcome(importlib.util.find_spec, package)
+    if error is None or isinstance(error, ValueError):  # the latter if it was made unavailable
+        error = ModuleNotFoundError(package)
+    elif not isinstance(error, Exception):
+        if package == "numba":
+            _compile_elsewhere()
+        if not threading.main_thread().is_alive():
+            return
+        with _loading:
+            module = guard.outcome(importlib.import_module, f"{__name__}.{package}")
         if not isinstance(module, Exception):
             _chosen[device.type] = module.statistics
             return
@@ -107,5 +123,31 @@ def _load(device: torch.device) -> None:
         logger.warning("torchtrack watch counts with plain torch operators, as %s fails here: %s", package, error)
 
 
+def _compile_elsewhere() -> None:
+    """Have the kernel compiled by another process, if it is not yet; what that cannot do is done here."""
+    if not compile.is_needed() or getattr(sys, "frozen", False) or not sys.executable:
+        return
+    nothing = subprocess.DEVNULL
+    root = str(Path(__file__).parents[3])
+    environ = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, (os.environ.get("PYTHONPATH"), root)))}
+    command = [sys.executable, "-m", compile.__name__]
+    try:
+        process = subprocess.Popen(command, stdin=nothing, stdout=nothing, stderr=nothing, env=environ)
+    except OSError:
+        return
+    deadline = time.monotonic() + _COMPILE_S
+    while process.poll() is None and threading.main_thread().is_alive() and time.monotonic() < deadline:
+        time.sleep(_LOOK_S)
+
+
+def _after_fork_in_child() -> None:
+    global _loading
+    _loading = threading.Lock()
+
+
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(before=wait)
+    os.register_at_fork(
+        before=lambda: _loading.acquire(),
+        after_in_parent=lambda: _loading.release(),
+        after_in_child=_after_fork_in_child,
+    )
