@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
+from torch._dynamo import compiled_autograd
 
 from tests.watch.conftest import (
     Truth,
@@ -310,6 +311,29 @@ def test_a_compiled_model_has_the_names_of_the_plain_one_and_is_compiled_once(
         optimizer.step()
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1
     watched.check("gradient", used, "step")
+    torch._dynamo.reset()
+
+
+def test_a_fullgraph_user_of_compiled_autograd_gets_no_graph_break_and_no_recompilation(
+    watched: Watched, model: nn.Module
+) -> None:
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+    compiled: Any = torch.compile(model, backend="aot_eager", fullgraph=True)
+    watched.watch(model)
+    optimizer = torch.optim.SGD(compiled.parameters(), lr=0.1)
+    used = []
+    for step in range(3):
+        optimizer.zero_grad()
+        with compiled_autograd._enable(torch.compile(backend="eager", fullgraph=True)):
+            backward(compiled, step)
+        used.append(gradients(model))
+        nn.utils.clip_grad_norm_(compiled.parameters(), 0.05)
+        optimizer.step()
+    counted = torch._dynamo.utils.counters
+    assert (counted["stats"]["unique_graphs"], counted["compiled_autograd"]["captures"]) == (2, 1)
+    assert not counted["graph_break"]
+    watched.check("gradient", used, "pre_clip")
     torch._dynamo.reset()
 
 
