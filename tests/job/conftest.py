@@ -14,6 +14,8 @@ from torchtrack.job import Job
 from torchtrack.job.handshake import Link
 
 Eventually = Callable[[Callable[[], object]], None]
+PATIENCE_S = 40.0
+"""How long a test waits for what has to come; on a busy machine that may take a while."""
 dist: Any = torch.distributed
 
 
@@ -46,6 +48,7 @@ class Launch:
             connector=lambda: self.link(self.store.clone()),
             **arguments,
         )
+        job._patience_s = PATIENCE_S
         self.jobs.append(job)
         return job
 
@@ -77,10 +80,10 @@ def launch(tmp_path: Path) -> Iterator[Callable[..., Launch]]:
 
 @pytest.fixture
 def eventually() -> Eventually:
-    """Wait until something is true, at most 10 s."""
+    """Wait until something is true."""
 
     def wait(condition: Callable[[], object]) -> None:
-        deadline = time.monotonic() + 10
+        deadline = time.monotonic() + PATIENCE_S
         while not condition():
             assert time.monotonic() < deadline, "it never came true"
             time.sleep(0.005)

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch.distributed
 
+from tests.job.conftest import PATIENCE_S
 from torchtrack.job import Identity, Job
 from torchtrack.job.handshake import Link
 
@@ -21,7 +22,7 @@ dist: Any = torch.distributed
 
 def settled(jobs: list[Job]) -> set[tuple[str, int, bool]]:
     """What the ranks agreed on: one element if they did."""
-    identities = [job.wait() for job in jobs]
+    identities = [job.wait(PATIENCE_S) for job in jobs]
     return {(identity.uid, identity.attempt, identity.provisional) for identity in identities}
 
 
@@ -47,7 +48,7 @@ def test_a_late_rank_0_is_waited_for_by_nobody_and_joined_in_the_end(launch: Any
     eventually(lambda: ours.joins() == 1)
     assert member.wait(0) == own
     leader = ours.start(0)
-    assert member.wait().uid == leader.identity.uid
+    assert member.wait(PATIENCE_S).uid == leader.identity.uid
     assert member.aliases == (own.uid,)
 
 
@@ -109,8 +110,8 @@ def test_a_restart_on_a_node_without_the_key_files_learns_of_the_run_from_the_st
     launch: Any, tmp_path: Path
 ) -> None:
     before = launch()
-    uid = before.start(0).wait().uid
-    before.start(1).wait()
+    uid = before.start(0).wait(PATIENCE_S).uid
+    before.start(1).wait(PATIENCE_S)
     before.close()
     elsewhere = launch(tmp_path / "elsewhere", restart=1)
     told: list[Identity] = []
@@ -123,7 +124,7 @@ def test_a_restart_on_a_node_without_the_key_files_learns_of_the_run_from_the_st
 def test_a_lost_connection_does_not_make_another_attempt(launch: Any, tmp_path: Path, eventually: Eventually) -> None:
     before = launch()
     before.start(0)
-    before.start(1).wait()
+    before.start(1).wait(PATIENCE_S)
     before.close()
     broken = threading.Event()
 
@@ -135,7 +136,7 @@ def test_a_lost_connection_does_not_make_another_attempt(launch: Any, tmp_path: 
     after = launch(tmp_path / "elsewhere", restart=1)
     after.link = Breaking
     leader = after.start(0)
-    assert leader.wait().attempt == 2
+    assert leader.wait(PATIENCE_S).attempt == 2
     broken.set()
     eventually(lambda: losses(leader) > 1)
     broken.clear()
@@ -145,9 +146,9 @@ def test_a_lost_connection_does_not_make_another_attempt(launch: Any, tmp_path: 
 def test_a_rank_that_comes_after_rank_0_has_finished_still_finds_its_run(launch: Any) -> None:
     ours = launch()
     leader = ours.start(0)
-    ours.start(1).wait()  # the leader has reached the store
+    ours.start(1).wait(PATIENCE_S)  # the leader has reached the store
     leader.close()
-    assert ours.start(1).wait().uid == leader.identity.uid
+    assert ours.start(1).wait(PATIENCE_S).uid == leader.identity.uid
 
 
 def test_joining_calls_back_once_with_the_new_identity(launch: Any, eventually: Eventually) -> None:
@@ -189,7 +190,9 @@ def test_a_store_that_dies_is_borne_in_silence(
 
     def start(rank: int) -> Job:
         environ = {**place, "RANK": str(rank), "LOCAL_RANK": str(rank)}
-        return Job.start(dir=tmp_path, project="p", environ=environ, ordinal=0)
+        job = Job.start(dir=tmp_path, project="p", environ=environ, ordinal=0)
+        job._patience_s = PATIENCE_S
+        return job
 
     jobs = [start(rank) for rank in (0, 1)]
     assert len(settled(jobs)) == 1
@@ -230,7 +233,7 @@ def test_a_forked_child_knows_the_run_and_takes_no_part(launch: Any, eventually:
     os.close(writer)
     with os.fdopen(reader) as pipe:
         assert pipe.read() == f"{job.identity.uid} None ['MainThread']"
-    assert ours.start(1).wait().uid == job.identity.uid
+    assert ours.start(1).wait(PATIENCE_S).uid == job.identity.uid
 
 
 def test_a_connector_that_fails_leaves_the_rank_alone(tmp_path: Path, eventually: Eventually) -> None:

@@ -10,13 +10,17 @@ from pathlib import Path
 
 import pytest
 
-from torchtrack.job import Job
+from tests.job.conftest import PATIENCE_S
+from torchtrack.job import Identity, Job
 from torchtrack.testing import ranks, torchrun
 
 PREAMBLE = """
 import json, os, sys, time
 from pathlib import Path
 from torchtrack.job import Job
+def patiently(job):
+    job._patience_s = 40.0
+    return job.wait(40.0)
 folder = Path(sys.argv[1])
 def tell(job, **more):
     i = job.identity
@@ -47,9 +51,15 @@ def run(path: Path, *args: str) -> list[dict[str, object]]:
     return told(done.stdout)
 
 
+def patiently(job: Job) -> Identity:
+    """Its definite identity, however busy the machine is."""
+    job._patience_s = PATIENCE_S
+    return job.wait(PATIENCE_S)
+
+
 def agree(folder: str) -> tuple[str, int, bool]:
     job = Job.start(dir=Path(folder), project="p")
-    identity = job.wait()
+    identity = patiently(job)
     job.close()
     return (identity.uid, identity.rank, identity.provisional)
 
@@ -63,7 +73,7 @@ def test_ranks_of_torchrun_agree_over_the_agents_store_before_any_process_group(
 def agree_in_a_process_group(folder: str) -> tuple[str, int, bool]:
     environ = {name: value for name, value in os.environ.items() if name != "TORCHELASTIC_USE_AGENT_STORE"}
     job = Job.start(dir=Path(folder), project="p", environ=environ)
-    identity = job.wait()
+    identity = patiently(job)
     assert job.store() is not None
     job.close()
     return (identity.uid, identity.rank, identity.provisional)
@@ -82,7 +92,7 @@ def test_a_restart_by_torchrun_is_attempt_2_of_the_same_run_on_all_ranks(tmp_pat
 import torch.distributed as dist
 job = Job.start(dir=folder, project="p")
 dist.init_process_group("gloo")
-job.wait()
+patiently(job)
 tell(job)
 dist.barrier()
 job.close()
@@ -111,7 +121,7 @@ def main(index):
     job = Job.start(dir=folder, project="p", id="mine")
     before = job.identity.provisional
     dist.init_process_group("gloo", init_method=f"file://{folder}.rendezvous", rank=index, world_size=2)
-    job.wait()
+    patiently(job)
     store = job.store()
     tell(job, before=before, store=store is not None)
     dist.barrier()

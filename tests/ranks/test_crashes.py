@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from collections import Counter
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,25 +19,35 @@ from torchtrack.testing import torchrun
 
 SCRIPTS = Path(__file__).parent / "scripts"
 SIDECAR = {"TORCHTRACK_SIDECAR": "1"}
+Start = Callable[..., list[subprocess.Popen[str]]]
 
 
-def replicas(folder: Path, when: str, victim: int) -> list[int]:
-    """Exit codes of two ranks of which one dies in the middle of a merge."""
-    started = [
-        subprocess.Popen(
-            [sys.executable, str(SCRIPTS / "replicas.py"), str(folder), f"{folder}.store", when, str(victim)],
-            env={**os.environ, "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "OMP_NUM_THREADS": "1"},
-        )
-        for rank in range(2)
-    ]
-    return [process.wait(timeout=50) for process in started]
+@pytest.fixture
+def start() -> Iterator[Start]:
+    """Start two ranks of a script without torchrun; those that are left when the test ends are killed."""
+    started: list[subprocess.Popen[str]] = []
+
+    def start(script: str, *args: str) -> list[subprocess.Popen[str]]:
+        for rank in range(2):
+            place = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "OMP_NUM_THREADS": "1"}
+            command = [sys.executable, str(SCRIPTS / script), *args]
+            pipe = subprocess.PIPE
+            started.append(subprocess.Popen(command, env={**os.environ, **place}, stdin=pipe, stdout=pipe, text=True))
+        return started
+
+    yield start
+    for process in started:
+        process.kill()
+        process.communicate()
 
 
 @pytest.mark.parametrize("victim", [0, 1])
 @pytest.mark.parametrize("when", ["posted", "completed"])
-def test_a_rank_killed_inside_a_merge_never_makes_a_count_double(tmp_path: Path, when: str, victim: int) -> None:
+def test_a_rank_killed_inside_a_merge_never_makes_a_count_double(
+    tmp_path: Path, start: Start, when: str, victim: int
+) -> None:
     folder = tmp_path / "runs"
-    codes = replicas(folder, when, victim)
+    codes = [process.wait() for process in start("replicas.py", str(folder), f"{folder}.store", when, str(victim))]
     assert codes[victim] == -9
     assert codes[1 - victim] == 0
     told = json.loads(Path(f"{folder}-{1 - victim}.json").read_text())
@@ -55,21 +66,12 @@ def test_a_rank_killed_inside_a_merge_never_makes_a_count_double(tmp_path: Path,
     assert len(torn) <= 3  # the sample of the merge, and those that were counted by halves when the peer was lost
 
 
-def test_a_rank_that_ends_in_an_unfinished_merge_exits_at_once_with_its_rows(tmp_path: Path) -> None:
+def test_a_rank_that_ends_in_an_unfinished_merge_exits_at_once_with_its_rows(tmp_path: Path, start: Start) -> None:
     folder = tmp_path / "runs"
-    zero, one = (
-        subprocess.Popen(
-            [sys.executable, str(SCRIPTS / "alone_at_the_end.py"), str(folder), f"{folder}.store"],
-            env={**os.environ, "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "OMP_NUM_THREADS": "1"},
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-        for rank in range(2)
-    )
-    uid = zero.communicate(timeout=40)[0].strip()
+    zero, one = start("alone_at_the_end.py", str(folder), f"{folder}.store")
+    uid = zero.communicate()[0].strip()
     assert one.poll() is None
-    one.communicate(timeout=10)
+    one.communicate()
     assert (zero.returncode, one.returncode) == (0, 0)
     rows = torchtrack.Api(folder).run(uid).tensors("gradient").to_pylist()
     last = [row for row in rows if row["sample"] == max(row["sample"] for row in rows)]

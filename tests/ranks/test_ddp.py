@@ -124,14 +124,24 @@ def measure_bytes(folder: Path) -> tuple[float, int]:
         optimizer.zero_grad()
         run.log({"loss": 0.0})
 
+    looks = 0
+    write = merger._write
+
+    def counted() -> None:  # the last that the merge thread does each time it has looked for work
+        nonlocal looks
+        looks += 1
+        write()
+
+    merger._write = counted  # type: ignore[method-assign]
+
     def settled() -> tuple[int, int]:
-        """Bytes sent and samples merged, once neither has changed for a while."""
-        seen, since = (-1, -1), time.monotonic()
-        while time.monotonic() - since < 0.3:
-            now = (bytes_sent(), merger.merged_samples)
-            if now != seen:
-                seen, since = now, time.monotonic()
-        return seen
+        """Bytes sent and samples merged, once the merge thread has found nothing to do a few times."""
+        merged, since = -1, looks
+        while looks < since + 4:
+            time.sleep(0.005)
+            if merger._queue or merger.merged_samples != merged:
+                merged, since = merger.merged_samples, looks
+        return bytes_sent(), merged
 
     agreed = torch.zeros(1)
     while not agreed.item():
@@ -143,7 +153,7 @@ def measure_bytes(folder: Path) -> tuple[float, int]:
     for _ in range(20):
         step()
     while merger.merged_samples < merged + 20:
-        pass
+        time.sleep(0.01)
     after, more = settled()
     sent = (after - before) / (more - merged)
     dist.barrier()

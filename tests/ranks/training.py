@@ -6,6 +6,7 @@ import itertools
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import torch
 import torch.distributed as dist
@@ -14,6 +15,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 import torchtrack
 from torchtrack import Histogram
+from torchtrack.watch import reduce
 from torchtrack.watch.reduce import Merger
 
 Truth = dict[tuple[int, str], Histogram]
@@ -39,6 +41,8 @@ def merger(run: Any) -> Merger:
     return found
 
 
+# A row waits two seconds for the log() whose step it carries; on a busy machine a thread may be away for longer.
+@mock.patch.object(reduce, "_STEP_WITHIN_S", 60.0)
 def train(
     folder: Path,
     steps: int,
@@ -70,7 +74,7 @@ def train(
     inner = model()
     ddp = DistributedDataParallel(inner)
     optimizer = torch.optim.AdamW(ddp.parameters(), lr=1e-2)
-    run = torchtrack.init(project="ranks", dir=folder, system_interval=0.0)
+    run = torchtrack.init(project="ranks", dir=folder, system_interval=0.0, finish_timeout=30.0)
     run.watch(ddp, **{"log_freq": 1, **watch})
     gradients: Truth = {}
     parameters: Truth = {}

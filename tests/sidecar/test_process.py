@@ -44,7 +44,7 @@ def test_how_a_process_ends_is_recorded(node: Any, end: str, code: int | None, n
 def test_a_process_that_was_collected_at_once_ended_somehow(node: Any) -> None:
     trainer = node.trainer()
     assert node.client.register(STREAM, UID, trainer.pid)
-    (sidecar,) = node.sidecars()
+    sidecar = node.sidecar()
     sidecar.suspend()
     node.tell(trainer)
     trainer.wait()
@@ -66,7 +66,7 @@ def test_a_sidecar_without_pidfds_sees_the_exit_too(node: Any, monkeypatch: pyte
 
 def test_many_starts_at_once_make_one_sidecar(node: Any) -> None:
     trainer = node.trainer()
-    clients = [Sidecar(node.directory, timeout_s=10.0) for _ in range(4)]
+    clients = [Sidecar(node.directory, timeout_s=30.0) for _ in range(4)]
     done: list[bool] = []
 
     def register(index: int) -> None:
@@ -88,7 +88,7 @@ def test_the_sidecar_is_nobodys_child_and_holds_nothing_of_the_rank(node: Any) -
     children = psutil.Process().children()
     assert node.client.register(STREAM, UID, trainer.pid)
     assert psutil.Process().children() == children
-    (sidecar,) = node.sidecars()
+    sidecar = node.sidecar()
     assert os.getsid(sidecar.pid) != os.getsid(0)
     assert sidecar.cwd() == "/"
     files = [str(Path(f"/proc/{sidecar.pid}/fd/{number}").readlink()) for number in (0, 1, 2)]
@@ -97,7 +97,7 @@ def test_the_sidecar_is_nobodys_child_and_holds_nothing_of_the_rank(node: Any) -
 
 def test_the_sidecar_is_light(node: Any) -> None:
     assert node.client.register(STREAM, UID, node.trainer().pid)
-    (sidecar,) = node.sidecars()
+    sidecar = node.sidecar()
     maps = Path(f"/proc/{sidecar.pid}/maps").read_text()
     assert not [name for name in ("libarrow", "numpy", "libtorch") if name in maps]
     code = (
@@ -140,13 +140,13 @@ def test_the_next_launch_finds_a_sidecar_after_the_first_has_left(node: Any) -> 
     node.tell(first)
     node.eventually(lambda: not node.sidecars())
     second = node.trainer()
-    assert Sidecar(node.directory, timeout_s=10.0).register(OTHER_STREAM, UID, second.pid)
+    assert Sidecar(node.directory, timeout_s=30.0).register(OTHER_STREAM, UID, second.pid)
 
 
 def test_registering_again_replaces_a_sidecar_that_was_killed(node: Any) -> None:
     trainer = node.trainer("sys.exit(3)")
     assert node.client.register(STREAM, UID, trainer.pid)
-    (sidecar,) = node.sidecars()
+    sidecar = node.sidecar()
     sidecar.kill()
     node.eventually(lambda: not node.is_up())
     assert not node.client.ended(STREAM, "finish")
@@ -163,7 +163,7 @@ def test_registering_again_replaces_a_sidecar_that_was_killed(node: Any) -> None
 def test_signals_meant_for_the_job_do_not_end_the_sidecar(node: Any, number: signal.Signals) -> None:
     trainer = node.trainer("sys.exit(3)")
     assert node.client.register(STREAM, UID, trainer.pid)
-    (sidecar,) = node.sidecars()
+    sidecar = node.sidecar()
     sidecar.send_signal(number)
     node.tell(trainer)
     node.eventually(node.exits)
@@ -173,9 +173,11 @@ def test_sigterm_seals_after_the_exits_of_ranks_terminated_with_it(node: Any) ->
     trainer, survivor = node.trainer(), node.trainer()
     assert node.client.register(STREAM, UID, trainer.pid)
     assert node.client.register(OTHER_STREAM, UID, survivor.pid)
-    (sidecar,) = node.sidecars()
+    sidecar = node.sidecar()
+    sidecar.suspend()  # so that no pause of ours comes between the two signals
     sidecar.send_signal(signal.SIGTERM)
     trainer.terminate()
+    sidecar.resume()
     node.eventually(lambda: not node.sidecars())
     assert [exit_["signal"] for exit_ in node.exits()] == [signal.SIGTERM]
     assert node.records()[-1]["reason"] == "left"
@@ -211,7 +213,7 @@ def test_without_a_sidecar_every_call_is_quiet_and_counted(tmp_path: Path, monke
 def test_a_rank_that_is_killed_while_torchrun_kills_its_group_is_recorded(node: Any) -> None:
     code = (
         "import os, sys; from pathlib import Path; from torchtrack.sidecar.client import Sidecar\n"
-        f"ok = Sidecar(Path(sys.argv[1]), timeout_s=10.0).register({STREAM!r}, {UID!r}, os.getpid())\n"
+        f"ok = Sidecar(Path(sys.argv[1]), timeout_s=30.0).register({STREAM!r}, {UID!r}, os.getpid())\n"
         "print(ok, flush=True); sys.stdin.read()"
     )
     command = [sys.executable, "-c", code, str(node.directory)]

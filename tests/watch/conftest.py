@@ -115,7 +115,7 @@ def backward(model: nn.Module, step: int = 0, scale: float = 1.0) -> torch.Tenso
     return loss.detach()
 
 
-def until(condition: Callable[[], bool], timeout_s: float = 20.0) -> None:
+def until(condition: Callable[[], bool], timeout_s: float = 60.0) -> None:
     """Wait for another thread; fails after the timeout."""
     deadline = time.monotonic() + timeout_s
     while not condition():

@@ -88,7 +88,7 @@ def snapshot() -> Snapshot:
     )
 
 
-def since(before: Snapshot, grace_s: float = 2.0) -> list[str]:
+def since(before: Snapshot, grace_s: float = 10.0) -> list[str]:
     """What is left over since a snapshot, one sentence a leak; empty when there is nothing.
 
     Threads and children that are just ending have `grace_s` seconds to be gone.

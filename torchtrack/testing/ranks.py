@@ -88,7 +88,7 @@ class Ranks:
         return _pool.gather(workers, self.rules.timeout_s)
 
 
-def ranks(size: int, *, init: bool = False, allow_failures: bool = False, timeout_s: float = 40.0) -> Ranks:
+def ranks(size: int, *, init: bool = False, allow_failures: bool = False, timeout_s: float = 120.0) -> Ranks:
     """Run a test on `size` real processes.
 
     Args:

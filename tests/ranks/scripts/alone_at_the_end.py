@@ -19,7 +19,7 @@ dist.init_process_group("gloo", init_method=f"file://{sys.argv[2]}", rank=rank, 
 torch.manual_seed(0)
 model = torch.nn.Linear(16, 3)
 optimizer = torch.optim.SGD(model.parameters(), lr=1e-2)
-run = torchtrack.init(dir=Path(sys.argv[1]), system_interval=0.0, sidecar=False, finish_timeout=3.0)
+run = torchtrack.init(dir=Path(sys.argv[1]), system_interval=0.0, sidecar=False)
 run.watch(model, log="gradients", log_freq=1)
 [watcher] = run._watchers
 

@@ -12,6 +12,7 @@ import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
 import torchtrack
+from torchtrack.sidecar.client import Sidecar
 
 STEPS = 30
 
@@ -28,6 +29,8 @@ def main(folder: Path, how: str) -> None:
     if not how.startswith("bare"):
         run = torchtrack.init(project="crash", dir=folder, system_interval=0.0)
         run.watch(ddp, log_freq=1)
+        # The run itself registers in the background, which takes longer than these steps where the machine is busy.
+        assert Sidecar(folder, timeout_s=30.0).register(f"{run._stream:016x}", run.uid, os.getpid())
     torch.manual_seed(100 + rank)
     for step in range(STEPS):
         ddp(torch.randn(8, 16)).square().mean().backward()
@@ -38,7 +41,7 @@ def main(folder: Path, how: str) -> None:
             run.log({"loss": float(step)})
         if step == 20 and rank == 1:
             if run is not None:
-                run.flush()
+                assert run.flush(timeout_s=30.0)
             if how.endswith("killed"):
                 os.kill(os.getpid(), signal.SIGKILL)
             if how.endswith("exits") and attempt == 0:

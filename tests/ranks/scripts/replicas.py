@@ -10,6 +10,7 @@ import json
 import os
 import signal
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -63,7 +64,7 @@ def main(folder: Path, rendezvous: str, when: str, victim: int) -> None:
         run.flush()
         step += 1
         while watcher.merger.plan is not None and watcher.merger._queue:
-            pass  # no sample waits behind the one that is merged, as in training that is in step
+            time.sleep(0.001)  # no sample waits behind the one that is merged, as in training that is in step
         if not last:  # in step until the ranks share the work, from then on each for itself
             agreed = torch.tensor(float(watcher.merger.plan is not None))
             dist.all_reduce(agreed, dist.ReduceOp.MIN)
