@@ -314,6 +314,7 @@ def test_a_compiled_model_has_the_names_of_the_plain_one_and_is_compiled_once(
     torch._dynamo.reset()
 
 
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")  # by torch, where it traces
 def test_a_fullgraph_user_of_compiled_autograd_gets_no_graph_break_and_no_recompilation(
     watched: Watched, model: nn.Module
 ) -> None:
