@@ -16,6 +16,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import torchtrack
 from torchtrack.histogram import Histogram
+from torchtrack.watch import Watcher
+from torchtrack.watch.plan import Plan, Share
 
 Row = dict[str, Any]
 Truth = dict[str, Histogram]
@@ -167,3 +169,9 @@ def scaled_step(
     scaler.step(optimizer)
     scaler.update()
     return used
+
+
+def share_out(monkeypatch: pytest.MonkeyPatch, share: tuple[int, int], numel: int) -> None:
+    """As if the ranks had agreed that this one counts these elements of the tensor `w`."""
+    plan = Plan((), {"w": numel}, 0, 2, 1, {"w": Share("", numel, share[0], *share)})
+    monkeypatch.setattr(Watcher, "_plan", lambda *_: plan)

@@ -1,4 +1,4 @@
-"""watch(model): exact histograms and norms of parameters and gradients over all ranks, off the training thread's time.
+"""watch(model): exact histograms and norms of what a model trains on, over all ranks, off the training thread's time.
 
 hooks (when) -> watcher (what) -> kernels (how) -> drain (to the host) -> reduce (one all-reduce) -> rows
 """
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 
 from torchtrack.watch import layout
-from torchtrack.watch.watcher import LOGS, Watcher
+from torchtrack.watch.watcher import KINDS, Watcher
 
 if TYPE_CHECKING:
     from torchtrack.job import Job
@@ -37,7 +37,7 @@ def start(
 
     Args:
         models: a module or several.
-        log: "all", "gradients", "parameters" or None.
+        log: "all", "gradients", "parameters", None, or several names of `KINDS`.
         log_freq: optimizer steps from one sample to the next.
         name: prefix of the parameters' names.
         include: patterns of names to watch.
@@ -60,10 +60,7 @@ def start(
         raise TypeError(f"watch(log_freq=) takes a whole number of optimizer steps, got {_describe(log_freq)}")
     if log_freq < 1:
         raise ValueError(f"watch(log_freq=) takes 1 (every optimizer step) or more, got {log_freq}")
-    if log is not None and not isinstance(log, str):
-        raise TypeError(f'watch(log=) takes "all", "gradients", "parameters" or None, got {_describe(log)}')
-    if log not in LOGS:
-        raise ValueError(f'watch(log=) takes "all", "gradients", "parameters" or None, got {log!r}')
+    kinds = _kinds(log)
     given = _name(name)
     include, exclude = _patterns("include", include), _patterns("exclude", exclude)
     names = dict(prefixes)
@@ -76,7 +73,7 @@ def start(
     prefixes.update(names)
     return Watcher(
         list(zip(chosen, modules, strict=True)),
-        LOGS[log],
+        kinds,
         log_freq,
         recorder,
         job,
@@ -107,6 +104,22 @@ def _described(parameter: Any) -> dict[str, Any]:
         described["placements"] = [str(placement) for placement in parameter.placements]
         described["mesh"] = list(parameter.device_mesh.shape)
     return described
+
+
+def _kinds(log: Any) -> tuple[str, ...]:
+    """The kinds of rows that a value of `log` asks for, in the order of `KINDS`."""
+    names = ", ".join(f'"{name}"' for name in KINDS)
+    allowed = f'"all", "gradients", "parameters", None or a tuple of any of {names}'
+    if isinstance(log, (list, tuple)) and all(isinstance(what, str) for what in log):
+        if not log or not KINDS.keys() >= set(log):
+            raise ValueError(f"watch(log=) takes {allowed}, got {log!r}")
+        return tuple(kind for what, kind in KINDS.items() if what in log)
+    if log is not None and not isinstance(log, str):
+        raise TypeError(f"watch(log=) takes {allowed}, got {_describe(log)}")
+    named = {"all": layout.KINDS, "gradients": ("gradient",), "parameters": ("parameter",), None: ()}
+    if log not in named:
+        raise ValueError(f"watch(log=) takes {allowed}, got {log!r}")
+    return named[log]
 
 
 def _name(name: Any) -> str:

@@ -16,7 +16,7 @@ import itertools
 import json
 import zlib
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Final
 
 import numpy as np
@@ -26,6 +26,10 @@ from torchtrack.watch.layout import Region
 
 RowKey = tuple[str, str]
 """(kind, name) of a row."""
+KEPT_ELEMENTS: Final = 1 << 24
+"""So many elements of parameters a rank keeps before a step at most, to tell what it changes: 64 MiB of float32."""
+Turns = Mapping[str, tuple[int, int]]
+"""By parameter: its first turn, and how many follow each other in which a piece of it is kept."""
 OWN_ELEMENTS: Final = frozenset(("activation",))
 """Kinds whose elements are each rank's own, a new number of them at every sample."""
 
@@ -40,19 +44,25 @@ def row_digests(names: Iterable[str], counts: Mapping[RowKey, Any]) -> dict[str,
     """A fingerprint a tensor of what was counted in it: equal on replicas; "" where equality would say nothing.
 
     A parameter that is still constant, with a gradient of zeros or none, looks the same on ranks that go different ways
-    later.
+    later. Updates and moments tell only where nothing else was counted: they are not there at every sample.
 
     Args:
         names: parameters.
         counts: (kind, name) -> bucket counts, sum and sum of squares; a kind that was not measured is absent.
     """
     digests = {}
+    others: dict[str, list[Any]] = {}
+    for key in sorted(key for key in counts if key[0] in ("optimizer", "update")):
+        others.setdefault(base_name(key), []).append(counts[key])
     for name in names:
         gradient, parameter = counts.get(("gradient", name)), counts.get(("parameter", name))
-        moved = gradient is not None and gradient[:NUM_BUCKETS].sum() > gradient[ZERO]
         varied = parameter is not None and np.count_nonzero(parameter[:NUM_BUCKETS]) > 1
+        told = [gradient, parameter]
+        if gradient is None and parameter is None:
+            told = others.get(name, [])
+        moved = any(row is not None and row is not parameter and row[:NUM_BUCKETS].sum() > row[ZERO] for row in told)
         fingerprint = hashlib.blake2s(digest_size=6)
-        for row in (gradient, parameter):
+        for row in told:
             fingerprint.update(b"-" if row is None else row.tobytes())
         digests[name] = fingerprint.hexdigest() if moved or varied else ""
     return digests
@@ -99,6 +109,7 @@ class Plan:
         digest: 48-bit number of all of it; two ranks merge only under equal plans.
         shares: by parameter, what this rank counts.
         regions: who holds what; known to the rank that made the plan only.
+        turns: by parameter, at which turn its update is counted.
     """
 
     rows: tuple[RowKey, ...]
@@ -108,6 +119,7 @@ class Plan:
     digest: int
     shares: dict[str, Share]
     regions: tuple[Replicas, ...] | None = None
+    turns: Turns = field(default_factory=dict)
 
     def covers(self, name: str, ranks: Sequence[int]) -> str | None:
         """The `covers` column of a row that these ranks' counts are merged in; None where this rank cannot tell.
@@ -134,16 +146,18 @@ class Plan:
 
     def encode(self, shares: Mapping[str, Share]) -> bytes:
         """As bytes for a rank whose shares these are."""
-        content = [self.rows, self.numels, self.start, self.world_size, self.digest]
+        content = [self.rows, self.numels, self.start, self.world_size, self.digest, self.turns]
         cut = {name: [share.key, share.count, share.at, share.lo, share.hi] for name, share in shares.items()}
         return zlib.compress(json.dumps([*content, cut]).encode())
 
     @classmethod
     def decode(cls, data: bytes) -> Plan:
         """From the bytes of the rank that made it."""
-        rows, numels, start, world_size, digest, cut = json.loads(zlib.decompress(data))
+        rows, numels, start, world_size, digest, turns, cut = json.loads(zlib.decompress(data))
         shares = {name: Share(*share) for name, share in cut.items()}
-        return cls(tuple((kind, name) for kind, name in rows), numels, start, world_size, digest, shares)
+        turns = {name: (first, pieces) for name, (first, pieces) in turns.items()}
+        keys = tuple((kind, name) for kind, name in rows)
+        return cls(keys, numels, start, world_size, digest, shares, turns=turns)
 
     def shares_by_rank(self) -> list[dict[str, Share]]:
         """What each rank counts of what it holds, by rank; of a plan whose regions are known."""
@@ -176,6 +190,31 @@ def _shared_out(regions: Sequence[Replicas]) -> Iterable[tuple[str, int, Share]]
                     yield region.name, ranks[place], Share(region.key, region.count, lo, region.lo + lo, region.lo + hi)
                 place += 1
             begin = end
+
+
+def take_turns(sizes: Iterable[tuple[str, int, int]], limit: int, first: int = 0) -> Turns:
+    """Who keeps what at which turn, so that no rank keeps more than `limit` elements at once.
+
+    Args:
+        sizes: name, rank, and how many elements of the name the rank would keep.
+        limit: elements; a name of which a rank has more takes several turns, alone.
+        first: the number of the first turn.
+    """
+    by_name: dict[str, dict[int, int]] = {}
+    for name, rank, size in sizes:
+        by_name.setdefault(name, {})[rank] = size
+    turns: dict[str, tuple[int, int]] = {}
+    turn, loads = first, dict[int, int]()
+    for name, by_rank in sorted(by_name.items()):
+        pieces = max(1, *(-(-size // limit) for size in by_rank.values()))
+        if loads and (pieces > 1 or any(loads.get(rank, 0) + size > limit for rank, size in by_rank.items())):
+            turn, loads = turn + 1, {}
+        turns[name] = turn, pieces
+        if pieces > 1:
+            turn += pieces
+        else:
+            loads |= {rank: loads.get(rank, 0) + size for rank, size in by_rank.items()}
+    return turns
 
 
 def format_covers(spans: Iterable[tuple[str, int, int]]) -> str:
@@ -245,7 +284,9 @@ def agree(offers: Sequence[Offer]) -> Plan | None:
     described = [[r.name, r.key, r.lo, r.count, r.ranks] for r in regions]
     content = json.dumps([rows, described, start, len(offers)]).encode()
     digest = int.from_bytes(hashlib.blake2s(content, digest_size=6).digest(), "little")
-    return Plan(rows, numels, start, len(offers), digest, {}, tuple(regions))
+    updated = {name for kind, name in rows if kind == "update"}
+    kept = ((name, rank, share.hi - share.lo) for name, rank, share in _shared_out(regions) if name in updated)
+    return Plan(rows, numels, start, len(offers), digest, {}, tuple(regions), take_turns(kept, KEPT_ELEMENTS))
 
 
 def _replicas(name: str, offers: Sequence[Offer], newest: Sequence[int]) -> list[Replicas]:

@@ -17,15 +17,25 @@ from torch.optim.optimizer import Optimizer
 from torchtrack.watch import hooks, kernels, layout
 from torchtrack.watch.drain import HostCopy
 from torchtrack.watch.layout import Held
+from torchtrack.watch.moments import moments
+from torchtrack.watch.place import elements, place_of
 from torchtrack.watch.plan import Plan
 from torchtrack.watch.reduce import Merger
 from torchtrack.watch.sample import Part, Sample
+from torchtrack.watch.updates import Kept, Updates, changes
 
 if TYPE_CHECKING:
     from torchtrack.job import Job
     from torchtrack.recorder import Recorder
 
-LOGS: Final = {"all": layout.KINDS, "gradients": ("gradient",), "parameters": ("parameter",), None: ()}
+KINDS: Final = {
+    "gradients": "gradient",
+    "parameters": "parameter",
+    "updates": "update",
+    "activations": "activation",
+    "optimizer": "optimizer",
+}
+"""What may be logged -> the kind of its rows."""
 _UNCLAIMED_CLIPS: Final = 8
 """So many clippings are counted for an optimizer that has yet to show up; a hand-written update has none."""
 logger = logging.getLogger("torchtrack")
@@ -67,6 +77,14 @@ class _InBackward:
     sample: Sample | None = None
 
 
+class _Stepping(NamedTuple):
+    """A step under way whose change will be counted, and whether its sample is handed over when it has ended."""
+
+    sample: Sample
+    kept: list[Kept]
+    submits: bool
+
+
 @dataclass(slots=True)
 class _Clipped:
     """A gradient that was counted before it was clipped, and how to tell that nothing else happened to it since."""
@@ -88,7 +106,7 @@ class Watcher:
 
     Args:
         models: prefix and module of each watched model.
-        kinds: "gradient", "parameter" or both.
+        kinds: values of `KINDS`.
         log_freq: the first step of an optimizer and every log_freq-th after it are sampled.
         recorder: where rows go, and whose step they carry.
         job: who the other ranks are.
@@ -122,10 +140,12 @@ class Watcher:
         self._owners: dict[int, _Count] = {}
         self._unclaimed = 0
         self._told: set[str] = set()
+        self._updates = Updates()
+        self._kept: weakref.WeakKeyDictionary[Optimizer, _Stepping] = weakref.WeakKeyDictionary()
         self.merger = Merger(recorder, job, ordinal, self.kinds, log_freq)
         if self.kinds:
             self.merger.start()
-            hooks.add(self)
+            hooks.add(self, after_steps=not {"update", "activation"}.isdisjoint(self.kinds))
 
     def stop(self, within_s: float, patience_s: float) -> None:
         """Stop watching: hooks are gone at once, what was sampled will be written; see `Merger.end`."""
@@ -142,6 +162,7 @@ class Watcher:
 
     def begin(self, optimizer: Optimizer) -> bool:
         """Count a step; True if it is sampled."""
+        self._hand_over(optimizer)
         task = hooks.backward_pass()
         if task is not None:
             return self._begin_in_backward(optimizer, task)
@@ -176,7 +197,17 @@ class Watcher:
         if sample is not None:
             others = self._unowned(count) if "parameter" in self.kinds else {}
             self._capture(sample, optimizer, others)
-            self.merger.submit(sample)
+            if optimizer not in self._kept:
+                self.merger.submit(sample)
+
+    def stepped(self, optimizer: Optimizer) -> None:
+        """Count what the step changed, and hand its sample over."""
+        if optimizer in self._kept:
+            sample, kept, _ = self._kept[optimizer]
+            try:
+                sample.add(changes(kept))
+            finally:
+                self._hand_over(optimizer)
 
     def skipped(self, optimizer: Optimizer) -> None:
         """Count the gradients that the scaler refused."""
@@ -233,6 +264,12 @@ class Watcher:
         sample, self._in_backward.sample = self._in_backward.sample, None
         if sample is not None:
             self.merger.submit(sample)
+
+    def _hand_over(self, optimizer: Optimizer) -> None:
+        """Hand over the sample of a step that has ended, in whatever way: one that raised leaves no updates."""
+        stepping = self._kept.pop(optimizer, None)
+        if stepping is not None and stepping.submits:
+            self.merger.submit(stepping.sample)
 
     # -- counting ---------------------------------------------------------------------------------------------------
 
@@ -329,6 +366,12 @@ class Watcher:
             todo = []
         if "parameter" in self.kinds:
             todo += [_Item("parameter", held.name, held, held.parameter) for held in every]
+        if "optimizer" in self.kinds:
+            todo += [
+                _Item("optimizer", f"{held.name}.{key}", held, moment)
+                for held in own
+                for key, moment in moments(optimizer, held.parameter)
+            ]
         self._add(sample, todo, None)
         if sample.plan is None:
             sample.held |= {held.name: held.region(held.parameter) for held in every}
@@ -337,6 +380,17 @@ class Watcher:
         sample.scalars += [("watch/clip_coef", copy) for copy in self._coefficients]
         sample.max_norm, self._max_norm = self._max_norm, None
         self._coefficients = []
+        if "update" in self.kinds and not sample.skipped:
+            self._keep(sample, optimizer, own)
+
+    def _keep(self, sample: Sample, optimizer: Optimizer, own: Sequence[Held]) -> None:
+        """Copy what the step is about to change; counted and handed over when it has."""
+        kept = self._updates.keep(optimizer, own, sample.plan)
+        if sample.plan is None:
+            sample.expected += [("update", held.name) for held in own if held.parameter.requires_grad]
+        if kept:
+            self._kept[optimizer] = _Stepping(sample, kept, hooks.backward_pass() is None)
+            hooks.after_step(optimizer, self)
 
     def _unclipped_of(self, sample: Sample, own: Sequence[Held], *, scaled: bool) -> list[_Item]:
         """Gradients that have yet to be counted; those counted at a clipping go into the sample."""
@@ -371,8 +425,7 @@ class Watcher:
         }
 
     def _add(self, sample: Sample, todo: Sequence[_Item], multiplier: torch.Tensor | None) -> None:
-        for part in self._count(todo, "step", sample.plan, multiplier):
-            sample.picks.append((part, list(range(len(part.keys)))))
+        sample.add(self._count(todo, "step", sample.plan, multiplier))
 
     def _count(
         self,
@@ -389,26 +442,12 @@ class Watcher:
             local = item.held.local(item.tensor)
             if local is None or not self._dense(item.name, local):
                 continue
-            share = plan.shares.get(item.held.name) if plan is not None else None
-            planned = plan is not None and share is not None and share.count == local.numel() and _is_aligned(item)
-            if planned and plan is not None and share is not None:
-                cut = (share.at, share.at + share.hi - share.lo)
-                span, numel = (share.key, share.lo, share.hi), plan.numels[item.held.name]
-                if local.is_sparse:  # to cut it would need its data on the host: who counts the first counts all
-                    cut = (0, share.count if cut[0] == 0 < cut[1] else 0)
-                    span = (share.key, share.lo, share.lo + cut[1])
-            else:
-                region = item.held.region(item.tensor)
-                cut, span, numel = (0, region.count), (region.key, region.lo, region.lo + region.count), region.numel
-            if cut[0] == cut[1]:
+            place = place_of(item.held, item.tensor, local, plan)
+            if place.cut[0] == place.cut[1]:
                 continue
             part, views = parts.setdefault(local.device, (Part(stage), []))
-            view, implied_zeros = _elements(local, None if cut == (0, local.numel()) else cut)
-            part.keys.append((item.kind, item.name))
-            part.spans.append(span)
-            part.numels.append(numel)
-            part.planned.append(planned)
-            part.implied_zeros.append(implied_zeros)
+            view, implied_zeros = elements(local, place.cut)
+            part.add((item.kind, item.name), place, implied_zeros)
             views.append(view)
         for device, (part, views) in parts.items():
             counts, moments = kernels.choose(device)(views, multiplier)
@@ -437,6 +476,8 @@ class Watcher:
 
     def _forget(self) -> None:
         self._end_backward()
+        for optimizer in list(self._kept):
+            self._hand_over(optimizer)
         self._clipped.clear()
         self._coefficients.clear()
         self._owners.clear()
@@ -451,15 +492,6 @@ def _gradient(held: Held) -> list[_Item]:
     return [] if gradient is None else [_Item("gradient", held.name, held, gradient)]
 
 
-def _is_aligned(item: _Item) -> bool:
-    """Whether a tensor is distributed as its parameter is."""
-    if item.tensor is item.held.parameter or not layout.is_dtensor(item.tensor):
-        return True
-    tensor: Any = item.tensor
-    parameter: Any = item.held.parameter
-    return layout.is_dtensor(parameter) and bool(tensor.placements == parameter.placements)
-
-
 def _mark(gradient: torch.Tensor) -> tuple[Any, ...] | None:
     """Equal as long as nothing happened to a gradient; None where that cannot be told.
 
@@ -472,12 +504,3 @@ def _mark(gradient: torch.Tensor) -> tuple[Any, ...] | None:
         return None
     storage = StorageWeakRef(gradient.untyped_storage())  # type: ignore[no-untyped-call]
     return storage, gradient.storage_offset(), gradient._version
-
-
-def _elements(tensor: torch.Tensor, part: tuple[int, int] | None) -> tuple[torch.Tensor, int]:
-    """The elements to count as a 1-D view, and how many zeros a sparse tensor does not store."""
-    if tensor.is_sparse:
-        values = tensor.coalesce().values().reshape(-1)
-        return values, tensor.numel() - values.numel()
-    view = layout.flat(tensor, whole=part is None)
-    return (view, 0) if part is None else (view[part[0] : part[1]], 0)
