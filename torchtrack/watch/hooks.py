@@ -221,7 +221,9 @@ def _final(sampling: list[Listener], optimizer: Optimizer) -> None:
 
 def after_step(optimizer: Optimizer, listener: Listener) -> None:
     """Have `stepped` called when the step that has just begun ends; of a listener added with `after_steps`."""
-    _installed.stepping.setdefault(optimizer, []).append(listener)
+    listeners = _installed.stepping.setdefault(optimizer, [])
+    if listener not in listeners:
+        listeners.append(listener)
 
 
 @_disable_dynamo

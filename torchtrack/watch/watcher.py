@@ -15,6 +15,7 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torch.optim.optimizer import Optimizer
 
 from torchtrack.watch import hooks, kernels, layout
+from torchtrack.watch.activations import Activations
 from torchtrack.watch.drain import HostCopy
 from torchtrack.watch.layout import Held
 from torchtrack.watch.moments import moments
@@ -38,6 +39,8 @@ KINDS: Final = {
 """What may be logged -> the kind of its rows."""
 _UNCLAIMED_CLIPS: Final = 8
 """So many clippings are counted for an optimizer that has yet to show up; a hand-written update has none."""
+_RESTING: Final = 8
+"""After so many steps of others an optimizer that is due is not waited for: it may never step again."""
 logger = logging.getLogger("torchtrack")
 
 
@@ -58,6 +61,8 @@ class _Count:
     seen: int = 0
     steps: int = 0
     watched: bool = False
+    last: int = 0
+    """How many samples had been counted when it stepped last."""
     sample: Sample | None = None
     """Of the step under way: begun, and its gradients are not final yet."""
 
@@ -138,14 +143,21 @@ class Watcher:
         self._coefficients: list[HostCopy] = []
         self._max_norm: float | None = None
         self._owners: dict[int, _Count] = {}
+        self._ownerless = False
         self._unclaimed = 0
         self._told: set[str] = set()
         self._updates = Updates()
         self._kept: weakref.WeakKeyDictionary[Optimizer, _Stepping] = weakref.WeakKeyDictionary()
+        self._job = job
+        self._activations: Activations | None = None
         self.merger = Merger(recorder, job, ordinal, self.kinds, log_freq)
         if self.kinds:
             self.merger.start()
             hooks.add(self, after_steps=not {"update", "activation"}.isdisjoint(self.kinds))
+        if "activation" in self.kinds:
+            wanted = (lambda name: _matches(name, self._include)) if self._include else None
+            self._activations = Activations(models, wanted, lambda name: _matches(name, self._exclude))
+            self._activations.renew(due=True)
 
     def stop(self, within_s: float, patience_s: float) -> None:
         """Stop watching: hooks are gone at once, what was sampled will be written; see `Merger.end`."""
@@ -177,12 +189,16 @@ class Watcher:
             stepped = _parameters(optimizer)
             count.watched = any(id(p) in held for p in stepped)
             self._owners |= dict.fromkeys(map(id, stepped), count)
+            self._ownerless = any(key not in self._owners and h[0].parameter.requires_grad for key, h in held.items())
         if not count.watched:
             return False
         count.steps += 1
         count.sample = self._next_sample() if due else None
         if not due:
             self._skip_sample()
+        count.last = self.samples
+        if self._activations is not None and (due or self._activations.armed or self._is_next_due()):
+            hooks.after_step(optimizer, self)
         return due
 
     def gradients_final(self, optimizer: Optimizer) -> None:
@@ -208,6 +224,7 @@ class Watcher:
                 sample.add(changes(kept))
             finally:
                 self._hand_over(optimizer)
+        self._renew_activations()
 
     def skipped(self, optimizer: Optimizer) -> None:
         """Count the gradients that the scaler refused."""
@@ -216,6 +233,7 @@ class Watcher:
             if sample is not None:
                 sample.skipped = True
             self.gradients_final(optimizer)
+        self._renew_activations()
 
     def clipping(self, parameters: list[torch.Tensor]) -> hooks.Clipped | None:
         """Count gradients before they are clipped, if the step they belong to is sampled."""
@@ -257,6 +275,7 @@ class Watcher:
                 hooks.after_backward(self._end_backward)
             else:
                 self._skip_sample()
+                self._renew_activations()
         return self._in_backward.sample is not None
 
     def _end_backward(self) -> None:
@@ -264,6 +283,7 @@ class Watcher:
         sample, self._in_backward.sample = self._in_backward.sample, None
         if sample is not None:
             self.merger.submit(sample)
+            self._renew_activations()
 
     def _hand_over(self, optimizer: Optimizer) -> None:
         """Hand over the sample of a step that has ended, in whatever way: one that raised leaves no updates."""
@@ -345,9 +365,7 @@ class Watcher:
         return by_id
 
     def _wanted(self, name: str) -> bool:
-        if self._include and not any(fnmatch.fnmatchcase(name, pattern) for pattern in self._include):
-            return False
-        return not any(fnmatch.fnmatchcase(name, pattern) for pattern in self._exclude)
+        return not (self._include and not _matches(name, self._include)) and not _matches(name, self._exclude)
 
     def _capture(self, sample: Sample, optimizer: Optimizer, others: dict[str, Held]) -> None:
         """Add to a sample what one optimizer is about to use."""
@@ -380,8 +398,23 @@ class Watcher:
         sample.scalars += [("watch/clip_coef", copy) for copy in self._coefficients]
         sample.max_norm, self._max_norm = self._max_norm, None
         self._coefficients = []
+        if self._activations is not None:
+            rank, world_size = (self._job.identity.rank, self._job.identity.world_size) if self._job else (0, 1)
+            sample.add(self._activations.take(rank, world_size, planned=sample.plan is not None))
         if "update" in self.kinds and not sample.skipped:
             self._keep(sample, optimizer, own)
+
+    def _renew_activations(self) -> None:
+        """Between two steps: look at the forward passes of the next one if it will be sampled."""
+        if self._activations is not None:
+            self._activations.renew(due=self._is_next_due())
+
+    def _is_next_due(self) -> bool:
+        """Whether the next step may be a sampled one, of whichever optimizer comes."""
+        recent = (c for c in self._counts.values() if c.watched and self.samples - c.last <= _RESTING)
+        if any(self._is_due(count, None) for count in recent) or (self._ownerless and self.samples <= _RESTING):
+            return True  # one that has yet to show up is sampled at its first step
+        return self._in_backward.task >= 0 and self._in_backward.steps % self.log_freq == 0
 
     def _keep(self, sample: Sample, optimizer: Optimizer, own: Sequence[Held]) -> None:
         """Copy what the step is about to change; counted and handed over when it has."""
@@ -475,6 +508,9 @@ class Watcher:
         return False
 
     def _forget(self) -> None:
+        if self._activations is not None:
+            self._activations.stop()
+            self._activations = None
         self._end_backward()
         for optimizer in list(self._kept):
             self._hand_over(optimizer)
@@ -485,6 +521,10 @@ class Watcher:
 
 def _parameters(optimizer: Optimizer) -> list[torch.Tensor]:
     return [p for group in optimizer.param_groups for p in group["params"]]
+
+
+def _matches(name: str, patterns: Sequence[str]) -> bool:
+    return any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)
 
 
 def _gradient(held: Held) -> list[_Item]:
