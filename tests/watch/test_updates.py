@@ -269,3 +269,8 @@ def test_no_rank_keeps_more_than_it_may_and_every_element_has_a_turn() -> None:
 
 def test_what_is_kept_is_64_mib_of_float32() -> None:
     assert KEPT_ELEMENTS * 4 == 64 << 20
+
+
+def test_what_no_plan_knows_of_is_kept_beside_what_is_planned_while_there_is_room() -> None:
+    assert take_turns([("a", 0, 5), ("b", 0, 6)], 16, 3, {0: 5}) == {"a": (3, 1), "b": (3, 1)}
+    assert take_turns([("a", 0, 5), ("b", 0, 7)], 16, 3, {0: 5}) == {"a": (3, 1), "b": (4, 1)}

@@ -192,19 +192,22 @@ def _shared_out(regions: Sequence[Replicas]) -> Iterable[tuple[str, int, Share]]
             begin = end
 
 
-def take_turns(sizes: Iterable[tuple[str, int, int]], limit: int, first: int = 0) -> Turns:
+def take_turns(
+    sizes: Iterable[tuple[str, int, int]], limit: int, first: int = 0, loads: Mapping[int, int] | None = None
+) -> Turns:
     """Who keeps what at which turn, so that no rank keeps more than `limit` elements at once.
 
     Args:
         sizes: name, rank, and how many elements of the name the rank would keep.
         limit: elements; a name of which a rank has more takes several turns, alone.
         first: the number of the first turn.
+        loads: by rank, what is kept at that turn already.
     """
     by_name: dict[str, dict[int, int]] = {}
     for name, rank, size in sizes:
         by_name.setdefault(name, {})[rank] = size
     turns: dict[str, tuple[int, int]] = {}
-    turn, loads = first, dict[int, int]()
+    turn, loads = first, dict(loads or {})
     for name, by_rank in sorted(by_name.items()):
         pieces = max(1, *(-(-size // limit) for size in by_rank.values()))
         if loads and (pieces > 1 or any(loads.get(rank, 0) + size > limit for rank, size in by_rank.items())):

@@ -82,11 +82,13 @@ def _is_countable(local: torch.Tensor) -> bool:
 
 
 def _turns(places: Mapping[str, Place], plan: Plan | None) -> Turns:
-    """The turn of every name: as planned, or after all planned ones by what lies here."""
+    """The turn of every name: as planned, or by what lies here, beginning with what room the last planned turn has."""
     planned = {name: plan.turns[name] for name in places if name in plan.turns} if plan is not None else {}
-    first = 1 + max((turn + pieces - 1 for turn, pieces in planned.values()), default=-1)
-    here = ((name, 0, place.cut[1] - place.cut[0]) for name, place in places.items() if name not in planned)
-    return {**planned, **take_turns(here, KEPT_ELEMENTS, first)}
+    sizes = {name: place.cut[1] - place.cut[0] for name, place in places.items()}
+    last = max((turn + pieces - 1 for turn, pieces in planned.values()), default=0)
+    load = sum(-(-sizes[name] // n) for name, (turn, n) in planned.items() if turn + n - 1 == last)
+    here = ((name, 0, size) for name, size in sizes.items() if name not in planned)
+    return {**planned, **take_turns(here, KEPT_ELEMENTS, last, {0: load})}
 
 
 def _whose_turn(turns: Turns, number: int) -> list[tuple[str, int]]:
