@@ -110,7 +110,7 @@ class Idle(torch.optim.SGD):
 
 def guarded(guard: SyncGuard, patch: pytest.MonkeyPatch) -> None:
     """Judge all that a watcher does inside the hooks, and nothing else."""
-    for name in ("begin", "gradients_final", "skipped", "clipping", "_remember_clipped"):
+    for name in ("begin", "gradients_final", "skipped", "stepped", "clipping", "_remember_clipped"):
 
         def judged(original: Callable[..., Any]) -> Callable[..., Any]:
             def method(*args: Any, **kwargs: Any) -> Any:
@@ -143,7 +143,7 @@ def test_a_watched_step_on_a_device_never_waits(
         last = model.get_parameter("2.weight")
         last.data = last.data.t().contiguous().t()
         optimizer: Any = (Idle if scale else torch.optim.AdamW)(model.parameters(), lr=0.1)
-        watched.watch(model, log_freq=2)
+        watched.watch(model, log=("gradients", "parameters", "updates", "optimizer"), log_freq=2)
         for _ in range(3):
             optimizer.zero_grad()
             model(torch.empty(2, 4, device="lazy:0", dtype=dtype)).sum().backward()
@@ -155,6 +155,6 @@ def test_a_watched_step_on_a_device_never_waits(
             optimizer.step()
         watched.run.unwatch()
     assert guard.violations == []
-    assert [len([key for part, rows in s.picks for key in rows]) for s in submitted] == [12, 12]
+    assert [len([key for part, rows in s.picks for key in rows]) for s in submitted] == [18, 18 if scale else 30]
     assert guard.copies_to_host == len(pinned.recorded) > 0
     assert not submitted[0].ready()
