@@ -45,7 +45,7 @@ TENSORS: Final = pa.schema(
         ("sample", pa.int64()),
         ("step", pa.int64()),
         ("time", _time),
-        ("kind", _name),  # gradient | parameter | logged (a Histogram passed to log)
+        ("kind", _name),  # gradient | parameter | update | activation | optimizer | logged (a Histogram passed to log)
         ("name", _name),
         ("stage", _name),  # pre_clip | step | skipped
         ("ranks", pa.int32()),  # how many ranks' counts are merged in this row

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from torchtrack.watch import Watcher
 
 Reduce = Literal["mean", "sum", "min", "max"]
+Watchable = Literal["gradients", "parameters", "updates", "activations", "optimizer"]
 
 SUMMARIES: Final = ("last", "min", "max", "mean", "best", "none")
 LEVELS: Final = ("INFO", "WARN", "ERROR")
@@ -259,7 +260,7 @@ class Run:
         self,
         models: Any,
         criterion: Any = None,
-        log: Literal["all", "gradients", "parameters"] | None = "all",
+        log: Literal["all", "gradients", "parameters"] | Sequence[Watchable] | None = "all",
         log_freq: int = 100,
         idx: int | None = None,
         log_graph: bool = False,
@@ -278,7 +279,8 @@ class Run:
             models: a torch.nn.Module or a list of them, before or after it is wrapped in DistributedDataParallel,
                 `fully_shard`, FSDP1, tensor parallelism or torch.compile; the stages of a pipeline are a list.
             criterion: accepted for scripts written for other trackers; not used.
-            log: what to record; None records the model's structure only.
+            log: what to record: "all" is gradients and parameters, a tuple may name more; None records the model's
+                structure only.
             log_freq: optimizer steps from one sample to the next; the first step is always sampled. (Other trackers
                 count backward passes.)
             idx: accepted for scripts written for other trackers; not used.

@@ -18,6 +18,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import torchtrack
 from torchtrack.histogram import Histogram
+from torchtrack.watch import Watcher
+from torchtrack.watch.plan import Plan, Share
 
 Row = dict[str, Any]
 Truth = dict[str, Histogram]
@@ -204,3 +206,9 @@ def events(monkeypatch: pytest.MonkeyPatch) -> Events:
     events = Events()
     monkeypatch.setattr(torch, "get_device_module", lambda _: events.module())
     return events
+
+
+def share_out(monkeypatch: pytest.MonkeyPatch, share: tuple[int, int], numel: int) -> None:
+    """As if the ranks had agreed that this one counts these elements of the tensor `w`."""
+    plan = Plan((), {"w": numel}, 0, 2, 1, (0, 0), (), {"w": Share("", numel, share[0], *share)})
+    monkeypatch.setattr(Watcher, "_plan", lambda *_: plan)

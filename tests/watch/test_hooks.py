@@ -245,22 +245,29 @@ def trained(model: nn.Module, flow: Flow) -> list[torch.Tensor]:
     return [*(p.detach().clone() for p in model.parameters()), torch.get_rng_state()]
 
 
+EVERYTHING = ("gradients", "parameters", "updates", "activations", "optimizer")
+
+
+@pytest.mark.parametrize("log", ["all", EVERYTHING], ids=["all", "everything"])
 @pytest.mark.parametrize("flow", FLOWS.values(), ids=FLOWS)
 def test_weights_and_random_states_are_bit_equal_with_and_without_watch(
-    watched: Watched, model: nn.Module, flow: Flow
+    watched: Watched, model: nn.Module, flow: Flow, log: Any
 ) -> None:
     state = {name: value.clone() for name, value in model.state_dict().items()}
     without = trained(model, flow)
     model.load_state_dict(state)
-    watched.watch(model, log_freq=2)
+    watched.watch(model, log=log, log_freq=2)
     model.zero_grad()
     together = trained(model, flow)
     assert all(torch.equal(a, b) for a, b in zip(without, together, strict=True))
     assert len({row["sample"] for row in watched.rows()}) == 10
 
 
+@pytest.mark.parametrize("log", ["all", EVERYTHING], ids=["all", "everything"])
 @pytest.mark.parametrize("flow", FLOWS.values(), ids=FLOWS)
-def test_steps_that_are_not_sampled_run_no_operator_of_ours(watched: Watched, model: nn.Module, flow: Flow) -> None:
+def test_steps_that_are_not_sampled_run_no_operator_of_ours(
+    watched: Watched, model: nn.Module, flow: Flow, log: Any
+) -> None:
     state = {name: value.clone() for name, value in model.state_dict().items()}
 
     def operators() -> list[list[str]]:
@@ -275,7 +282,7 @@ def test_steps_that_are_not_sampled_run_no_operator_of_ours(watched: Watched, mo
         return each
 
     without = operators()
-    watched.watch(model, log_freq=1000)
+    watched.watch(model, log=log, log_freq=1000)
     together = operators()
     assert together[0] != without[0]
     assert [sorted(ops) for ops in together[1:]] == [sorted(ops) for ops in without[1:]]

@@ -79,3 +79,10 @@ def test_the_activations_of_a_merged_row_are_as_many_as_were_counted() -> None:
     merged = packed.merged()
     assert merged is not None
     assert (merged.keys, merged.numels, merged.covers) == ([key], [328], [""])
+
+
+def test_a_piece_of_an_update_stays_outside_and_asks_for_no_other_plan() -> None:
+    packed = Packed(PLAN, counted(("update", "a", 4), planned=False))
+    assert packed.rest is not None
+    assert packed.rest.keys == [("update", "a")]
+    assert packed.replan == 0.0

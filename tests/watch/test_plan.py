@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from torchtrack.api.tensors import parse_covers
 from torchtrack.histogram import ZERO
+from torchtrack.watch import plan as planning
 from torchtrack.watch.layout import Region, Summand
 from torchtrack.watch.plan import MAX_SUMMED, Offer, Plan, Summed, agree, format_covers, row_digests
 from torchtrack.watch.rows import SUMS
@@ -266,3 +267,23 @@ def test_equality_of_a_constant_that_training_has_not_touched_says_nothing(
     tells: bool,
 ) -> None:
     assert bool(row_digests(["a"], counts)["a"]) == tells
+
+
+def test_the_turns_of_updates_are_part_of_the_plan_and_reach_every_rank(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(planning, "KEPT_ELEMENTS", 10)
+    held = {name: whole(12) for name in "abc"}
+    offers = [Offer(1, tuple(("update", name) for name in "ab"), held, {0: dict.fromkeys(held, "x")})] * 2
+    plan = made(offers)  # 36 elements, the first 18 of them on rank 0
+    assert plan.turns == {"a": (0, 2), "b": (2, 1)}
+    assert Plan.decode(plan.encode({})).turns == plan.turns
+    assert made([offer(held)] * 2).turns == {}
+
+
+def test_updates_and_moments_tell_replicas_apart_only_where_nothing_else_was_counted() -> None:
+    row = np.zeros(SUMS)
+    row[ZERO + 5] = 3.0
+    told = dict.fromkeys((("update", "a"), ("optimizer", "a.exp_avg")), row)
+    assert row_digests(["a"], told)["a"] != ""
+    assert row_digests(["a"], {("update", "a"): row * 0})["a"] == ""
+    beside = {("gradient", "a"): row}
+    assert row_digests(["a"], {**told, **beside}) == row_digests(["a"], beside)

@@ -106,3 +106,26 @@ def test_the_norm_is_not_finite_if_an_element_is_not(bad: float, norm: float) ->
 def test_there_is_no_norm_of_tensors_counted_in_part() -> None:
     part = counted({("gradient", "a"): torch.ones(2), ("gradient", "b"): torch.ones(2)}, covers=["", ":0-2"])
     assert part.norm("gradient") is None
+
+
+def test_the_update_ratio_is_over_parameters_whose_update_was_counted_whole() -> None:
+    part = counted(
+        {
+            ("parameter", "a"): torch.tensor([3.0, 4.0]),
+            ("parameter", "b"): torch.ones(100),
+            ("parameter", "c"): torch.ones(100),
+            ("update", "a"): torch.tensor([1.0, 0.0]),
+            ("update", "b"): torch.ones(50),
+            ("update", "c"): torch.ones(0),  # a row of the plan whose turn it is not
+        },
+        covers=["", "", "", "", ":0-50", ""],
+        numels=[2, 100, 100, 2, 100, 100],
+    )
+    assert part.update_ratio() == 0.2
+    assert part.select([0, 1, 2]).update_ratio() is None
+    assert part.select([3, 4]).update_ratio() is None
+
+
+def test_the_update_ratio_of_parameters_that_are_all_zero_is_left_out() -> None:
+    part = counted({("parameter", "a"): torch.zeros(2), ("update", "a"): torch.ones(2)})
+    assert part.update_ratio() is None

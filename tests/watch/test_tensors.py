@@ -16,11 +16,10 @@ from tests.watch.conftest import (
     assert_same,
     gradients,
     histogram,
+    share_out,
     train,
 )
 from torchtrack.histogram import Histogram
-from torchtrack.watch import Watcher
-from torchtrack.watch.plan import Plan, Share
 
 # -- which parameters -------------------------------------------------------------------------------------------------
 
@@ -164,12 +163,6 @@ def test_the_zeros_a_sparse_gradient_does_not_store_are_counted(watched: Watched
     assert embedding.weight.grad.is_coalesced() == is_coalesced
     rows = watched.check("gradient", [truth], "step")
     assert rows[0]["zeros"] >= 24
-
-
-def share_out(monkeypatch: pytest.MonkeyPatch, share: tuple[int, int], numel: int) -> None:
-    """As if the ranks had agreed that this one counts these elements of the tensor `w`."""
-    plan = Plan((), {"w": numel}, 0, 2, 1, (0, 0), (), {"w": Share("", numel, share[0], *share)})
-    monkeypatch.setattr(Watcher, "_plan", lambda *_: plan)
 
 
 @pytest.mark.parametrize(("share", "counted"), [((0, 2), 6), ((2, 5), 0), ((5, 6), 0), ((0, 0), 0), ((6, 6), 0)])

@@ -237,7 +237,7 @@ class Run:
         `step` and `time` are those of the lowest rank that recorded the sample.
 
         Args:
-            kind: gradient, parameter, logged; may be a pattern such as `*`.
+            kind: gradient, parameter, update, activation, optimizer, logged; may be a pattern such as `*`.
             name: a parameter's name; may be a pattern such as `layers.*.weight`.
             start: the first step.
             stop: the step after the last.
@@ -255,7 +255,7 @@ class Run:
         Where several samples fall on the step, it is the last of them.
 
         Args:
-            kind: gradient, parameter, logged.
+            kind: gradient, parameter, update, activation, optimizer, logged.
             name: the parameter's name.
             step: a step that was sampled.
             stage: pre_clip, step or skipped; by default the earliest of these that was recorded.

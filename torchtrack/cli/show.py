@@ -17,7 +17,12 @@ if TYPE_CHECKING:
 @click.command()
 @click.argument("run", default="last")
 @click.option("--params", default=12, show_default=True, type=click.IntRange(0), help="How many tensors to show.")
-@click.option("--kind", default="gradient", show_default=True, help="gradient, parameter or logged.")
+@click.option(
+    "--kind",
+    default="gradient",
+    show_default=True,
+    help="gradient, parameter, update, activation, optimizer or logged.",
+)
 @click.option("--name", "pattern", metavar="GLOB", help="Only tensors that match, such as 'layers.3.*'.")
 @click.option("--json", "as_json", is_flag=True, help="JSON instead of a page.")
 @common.folder_option

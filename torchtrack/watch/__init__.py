@@ -1,4 +1,4 @@
-"""watch(model): exact histograms and norms of parameters and gradients over all ranks, off the training thread's time.
+"""watch(model): exact histograms and norms of what a model trains on, over all ranks, off the training thread's time.
 
 hooks (when) -> watcher (what) -> kernels (how) -> drain (to the host) -> reduce (one all-reduce) -> rows
 """
@@ -15,7 +15,7 @@ from torch import nn
 from torchtrack.watch import kernels, layout
 from torchtrack.watch.layout import Shard
 from torchtrack.watch.schedule import Schedule
-from torchtrack.watch.watcher import LOGS, Watcher
+from torchtrack.watch.watcher import KINDS, Watcher
 
 if TYPE_CHECKING:
     from torchtrack.job import Job
@@ -43,7 +43,7 @@ def start(
 
     Args:
         models: a module or several.
-        log: "all", "gradients", "parameters" or None.
+        log: "all", "gradients", "parameters", None, or several names of `KINDS`.
         log_freq: optimizer steps from one sample to the next.
         name: prefix of the parameters' names.
         include: patterns of names to watch.
@@ -74,10 +74,7 @@ def start(
         raise ValueError(f"watch(budget=) takes a share between 0 and 1, such as 0.01 for 1 %, got {budget}")
     if reduce not in ("host", "device"):
         raise ValueError(f'watch(reduce=) takes "host" or "device", got {reduce!r}')
-    if log is not None and not isinstance(log, str):
-        raise TypeError(f'watch(log=) takes "all", "gradients", "parameters" or None, got {_describe(log)}')
-    if log not in LOGS:
-        raise ValueError(f'watch(log=) takes "all", "gradients", "parameters" or None, got {log!r}')
+    kinds = _kinds(log)
     given = _name(name)
     include, exclude = _patterns("include", include), _patterns("exclude", exclude)
     names = dict(prefixes)
@@ -88,12 +85,12 @@ def start(
     else:
         chosen = [_prefix(given, i, module, names) for i, module in enumerate(inner)]
     prefixes.update(names)
-    if LOGS[log]:
+    if kinds:
         for device in {p.device for module in modules for p in module.parameters()}:
             kernels.prepare(device)
     return Watcher(
         list(zip(chosen, modules, strict=True)),
-        LOGS[log],
+        kinds,
         Schedule(log_freq, None if budget is None else float(budget)),
         recorder,
         job,
@@ -132,6 +129,22 @@ def _device(models: Sequence[nn.Module]) -> torch.device:
         raise ValueError('watch(reduce="device") needs torch.distributed.init_process_group() before it')
     parameter = next((p for model in models for p in model.parameters()), None)
     return torch.device("cpu") if parameter is None else parameter.device
+
+
+def _kinds(log: Any) -> tuple[str, ...]:
+    """The kinds of rows that a value of `log` asks for, in the order of `KINDS`."""
+    names = ", ".join(f'"{name}"' for name in KINDS)
+    allowed = f'"all", "gradients", "parameters", None or a tuple of any of {names}'
+    if isinstance(log, (list, tuple)) and all(isinstance(what, str) for what in log):
+        if not log or not KINDS.keys() >= set(log):
+            raise ValueError(f"watch(log=) takes {allowed}, got {log!r}")
+        return tuple(kind for what, kind in KINDS.items() if what in log)
+    if log is not None and not isinstance(log, str):
+        raise TypeError(f"watch(log=) takes {allowed}, got {_describe(log)}")
+    named = {"all": layout.KINDS, "gradients": ("gradient",), "parameters": ("parameter",), None: ()}
+    if log not in named:
+        raise ValueError(f"watch(log=) takes {allowed}, got {log!r}")
+    return named[log]
 
 
 def _name(name: Any) -> str:

@@ -5,17 +5,17 @@ from __future__ import annotations
 import contextlib
 import logging
 from collections.abc import Iterable, Iterator
-from typing import Any, Final, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
 from torchtrack.watch import kernels, layout
 from torchtrack.watch.drain import HostCopy
 from torchtrack.watch.layout import Held, Summand
+from torchtrack.watch.place import elements, place_of
 from torchtrack.watch.plan import Plan
 from torchtrack.watch.sample import Part
 
-_PLAIN: Final = frozenset((torch.Tensor, torch.nn.Parameter))
 logger = logging.getLogger("torchtrack")
 
 
@@ -26,16 +26,6 @@ class Item(NamedTuple):
     name: str
     held: Held
     tensor: torch.Tensor
-
-
-class _Cut(NamedTuple):
-    """What is counted of a local tensor: its elements [lo, hi), which are `span` of `numel` on all ranks."""
-
-    lo: int
-    hi: int
-    span: tuple[str, int, int]
-    numel: int
-    planned: bool
 
 
 class Counter:
@@ -72,19 +62,14 @@ class Counter:
             local = self._local(item, stage, plan, multiplier)
             if local is None:
                 continue
-            cut = _cut(item, local, plan)
-            if cut.lo == cut.hi:
+            place = place_of(item.held, item.tensor, local, plan)
+            if place.cut[0] == place.cut[1]:
                 continue
             if local.device not in parts:
                 parts[local.device] = Part(stage), []
             part, views = parts[local.device]
-            whole = cut.hi - cut.lo == local.numel()
-            view, implied_zeros = _elements(local, None if whole else (cut.lo, cut.hi))
-            part.keys.append((item.kind, item.name))
-            part.spans.append(cut.span)
-            part.numels.append(cut.numel)
-            part.planned.append(cut.planned)
-            part.implied_zeros.append(implied_zeros)
+            view, implied_zeros = elements(local, place.cut)
+            part.add((item.kind, item.name), place, implied_zeros)
             views.append(view)
         for device, (part, views) in parts.items():
             with self._timing(device):
@@ -102,7 +87,7 @@ class Counter:
         if not tensor.is_floating_point():
             self._tell(name, f"has dtype {tensor.dtype}; only real floating point is counted")
             return None
-        if type(tensor) not in _PLAIN and layout.is_partial(tensor):
+        if type(tensor) not in layout.PLAIN and layout.is_partial(tensor):
             self._keep_summand(item, stage, plan, multiplier)
             return None
         local = item.held.local(tensor)
@@ -144,37 +129,3 @@ class Counter:
         yield
         behind.record(module.current_stream(device))
         self.events.append((before, behind))
-
-
-def _cut(item: Item, local: torch.Tensor, plan: Plan | None) -> _Cut:
-    held = item.held
-    share = plan.shares.get(held.name) if plan is not None else None
-    if plan is not None and share is not None and share.count == local.numel() and _is_aligned(item):
-        lo, hi = share.at, share.at + share.hi - share.lo
-        if local.is_sparse:  # to cut it would need its data on the host: who counts the first counts all
-            lo, hi = 0, share.count if lo == 0 < hi else 0
-        first = share.lo - share.at
-        return _Cut(lo, hi, (share.key, first + lo, first + hi), plan.numels[held.name], planned=True)
-    if held.original is None and type(item.tensor) in _PLAIN:
-        numel = local.numel()
-        return _Cut(0, numel, ("", 0, numel), numel, planned=False)
-    region = held.region(item.tensor)
-    return _Cut(0, region.count, (region.key, region.lo, region.lo + region.count), region.numel, planned=False)
-
-
-def _is_aligned(item: Item) -> bool:
-    """Whether a tensor is distributed as its parameter is."""
-    if item.tensor is item.held.parameter or not layout.is_dtensor(item.tensor):
-        return True
-    tensor: Any = item.tensor
-    parameter: Any = item.held.parameter
-    return layout.is_dtensor(parameter) and bool(tensor.placements == parameter.placements)
-
-
-def _elements(tensor: torch.Tensor, part: tuple[int, int] | None) -> tuple[torch.Tensor, int]:
-    """The elements to count as a 1-D view, and how many zeros a sparse tensor does not store."""
-    if tensor.is_sparse:
-        values = tensor.coalesce().values().reshape(-1)
-        return values, tensor.numel() - values.numel()
-    view = layout.flat(tensor, whole=part is None)
-    return (view, 0) if part is None else (view[part[0] : part[1]], 0)

@@ -1,9 +1,10 @@
 """When: the points of a training step where gradients are final, found without touching the user's code.
 
-Process-wide and installed once, with the first watcher; the last `remove` puts back what is still ours. Four points:
+Process-wide and installed once, with the first watcher; the last `remove` puts back what is still ours. The points:
 
     clip          `clip_grad_norm_` and `clip_grad_value_`, in whatever way they were imported, just before they clip
     step          a top-level `Optimizer.step`, before it changes anything; with a closure, after its first call
+    stepped       the end of that step; hooked only while a watcher needs it
     skipped       `GradScaler.step` that did not step, because a gradient is not finite
     (nothing on unwatched optimizers, and one counter on steps that are not sampled)
 
@@ -17,6 +18,7 @@ import logging
 import os
 import sys
 import threading
+import weakref
 from collections.abc import Callable, Iterable
 from types import FrameType
 from typing import Any, Final, Protocol
@@ -25,7 +27,7 @@ import torch
 import torch.nn.utils as grad_utils
 from torch._compile import _disable_dynamo
 from torch.nn.utils import clip_grad
-from torch.optim.optimizer import Optimizer, register_optimizer_step_pre_hook
+from torch.optim.optimizer import Optimizer, register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
 from torchtrack import guard
 
@@ -52,6 +54,9 @@ class Listener(Protocol):
     def skipped(self, optimizer: Optimizer) -> None:
         """The gradient scaler left this step out."""
 
+    def stepped(self, optimizer: Optimizer) -> None:
+        """The step has ended, if `after_step` was called as it began. Does not come if the step raised."""
+
 
 class _Inside(threading.local):
     """What this thread is in the middle of: one way to clip may use another."""
@@ -69,6 +74,9 @@ class _Installed:
     def __init__(self) -> None:
         self.listeners: list[Listener] = []
         self.handles: list[Any] = []
+        self.of_steps: list[Listener] = []
+        self.after_steps: Any = None
+        self.stepping: weakref.WeakKeyDictionary[Optimizer, list[Listener]] = weakref.WeakKeyDictionary()
         self.shims: list[tuple[Any, str, Any, Any]] = []
         self.stepped = threading.local()
         self.inside = _Inside()
@@ -79,12 +87,21 @@ _lock = threading.Lock()
 _installed = _Installed()
 
 
-def add(listener: Listener) -> None:
-    """Tell a listener from now on."""
+def add(listener: Listener, *, after_steps: bool = False) -> None:
+    """Tell a listener from now on.
+
+    Args:
+        listener: who is told.
+        after_steps: whether it may ask for `stepped`: a second hook on every step.
+    """
     with _lock:
         if not _installed.listeners:
             _install()
         _installed.listeners.append(listener)
+        if after_steps:
+            _installed.of_steps.append(listener)
+            if _installed.after_steps is None:
+                _installed.after_steps = register_optimizer_step_post_hook(_after_step)
 
 
 def remove(listener: Listener) -> None:
@@ -92,13 +109,18 @@ def remove(listener: Listener) -> None:
     with _lock:
         if listener in _installed.listeners:
             _installed.listeners.remove(listener)
+            if listener in _installed.of_steps:
+                _installed.of_steps.remove(listener)
+                if not _installed.of_steps:
+                    _remove_after_steps()
             if not _installed.listeners:
                 _uninstall()
 
 
 def active() -> int:
     """How many listeners, hooks and shims are installed; 0 when nothing is left behind."""
-    return len(_installed.listeners) + len(_installed.handles) + len(_installed.shims)
+    after_steps = _installed.after_steps is not None
+    return len(_installed.listeners) + len(_installed.handles) + len(_installed.shims) + after_steps
 
 
 def _each(where: str, method: str, *args: Any) -> list[tuple[Listener, Any]]:
@@ -150,7 +172,7 @@ def after_backward(call: Callable[[], None]) -> None:
     engine.queue_callback(lambda: guard.attempt("watch", call))
 
 
-def _is_capturing() -> bool:
+def is_capturing() -> bool:
     """Whether a CUDA graph is being recorded: what is done now would be done at every replay."""
     return bool(torch.cuda.is_initialized() and torch.cuda.is_current_stream_capturing())  # type: ignore[no-untyped-call]
 
@@ -167,7 +189,8 @@ def _begin(optimizer: Optimizer, args: Any, kwargs: Any) -> Iterable[tuple[Any, 
     if outer is not None and (outer is optimizer or _is_part_of(optimizer, outer)):
         return []
     _installed.stepped.any = True
-    if _is_capturing():
+    _installed.stepping.pop(optimizer, None)  # of a step that raised
+    if is_capturing():
         return []
     sampling = [listener for listener, armed in _each("watch", "begin", optimizer) if armed]
     if not sampling:
@@ -196,6 +219,25 @@ def _final(sampling: list[Listener], optimizer: Optimizer) -> None:
         guard.attempt("watch", listener.gradients_final, optimizer)
 
 
+def after_step(optimizer: Optimizer, listener: Listener) -> None:
+    """Have `stepped` called when the step that has just begun ends; of a listener added with `after_steps`."""
+    listeners = _installed.stepping.setdefault(optimizer, [])
+    if listener not in listeners:
+        listeners.append(listener)
+
+
+@_disable_dynamo
+def _after_step(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+    del args, kwargs
+    guard.attempt("optimizer hook", _end, optimizer)
+
+
+def _end(optimizer: Optimizer) -> None:
+    if optimizer in _installed.stepping and enclosing_optimizer(2) is not optimizer:  # not the end of super().step()
+        for listener in _installed.stepping.pop(optimizer):
+            guard.attempt("watch", listener.stepped, optimizer)
+
+
 # -- clipping and scaling ---------------------------------------------------------------------------------------------
 
 
@@ -205,7 +247,7 @@ def _around_clip(original: Callable[..., Any], norms: Callable[..., Norms]) -> C
 
     @functools.wraps(original)
     def shim(parameters: Any, *args: Any, **kwargs: Any) -> Any:
-        if torch.compiler.is_compiling() or not installed.listeners or _is_capturing() or installed.inside.clip:
+        if torch.compiler.is_compiling() or not installed.listeners or is_capturing() or installed.inside.clip:
             return original(parameters, *args, **kwargs)
         held = [parameters] if isinstance(parameters, torch.Tensor) else list(parameters)  # a generator runs only once
         return _clip(installed, held, lambda: original(held, *args, **kwargs), lambda _: norms(*args, **kwargs))
@@ -219,7 +261,7 @@ def _around_module_clip(original: Callable[..., Any]) -> Callable[..., Any]:
 
     @functools.wraps(original)
     def clip_grad_norm_(self: Any, max_norm: Any, *args: Any, **kwargs: Any) -> Any:
-        if torch.compiler.is_compiling() or not installed.listeners or _is_capturing() or installed.inside.clip:
+        if torch.compiler.is_compiling() or not installed.listeners or is_capturing() or installed.inside.clip:
             return original(self, max_norm, *args, **kwargs)
         held = list(self.parameters())
         return _clip(
@@ -310,8 +352,15 @@ def _shim(owner: Any, name: str, shim: Any) -> None:
         setattr(owner, name, shim)
 
 
+def _remove_after_steps() -> None:
+    handle, _installed.after_steps = _installed.after_steps, None
+    if handle is not None:
+        handle.remove()
+
+
 def _uninstall() -> None:
     global _installed
+    _remove_after_steps()
     for handle in _installed.handles:
         handle.remove()
     for owner, name, original, shim in reversed(_installed.shims):

@@ -16,6 +16,8 @@ from torch import nn
 from torch.nn.parameter import is_lazy
 
 KINDS: Final = ("gradient", "parameter")
+PLAIN: Final = frozenset((torch.Tensor, torch.nn.Parameter))
+"""Types of tensors that lie here whole."""
 _NAMED_WRAPPERS: Final = frozenset(("_fsdp_wrapped_module", "_checkpoint_wrapped_module", "_orig_mod"))
 
 

@@ -47,7 +47,8 @@ class Packed:
         self._maxes()[into, MAXES] = [STAGES.index(counted.stages[i]) for i in shared]
         if alone:
             self.rest = counted.select(alone)
-            self.replan = 1.0
+            # A piece of an update too large to be kept at once is left out of every plan.
+            self.replan = float(any(counted.planned[i] or counted.keys[i][0] != "update" for i in alone))
 
     def _sums(self) -> np.ndarray[Any, Any]:
         return self.sums[self._plan.world_size :].reshape(-1, SUMS)

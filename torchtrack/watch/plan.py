@@ -27,6 +27,10 @@ from torchtrack.watch.layout import Region, Summand
 
 RowKey = tuple[str, str]
 """(kind, name) of a row."""
+KEPT_ELEMENTS: Final = 1 << 24
+"""So many elements of parameters a rank keeps before a step at most, to tell what it changes: 64 MiB of float32."""
+Turns = Mapping[str, tuple[int, int]]
+"""By parameter: its first turn, and how many follow each other in which a piece of it is kept."""
 MAX_SUMMED: Final = 1 << 20
 """Elements that travel whole because they have to be added up first: 8 MiB, the LayerNorms of a large model."""
 OWN_ELEMENTS: Final = frozenset(("activation",))
@@ -43,19 +47,25 @@ def row_digests(names: Iterable[str], counts: Mapping[RowKey, Any]) -> dict[str,
     """A fingerprint a tensor of what was counted in it: equal on replicas; "" where equality would say nothing.
 
     A parameter that is still constant, with a gradient of zeros or none, looks the same on ranks that go different ways
-    later.
+    later. Updates and moments tell only where nothing else was counted: they are not there at every sample.
 
     Args:
         names: parameters.
         counts: (kind, name) -> bucket counts and extremes; a kind that was not measured is absent.
     """
     digests = {}
+    others: dict[str, list[Any]] = {}
+    for key in sorted(key for key in counts if key[0] in ("optimizer", "update")):
+        others.setdefault(base_name(key), []).append(counts[key])
     for name in names:
         gradient, parameter = counts.get(("gradient", name)), counts.get(("parameter", name))
-        moved = gradient is not None and gradient[:NUM_BUCKETS].sum() > gradient[ZERO]
         varied = parameter is not None and np.count_nonzero(parameter[:NUM_BUCKETS]) > 1
+        told = [gradient, parameter]
+        if gradient is None and parameter is None:
+            told = others.get(name, [])
+        moved = any(row is not None and row is not parameter and row[:NUM_BUCKETS].sum() > row[ZERO] for row in told)
         fingerprint = hashlib.blake2s(digest_size=6)
-        for row in (gradient, parameter):
+        for row in told:
             fingerprint.update(b"-" if row is None else row.tobytes())
         digests[name] = fingerprint.hexdigest() if moved or varied else ""
     return digests
@@ -125,6 +135,7 @@ class Plan:
         summed: what has to be added up first, in the order of the buffer.
         shares: by parameter, what this rank counts.
         regions: who holds what; known to the rank that made the plan only.
+        turns: by parameter, at which turn its update is counted.
     """
 
     rows: tuple[RowKey, ...]
@@ -136,6 +147,7 @@ class Plan:
     summed: tuple[Summed, ...]
     shares: dict[str, Share]
     regions: tuple[Replicas, ...] | None = None
+    turns: Turns = field(default_factory=dict)
 
     def covers(self, name: str, ranks: Sequence[int]) -> str | None:
         """The `covers` column of a row that these ranks' counts are merged in; None where this rank cannot tell.
@@ -162,7 +174,7 @@ class Plan:
 
     def encode(self, shares: Mapping[str, Share]) -> bytes:
         """As bytes for a rank whose shares these are."""
-        content = [self.rows, self.numels, self.start, self.world_size, self.digest, self.nodes]
+        content = [self.rows, self.numels, self.start, self.world_size, self.digest, self.nodes, self.turns]
         content.append([[s.name, s.numel, s.key, s.count, s.dtype, s.ranks] for s in self.summed])
         cut = {name: [share.key, share.count, share.at, share.lo, share.hi] for name, share in shares.items()}
         return zlib.compress(json.dumps([*content, cut]).encode())
@@ -170,10 +182,11 @@ class Plan:
     @classmethod
     def decode(cls, data: bytes) -> Plan:
         """From the bytes of the rank that made it."""
-        rows, numels, start, world_size, digest, nodes, summed, cut = json.loads(zlib.decompress(data))
+        rows, numels, start, world_size, digest, nodes, turns, summed, cut = json.loads(zlib.decompress(data))
         shares = {name: Share(*share) for name, share in cut.items()}
+        turns = {name: (first, pieces) for name, (first, pieces) in turns.items()}
         keys = tuple((kind, name) for kind, name in rows)
-        return cls(keys, numels, start, world_size, digest, tuple(nodes), _summed(summed), shares)
+        return cls(keys, numels, start, world_size, digest, tuple(nodes), _summed(summed), shares, turns=turns)
 
     def shares_by_rank(self) -> list[dict[str, Share]]:
         """What each rank counts of what it holds, by rank; of a plan whose regions are known."""
@@ -212,6 +225,34 @@ def _shared_out(regions: Sequence[Replicas]) -> Iterable[tuple[str, int, Share]]
                     yield region.name, ranks[place], Share(region.key, region.count, lo, region.lo + lo, region.lo + hi)
                 place += 1
             begin = end
+
+
+def take_turns(
+    sizes: Iterable[tuple[str, int, int]], limit: int, first: int = 0, loads: Mapping[int, int] | None = None
+) -> Turns:
+    """Who keeps what at which turn, so that no rank keeps more than `limit` elements at once.
+
+    Args:
+        sizes: name, rank, and how many elements of the name the rank would keep.
+        limit: elements; a name of which a rank has more takes several turns, alone.
+        first: the number of the first turn.
+        loads: by rank, what is kept at that turn already.
+    """
+    by_name: dict[str, dict[int, int]] = {}
+    for name, rank, size in sizes:
+        by_name.setdefault(name, {})[rank] = size
+    turns: dict[str, tuple[int, int]] = {}
+    turn, loads = first, dict(loads or {})
+    for name, by_rank in sorted(by_name.items()):
+        pieces = max(1, *(-(-size // limit) for size in by_rank.values()))
+        if loads and (pieces > 1 or any(loads.get(rank, 0) + size > limit for rank, size in by_rank.items())):
+            turn, loads = turn + 1, {}
+        turns[name] = turn, pieces
+        if pieces > 1:
+            turn += pieces
+        else:
+            loads |= {rank: loads.get(rank, 0) + size for rank, size in by_rank.items()}
+    return turns
 
 
 def format_covers(spans: Iterable[tuple[str, int, int]]) -> str:
@@ -292,7 +333,10 @@ def agree(offers: Sequence[Offer]) -> Plan | None:
     content = json.dumps([rows, described, start, len(offers)]).encode()
     digest = int.from_bytes(hashlib.blake2s(content, digest_size=6).digest(), "little")
     nodes = tuple(offer.node for offer in offers)
-    return Plan(rows, numels, start, len(offers), digest, nodes, summed, {}, tuple(regions))
+    updated = {name for kind, name in rows if kind == "update"}
+    kept = ((name, rank, share.hi - share.lo) for name, rank, share in _shared_out(regions) if name in updated)
+    turns = take_turns(kept, KEPT_ELEMENTS)
+    return Plan(rows, numels, start, len(offers), digest, nodes, summed, {}, tuple(regions), turns)
 
 
 def _to_add_up(offers: Sequence[Offer]) -> Iterable[Summed]:

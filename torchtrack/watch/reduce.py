@@ -29,7 +29,7 @@ from torchtrack.watch.group import FAILURES, Group, may_connect
 from torchtrack.watch.layout import KINDS, Region, Summand
 from torchtrack.watch.meeting import Meeting
 from torchtrack.watch.packed import HEADER, Packed, Sums
-from torchtrack.watch.plan import Offer, Plan, RowKey, base_name, row_digests
+from torchtrack.watch.plan import OWN_ELEMENTS, Offer, Plan, RowKey, base_name, row_digests
 from torchtrack.watch.rows import Counted, tensors_batch
 from torchtrack.watch.schedule import Schedule
 
@@ -132,7 +132,7 @@ class Merger:
                 size = 0
             self._queued_bytes += size
             self._queue.append(sample)
-        self.next_sample = sample.number + 1
+        self.next_sample = max(self.next_sample, sample.number + 1)
         self._wake.set()
 
     def end(self, within_s: float, patience_s: float) -> None:
@@ -277,12 +277,13 @@ class Merger:
             return
         self._held.update(sample.held)
         self._summands.update(sample.offered)
-        self._rows.update(dict.fromkeys(counted.keys))
+        self._rows.update(dict.fromkeys([*counted.keys, *sample.expected]))
         # Sums end in other bits where another kernel added them up; + 0.0 makes one zero of two.
         exact = np.hstack([counted.sums[:, :NUM_BUCKETS], counted.maxes]) + 0.0
         rows = {key: exact[i] for i, key in enumerate(counted.keys)}
         digests = row_digests(sorted({base_name(key) for key in rows} & sample.held.keys()), rows)
-        if not self._telling and not any(kind == "gradient" for kind, _ in rows):
+        kinds = {kind for kind, _ in rows}
+        if not self._telling and (not kinds or ("parameter" in kinds and kinds <= {"parameter", *OWN_ELEMENTS})):
             # Models start out equal without being replicas: only what training has changed can tell.
             self._telling = digests != self._digests.get(next(iter(self._digests), -1), digests)
             self._digests = {} if self._telling else self._digests
@@ -369,7 +370,11 @@ class Merger:
 
 def _norms(counted: list[Counted], max_norm: float | None) -> dict[str, float]:
     every = counted[0] if len(counted) == 1 else Counted.joined(counted)
-    norms = {"watch/grad_norm": every.norm("gradient"), "watch/param_norm": every.norm("parameter")}
+    norms = {
+        "watch/grad_norm": every.norm("gradient"),
+        "watch/param_norm": every.norm("parameter"),
+        "watch/update_ratio": every.update_ratio(),
+    }
     known = {name: norm for name, norm in norms.items() if norm is not None}
     if max_norm is not None and "watch/grad_norm" in known:
         known["watch/clip_coef"] = min(1.0, max_norm / (known["watch/grad_norm"] + 1e-6))

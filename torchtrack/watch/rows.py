@@ -87,9 +87,23 @@ class Counted:
     def norm(self, kind: str) -> float | None:
         """The global norm over the rows of a kind, NaN or Inf if one is; None unless each was counted whole."""
         rows = [i for i, key in enumerate(self.keys) if key[0] == kind]
-        if not rows or any(self.covers[i] for i in rows):
+        return self._norm(rows) if rows and not any(self.covers[i] for i in rows) else None
+
+    def update_ratio(self) -> float | None:
+        """Norm of the updates over the norm of the same parameters, of all that were counted whole; None without."""
+        updates = {name: i for i, (kind, name) in enumerate(self.keys) if kind == "update" and self._is_whole(i)}
+        if not updates:
             return None
-        sums = self.sums[rows]
+        parameters = {name: i for i, (kind, name) in enumerate(self.keys) if kind == "parameter" and name in updates}
+        both = [(updates[name], i) for name, i in parameters.items() if self._is_whole(i)]
+        below = self._norm([i for _, i in both])
+        return self._norm([i for i, _ in both]) / below if below else None
+
+    def _is_whole(self, row: int) -> bool:
+        return not self.covers[row] and 0 < self.numels[row] == self.sums[row, :NUM_BUCKETS].sum()
+
+    def _norm(self, rows: Sequence[int]) -> float:
+        sums = self.sums[list(rows)]
         if sums[:, _NAN].any():
             return float("nan")
         if sums[:, [_NEG_INF, _POS_INF]].any():

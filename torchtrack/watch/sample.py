@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +17,8 @@ if TYPE_CHECKING:
     from torchtrack.recorder import Ticket
     from torchtrack.watch.drain import HostCopy
     from torchtrack.watch.layout import Region, Summand
-    from torchtrack.watch.plan import Plan
+    from torchtrack.watch.place import Place
+    from torchtrack.watch.plan import Plan, RowKey
 
 
 @dataclass(slots=True)
@@ -43,6 +44,14 @@ class Part:
     implied_zeros: list[int] = field(default_factory=list)
     counts: HostCopy = field(init=False)
     moments: HostCopy = field(init=False)
+
+    def add(self, key: tuple[str, str], place: Place, implied_zeros: int = 0) -> None:
+        """One more row: (kind, name), and what is counted for it."""
+        self.keys.append(key)
+        self.spans.append(place.span)
+        self.numels.append(place.numel)
+        self.planned.append(place.planned)
+        self.implied_zeros.append(implied_zeros)
 
     def ready(self) -> bool:
         """Whether the numbers are on the host."""
@@ -82,6 +91,7 @@ class Sample:
         plan: whose shares its rows are; None if every tensor was counted whole.
         picks: which rows of which parts.
         held: by parameter, which part of it this rank holds; of a sample without a plan.
+        expected: (kind, name) of rows that it may lack and other samples have.
         summands: by parameter, stage and elements of a gradient that the plan wants added up before it is counted.
         offered: by parameter, such a gradient that no plan knows of yet.
         scalars: metrics that come with it.
@@ -96,6 +106,7 @@ class Sample:
     plan: Plan | None
     picks: list[tuple[Part, list[int]]] = field(default_factory=list)
     held: dict[str, Region] = field(default_factory=dict)
+    expected: list[RowKey] = field(default_factory=list)
     summands: dict[str, tuple[str, HostCopy]] = field(default_factory=dict)
     offered: dict[str, Summand] = field(default_factory=dict)
     scalars: list[tuple[str, HostCopy]] = field(default_factory=list)
@@ -112,6 +123,10 @@ class Sample:
     def nbytes(self) -> int:
         """About the memory it keeps until it is written."""
         return sum(len(part.keys) for part, _ in self.picks) * SUMS * 8
+
+    def add(self, parts: Iterable[Part]) -> None:
+        """All rows of these parts too."""
+        self.picks += [(part, list(range(len(part.keys)))) for part in parts]
 
     def drop(self) -> None:
         """Let go of all that was counted: a turn goes on with zeros in its place."""

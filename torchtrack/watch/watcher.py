@@ -8,7 +8,7 @@ import time
 import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import torch
 from torch import nn
@@ -17,21 +17,33 @@ from torch.optim.optimizer import Optimizer
 
 from torchtrack import guard
 from torchtrack.watch import hooks, layout
+from torchtrack.watch.activations import Activations
 from torchtrack.watch.counting import Counter, Item
 from torchtrack.watch.drain import HostCopy
 from torchtrack.watch.layout import Held, Shard
+from torchtrack.watch.moments import moments
 from torchtrack.watch.plan import Plan
 from torchtrack.watch.reduce import Merger
 from torchtrack.watch.sample import Part, Sample
 from torchtrack.watch.schedule import Schedule
+from torchtrack.watch.updates import Kept, Updates, changes
 
 if TYPE_CHECKING:
     from torchtrack.job import Job
     from torchtrack.recorder import Recorder
 
-LOGS: Final = {"all": layout.KINDS, "gradients": ("gradient",), "parameters": ("parameter",), None: ()}
+KINDS: Final = {
+    "gradients": "gradient",
+    "parameters": "parameter",
+    "updates": "update",
+    "activations": "activation",
+    "optimizer": "optimizer",
+}
+"""What may be logged -> the kind of its rows."""
 _UNCLAIMED_CLIPS: Final = 8
 """So many clippings are counted for an optimizer that has yet to show up; a hand-written update has none."""
+_RESTING: Final = 8
+"""After so many steps of others an optimizer that is due is not waited for: it may never step again."""
 logger = logging.getLogger("torchtrack")
 
 
@@ -43,6 +55,8 @@ class _Count:
     seen: int = 0
     steps: int = 0
     watched: bool = False
+    last: int = 0
+    """How many samples had been counted when it stepped last."""
     sample: Sample | None = None
     """Of the step under way: begun, and its gradients are not final yet."""
 
@@ -60,6 +74,14 @@ class _InBackward:
     task: int = -1
     steps: int = 0
     sample: Sample | None = None
+
+
+class _Stepping(NamedTuple):
+    """A step under way whose change will be counted, and whether its sample is handed over when it has ended."""
+
+    sample: Sample
+    kept: list[Kept]
+    submits: bool
 
 
 @dataclass(slots=True)
@@ -83,7 +105,7 @@ class Watcher:
 
     Args:
         models: prefix and module of each watched model.
-        kinds: "gradient", "parameter" or both.
+        kinds: values of `KINDS`.
         schedule: which steps of each optimizer are sampled.
         recorder: where rows go, and whose step they carry.
         job: who the other ranks are.
@@ -120,13 +142,22 @@ class Watcher:
         self._coefficients: list[HostCopy] = []
         self._max_norm: float | None = None
         self._owners: dict[int, _Count] = {}
+        self._ownerless = False
         self._unclaimed = 0
+        self._updates = Updates()
+        self._kept: weakref.WeakKeyDictionary[Optimizer, _Stepping] = weakref.WeakKeyDictionary()
+        self._job = job
+        self._activations: Activations | None = None
         self._counter = Counter(timed=schedule.budget is not None)
         self._host_s = 0.0
         self.merger = Merger(recorder, job, ordinal, self.kinds, schedule, device)
         if self.kinds:
             self.merger.start()
-            hooks.add(self)
+            hooks.add(self, after_steps=not {"update", "activation"}.isdisjoint(self.kinds))
+        if "activation" in self.kinds:
+            wanted = (lambda name: _matches(name, self._include)) if self._include else None
+            self._activations = Activations(models, wanted, lambda name: _matches(name, self._exclude))
+            self._activations.renew(due=True)
 
     def stop(self, within_s: float, patience_s: float) -> None:
         """Stop watching: hooks are gone at once, what was sampled will be written; see `Merger.end`."""
@@ -143,6 +174,7 @@ class Watcher:
 
     def begin(self, optimizer: Optimizer) -> bool:
         """Count a step; True if it is sampled."""
+        self._hand_over(optimizer)
         task = hooks.backward_pass()
         if task is not None:
             return self._begin_in_backward(optimizer, task)
@@ -159,12 +191,16 @@ class Watcher:
             held = self._held_of(stepped)
             count.watched = any(id(p) in held for p in stepped)
             self._owners |= dict.fromkeys(map(id, stepped), count)
+            self._ownerless = any(key not in self._owners and h[0].parameter.requires_grad for key, h in held.items())
         if not count.watched:
             return False
         count.steps += 1
         count.sample = self._next_sample() if due else None
         if not due:
             self._skip_sample()
+        count.last = self.samples
+        if self._activations is not None and (due or self._activations.armed or self._is_next_due()):
+            hooks.after_step(optimizer, self)
         return due
 
     def gradients_final(self, optimizer: Optimizer) -> None:
@@ -178,7 +214,20 @@ class Watcher:
         sample, count.sample = count.sample, None
         if sample is not None:
             self._capture(sample, optimizer, count)
-            self.merger.submit(sample)
+            if optimizer not in self._kept:
+                self.merger.submit(sample)
+
+    def stepped(self, optimizer: Optimizer) -> None:
+        """Count what the step changed, and hand its sample over."""
+        if optimizer in self._kept:
+            begin = time.perf_counter()
+            sample, kept, _ = self._kept[optimizer]
+            try:
+                sample.add(changes(kept))
+                self._charge(begin, sample)
+            finally:
+                self._hand_over(optimizer)
+        self._renew_activations()
 
     def skipped(self, optimizer: Optimizer) -> None:
         """Count the gradients that the scaler refused."""
@@ -187,6 +236,7 @@ class Watcher:
             if sample is not None:
                 sample.skipped = True
             self.gradients_final(optimizer)
+        self._renew_activations()
 
     def clipping(self, parameters: list[torch.Tensor]) -> hooks.Clipped | None:
         """Count gradients before they are clipped, if the step they belong to is sampled."""
@@ -275,8 +325,7 @@ class Watcher:
         held = Held(name, tensor)
         if shard is not None:
             held = Held(name, tensor, None, torch.Size([shard.numel]), shard.lo, shard.key)
-        for part in self._counter.count([Item(kind, name, held, tensor)], stage, sample.plan, multiplier):
-            sample.picks.append((part, list(range(len(part.keys)))))
+        sample.add(self._counter.count([Item(kind, name, held, tensor)], stage, sample.plan, multiplier))
         if sample.plan is None:
             sample.held[name] = held.region(tensor)
         self._charge(begin)
@@ -290,8 +339,7 @@ class Watcher:
             self._skip_sample()
             return
         sample.skipped = skipped
-        sample.host_s, self._host_s = self._host_s, 0.0
-        sample.events, self._counter.events = self._counter.events, []
+        self._charge(time.perf_counter(), sample)
         self.merger.submit(sample)
 
     # -- optimizers inside the backward pass ------------------------------------------------------------------------
@@ -310,6 +358,7 @@ class Watcher:
                 hooks.after_backward(self._end_backward)
             else:
                 self._skip_sample()
+                self._renew_activations()
         return self._in_backward.sample is not None
 
     def _end_backward(self) -> None:
@@ -317,6 +366,13 @@ class Watcher:
         sample, self._in_backward.sample = self._in_backward.sample, None
         if sample is not None:
             self.merger.submit(sample)
+            self._renew_activations()
+
+    def _hand_over(self, optimizer: Optimizer) -> None:
+        """Hand over the sample of a step that has ended, in whatever way: one that raised leaves no updates."""
+        stepping = self._kept.pop(optimizer, None)
+        if stepping is not None and stepping.submits:
+            self.merger.submit(stepping.sample)
 
     # -- counting ---------------------------------------------------------------------------------------------------
 
@@ -398,11 +454,7 @@ class Watcher:
         return by_id
 
     def _wanted(self, name: str) -> bool:
-        if not self._include and not self._exclude:
-            return True
-        if self._include and not any(fnmatch.fnmatchcase(name, pattern) for pattern in self._include):
-            return False
-        return not any(fnmatch.fnmatchcase(name, pattern) for pattern in self._exclude)
+        return not (self._include and not _matches(name, self._include)) and not _matches(name, self._exclude)
 
     def _capture(self, sample: Sample, optimizer: Optimizer, count: _Count | None) -> None:
         """Add to a sample what one optimizer is about to use."""
@@ -423,6 +475,12 @@ class Watcher:
             todo = []
         if "parameter" in self.kinds:
             todo += [Item("parameter", held.name, held, held.parameter) for held in every]
+        if "optimizer" in self.kinds:
+            todo += [
+                Item("optimizer", f"{held.name}.{key}", held, moment)
+                for held in own
+                for key, moment in moments(optimizer, held.parameter)
+            ]
         self._add(sample, todo, None)
         if sample.plan is None and not self.merger.alone:
             sample.held |= {held.name: held.region(held.parameter) for held in every}
@@ -433,15 +491,42 @@ class Watcher:
         sample.scalars += [("watch/clip_coef", copy) for copy in self._coefficients]
         sample.max_norm, self._max_norm = self._max_norm, None
         self._coefficients = []
-        self._charge(begin)
-        sample.host_s, self._host_s = sample.host_s + self._host_s, 0.0
-        sample.events, self._counter.events = sample.events + self._counter.events, []
+        if self._activations is not None:
+            rank, world_size = (self._job.identity.rank, self._job.identity.world_size) if self._job else (0, 1)
+            sample.add(self._activations.take(rank, world_size, planned=sample.plan is not None))
+        if "update" in self.kinds and not sample.skipped:
+            self._keep(sample, optimizer, own)
+        self._charge(begin, sample)
 
-    def _charge(self, begin: float) -> None:
-        """Count the time since then as what the sample under way costs."""
+    def _renew_activations(self) -> None:
+        """Between two steps: look at the forward passes of the next one if it will be sampled."""
+        if self._activations is not None:
+            self._activations.renew(due=self._is_next_due())
+
+    def _is_next_due(self) -> bool:
+        """Whether the next step may be a sampled one, of whichever optimizer comes."""
+        recent = (c for c in self._counts.values() if c.watched and self.samples - c.last <= _RESTING)
+        if any(self._is_due(count, None) for count in recent) or (self._ownerless and self.samples <= _RESTING):
+            return True  # one that has yet to show up is sampled at its first step
+        return self._in_backward.task >= 0 and self.schedule.is_due(self._in_backward.steps)
+
+    def _keep(self, sample: Sample, optimizer: Optimizer, own: Sequence[Held]) -> None:
+        """Copy what the step is about to change; counted and handed over when it has."""
+        kept = self._updates.keep(optimizer, own, sample.plan)
+        if sample.plan is None:
+            sample.expected += [("update", held.name) for held in own if held.parameter.requires_grad]
+        if kept:
+            self._kept[optimizer] = _Stepping(sample, kept, hooks.backward_pass() is None)
+            hooks.after_step(optimizer, self)
+
+    def _charge(self, begin: float, sample: Sample | None = None) -> None:
+        """Count the time since then as what the sample under way costs, and put it down to that if it is there."""
         took = time.perf_counter() - begin
         self._host_s += took
         self.schedule.took(took)
+        if sample is not None:
+            sample.host_s, self._host_s = sample.host_s + self._host_s, 0.0
+            sample.events, self._counter.events = sample.events + self._counter.events, []
 
     def _unclipped_of(self, sample: Sample, own: Sequence[Held], *, scaled: bool) -> list[Item]:
         """Gradients that have yet to be counted; those counted at a clipping go into the sample."""
@@ -475,10 +560,14 @@ class Watcher:
         ]
 
     def _add(self, sample: Sample, todo: Sequence[Item], multiplier: torch.Tensor | None) -> None:
-        for part in self._counter.count(todo, "step", sample.plan, multiplier):
-            sample.picks.append((part, list(range(len(part.keys)))))
+        sample.add(self._counter.count(todo, "step", sample.plan, multiplier))
 
     def _forget(self) -> None:
+        if self._activations is not None:
+            self._activations.stop()
+            self._activations = None
+        for optimizer in list(self._kept):
+            self._hand_over(optimizer)
         self._end_backward()
         self._observed = None
         self._holdings = {}
@@ -490,6 +579,10 @@ class Watcher:
 
 def _parameters(optimizer: Optimizer) -> list[torch.Tensor]:
     return [p for group in optimizer.param_groups for p in group["params"]]
+
+
+def _matches(name: str, patterns: Sequence[str]) -> bool:
+    return any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)
 
 
 def _gradient(held: Held) -> list[Item]:
