@@ -17,6 +17,7 @@ from torchtrack.background import Background
 from torchtrack.console import ConsoleCapture
 from torchtrack.fields import Fields
 from torchtrack.job import Identity, Job, is_dataloader_worker
+from torchtrack.journal.frame import rank_path
 from torchtrack.journal.origin import origin
 from torchtrack.journal.writer import Writer
 from torchtrack.logbook import Logbook
@@ -547,7 +548,9 @@ class Run:
 
     def _register(self) -> None:
         if self._sidecar is not None:
-            self._sidecar.register(f"{self._stream:016x}", self._who().uid, os.getpid())
+            who = self._who()
+            place = {"rank": who.rank, "world_size": who.world_size}
+            self._sidecar.register(f"{self._stream:016x}", who.uid, os.getpid(), **place)
 
     def _sample_system(self) -> None:
         for name, value in self._sampler.sample().items():
@@ -568,8 +571,8 @@ class Run:
             "parent": self._parent,
             "writer": f"torchtrack {__version__}",
         }
-        folder = self.settings.dir / identity.uid / f"{identity.rank // 1000:03d}"
-        return Writer(folder, f"{identity.rank}-{self._stream:016x}", self._stream, opening)
+        path = rank_path(self.settings.dir, identity.uid, identity.rank, self._stream)
+        return Writer(path.parent, path.stem, self._stream, opening)
 
     def after_fork_in_child(self) -> None:
         """In a forked child: let go of the parent's threads and rows; the first log() starts a stream of its own."""

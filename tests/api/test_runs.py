@@ -12,6 +12,7 @@ import pytest
 from tests.api.journals import START_US, UID, RankJournal
 from torchtrack.api import Api
 from torchtrack.errors import RunNotFoundError, TorchtrackError
+from torchtrack.journal.gather import Gatherer
 from torchtrack.naming import name_of
 
 Make = Callable[..., RankJournal]
@@ -160,6 +161,26 @@ def test_a_single_run_folder_and_a_single_file_are_sources_too(runs: Path, journ
         rank.about()
     assert [run.uid for run in Api(runs / UID).runs()] == [UID]
     assert [run.uid for run in Api(path).runs()] == [UID]
+
+
+def test_a_run_whose_journals_are_gathered_reads_the_same_before_meanwhile_and_after(runs: Path, journal: Make) -> None:
+    ranks = [journal(rank=rank, world_size=3) for rank in range(3)]
+    for rank in ranks:
+        rank.about(id="large")
+        for step in range(5):
+            rank.log(step, {"loss": float(rank.rank + step)})
+        rank.close()
+    held = Api(runs).run(UID)
+    before = held.history(ranks="all")
+    gatherer = Gatherer(runs / UID / "nodes", {"role": "gathered"})
+    for rank in ranks:
+        assert gatherer.take(rank.writer.path, rank.stream, ended=True) == 1
+        for run in (held, Api(runs).run(UID), Api(runs / UID).run("large")):
+            assert run.history(ranks="all").equals(before)
+            assert (run.state, run.world_size, run.damages) == ("finished", 3, [])
+    assert Api(gatherer.path).run("large").history(ranks="all").equals(before)
+    gatherer.close()
+    assert Api(runs).unread == {}
 
 
 def test_a_foreign_file_and_a_torn_tail_stop_nothing(runs: Path, journal: Make) -> None:

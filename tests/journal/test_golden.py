@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 from pathlib import Path
 
 import pytest
 
-from torchtrack.journal import Kind, Stream, Writer, check
+from torchtrack.journal import Kind, Stream, Writer, check, find_streams
+from torchtrack.journal.gather import Gatherer
 
 GOLDEN = Path(__file__).parent / "golden"
 STREAM = 0x0123456789ABCDEF
@@ -75,3 +78,32 @@ def test_todays_reader_reads_a_compressed_row_of_format_1() -> None:
     assert row == b"0123456789abcdef" * 1000
     assert (GOLDEN / "v1-zstd.ttj").stat().st_size < 1000
     assert report.state == "sealed"
+
+
+def gather(run: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Gather the golden journal."""
+    path = run / "000" / f"3-{STREAM:016x}.ttj"
+    path.parent.mkdir(parents=True)
+    shutil.copyfile(GOLDEN / "v1.ttj", path)
+    os.utime(path, ns=(0, 1_700_000_002_000_000_000))
+    monkeypatch.setattr("torchtrack.journal.gather.secrets.randbits", lambda _: 0xFEDCBA9876543210)
+    monkeypatch.setattr("torchtrack.journal.gather.monotonic_ns", lambda: 3_000_000_000)
+    gatherer = Gatherer(run / "nodes", {"role": "gathered", "writer": "torchtrack 0.1.0"})
+    assert gatherer.take(path, STREAM, ended=True) == 1
+    gathered = gatherer.path
+    gatherer.close()
+    return gathered
+
+
+def test_todays_gathering_writes_the_golden_file_byte_for_byte(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert gather(tmp_path, monkeypatch).read_bytes() == (GOLDEN / "v1.ttg").read_bytes()
+
+
+def test_todays_reader_reads_a_gathered_file_of_format_1(tmp_path: Path) -> None:
+    (tmp_path / "nodes").mkdir()
+    shutil.copyfile(GOLDEN / "v1.ttg", tmp_path / "nodes" / "fedcba9876543210.ttg")
+
+    [path] = find_streams(tmp_path)
+
+    assert path == tmp_path / "000" / f"3-{STREAM:016x}.ttj"
+    assert Stream(path).poll() == Stream(GOLDEN / "v1.ttj").poll()

@@ -48,8 +48,7 @@ class Source:
         """Look for new streams and new frames everywhere; the streams of each run by uid."""
         if self._still:
             return self._groups
-        found = [self.path] if self.path.is_file() else find_streams(self.path)
-        self._poll([self._stream(path) for path in found])
+        self._poll([self._stream(path) for path in find_streams(self.path)])
         self._group()
         return self._groups
 
@@ -155,7 +154,7 @@ class Api:
     """Reads runs, also while they are being written.
 
     Args:
-        source: a folder of runs (the `dir` of `init`), one run's folder, or a single `.ttj` file.
+        source: a folder of runs (the `dir` of `init`), one run's folder, or a single `.ttj` or `.ttg` file.
 
     Raises:
         ValueError: the source is a URL.

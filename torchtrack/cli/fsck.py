@@ -27,12 +27,18 @@ def fsck(paths: tuple[Path, ...], repair: Path | None, quiet: bool) -> None:
 
     The exit code is 1 if anything is damaged. The files themselves are never changed.
     """
+    from torchtrack.journal import find_archives
+
     with common.friendly():
-        files = [file for path in paths or (common.default_folder(),) for file in _journals(path)]
-        if not files:
+        places = paths or (common.default_folder(),)
+        files = [file for path in places for file in _journals(path)]
+        archives = [archive for path in places for archive in find_archives(path)]
+        if not files and not archives:
             raise click.ClickException(f"no journals in {', '.join(map(str, paths)) or common.default_folder()}")
         damaged = sum([_check(file, repair, quiet=quiet) for file in files])
-        click.echo(f"{common.plural(len(files), 'journal')}, {damaged or 'none'} damaged")
+        damaged += sum([_check_gathered(archive, quiet=quiet) for archive in archives])
+        also = f", {common.plural(len(archives), 'gathered file')}" if archives else ""
+        click.echo(f"{common.plural(len(files), 'journal')}{also}, {damaged or 'none'} damaged")
     if damaged:
         raise SystemExit(1)
 
@@ -42,7 +48,7 @@ def _journals(path: Path) -> list[Path]:
 
     if not path.exists():
         raise click.ClickException(f"{path}: no such file or folder; default is TORCHTRACK_DIR, else ./torchtrack-runs")
-    return [path] if path.is_file() else find_streams(path)
+    return find_streams(path)
 
 
 def _check(path: Path, repair: Path | None, *, quiet: bool) -> bool:
@@ -69,6 +75,22 @@ def _check(path: Path, repair: Path | None, *, quiet: bool) -> bool:
         written = check(path, repair_to=target).repaired
         click.echo(f"    repaired: {', '.join(map(str, written))}")
     return True
+
+
+def _check_gathered(path: Path, *, quiet: bool) -> bool:
+    """Check that every byte of a gathered file is accounted for; what is in it is checked as the journals it holds."""
+    from torchtrack.journal import Archive
+
+    archive = Archive(path)
+    archive.read()
+    damaged = bool(archive.error or archive.gaps)
+    torn = f", {archive.torn:,} bytes not complete" if archive.torn else ""
+    if damaged or not quiet:
+        sign, colour = ("✗", common.CRITICAL) if damaged else ("✓", common.OK)
+        _say(sign, colour, path, archive.error or f"holds {common.plural(len(archive.places), 'journal file')}{torn}")
+    for gap in archive.gaps:
+        click.echo(f"    {path.name} at byte {gap.offset:,}: {gap.length:,} bytes, unreadable")
+    return damaged
 
 
 def _say(sign: str, colour: str, path: Path, what: str) -> None:

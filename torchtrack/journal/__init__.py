@@ -2,7 +2,8 @@
 
 from torchtrack.journal.check import Report, check
 from torchtrack.journal.frame import Kind
+from torchtrack.journal.gathered import Archive, find_archives
 from torchtrack.journal.reader import Damage, Frame, Stream, find_streams
 from torchtrack.journal.writer import Writer
 
-__all__ = ["Damage", "Frame", "Kind", "Report", "Stream", "Writer", "check", "find_streams"]
+__all__ = ["Archive", "Damage", "Frame", "Kind", "Report", "Stream", "Writer", "check", "find_archives", "find_streams"]

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import functools
 import json
+import re
 import struct
 import zlib
 from collections.abc import Iterator, Mapping
@@ -34,6 +35,8 @@ HEADER_SIZE: Final = 40
 MAX_PAYLOAD: Final = 64 << 20
 """Bytes of a payload at most, stored and decompressed."""
 COMPRESS_FROM: Final = 4096
+FILE_NAME: Final = re.compile(r"(?:\d+-)?([0-9a-f]{16})(?:\.(\d+))?\.ttj")
+"""Of a journal file: the rank, the stream, and the number of a later segment."""
 _PIECE: Final = 1 << 20  # a read allocates all it may return
 
 _FIELDS: Final = struct.Struct("<8sIIQQI")
@@ -190,6 +193,11 @@ def scan(data: bytes, stream: int, *, opening: bool = False) -> Iterator[Found]:
 def dump(record: Mapping[str, object]) -> bytes:
     """The payload of a JSON frame."""
     return json.dumps(record, separators=(",", ":")).encode()
+
+
+def rank_path(directory: Path, uid: str, rank: int, stream: int) -> Path:
+    """The first file of a rank's stream in the folder of runs."""
+    return directory / uid / f"{rank // 1000:03d}" / f"{rank}-{stream:016x}.ttj"
 
 
 def segment_path(path: Path, segment: int) -> Path:

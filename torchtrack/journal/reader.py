@@ -13,8 +13,6 @@ Bytes between two consecutive seqs cost no frame; they are noted as damage that 
 
 from __future__ import annotations
 
-import contextlib
-import errno
 import os
 import re
 import time
@@ -22,9 +20,10 @@ from collections.abc import Callable, Generator, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
-from torchtrack.errors import FormatVersionError, JournalError
-from torchtrack.journal import frame
+from torchtrack.errors import FormatVersionError
+from torchtrack.journal import frame, gathered
 from torchtrack.journal.frame import HEADER_SIZE, Found, Kind
+from torchtrack.journal.gather import SUFFIX
 from torchtrack.version import __version__
 
 GRACE_S: Final = 60.0
@@ -32,7 +31,6 @@ SILENCE_S: Final = 600.0
 _WINDOW: Final = 1 << 20
 _TAIL: Final = 4096
 _STREAM: Final = re.compile(r"[0-9a-f]{16}")
-_NAME: Final = re.compile(r"(?:\d+-)?([0-9a-f]{16})(?:\.(\d+))?\.ttj")
 
 
 class Frame(NamedTuple):
@@ -65,9 +63,17 @@ class Damage(NamedTuple):
 
 
 def find_streams(folder: Path) -> list[Path]:
-    """The first file of every stream under a folder of runs, or in one run's folder."""
+    """The first file of every stream under a folder of runs, in one run's folder, or in one file.
+
+    Those that have been gathered are named as if they were in their own places.
+    """
+    if folder.is_file():
+        return gathered.streams_in(folder) if folder.suffix == SUFFIX else [folder]
     patterns = ("[0-9]*/*.ttj", "nodes/*.ttj", "*/[0-9]*/*.ttj", "*/nodes/*.ttj")
-    names = {path: _NAME.fullmatch(path.name) for pattern in patterns for path in folder.glob(pattern)}
+    found = {path for pattern in patterns for path in folder.glob(pattern)}
+    for run in {archive.parent.parent for archive in gathered.find_archives(folder)}:
+        found.update(gathered.first_files(run))
+    names = {path: frame.FILE_NAME.fullmatch(path.name) for path in found}
     return sorted(path for path, name in names.items() if name and name[2] is None)
 
 
@@ -84,23 +90,6 @@ def writer_gone(opening: Mapping[str, Any], silent_s: float) -> bool:
     except (OSError, KeyError, TypeError, ValueError):
         return False
     return False
-
-
-@contextlib.contextmanager
-def _opened(path: Path) -> Iterator[int | None]:
-    """A descriptor for reading, None if the file is not there (yet, or as far as the network knows)."""
-    try:
-        file = path.open("rb", buffering=0)
-    except OSError as error:
-        if error.errno not in (errno.ENOENT, errno.ESTALE):
-            raise JournalError(f"{path} cannot be read: {error.strerror}") from error
-        yield None
-        return
-    with file:
-        try:
-            yield file.fileno()
-        except OSError as error:
-            raise JournalError(f"{path} cannot be read: {error.strerror}") from error
 
 
 class Stream:
@@ -131,7 +120,7 @@ class Stream:
         self._start_over()
 
     def _start_over(self) -> None:
-        name = _NAME.fullmatch(self.path.name)
+        name = frame.FILE_NAME.fullmatch(self.path.name)
         self.stream = int(name[1], 16) if name else 0
         self.opening: dict[str, Any] = {}
         self.joined: dict[str, Any] | None = None
@@ -146,10 +135,11 @@ class Stream:
         self.next_seq = 0
         self._offset = 0
         self._head = b""
+        self._moved = False  # this file has been gathered
         self._held = False  # behind a hole that nothing proves to be damage
         self._proof = False  # a hole is damage
         self._again = False  # this file has been read once more since the next one was seen
-        self._last_segment = max(self._segments(), default=0)
+        self._last_segment = max(gathered.segments(self.path), default=0)
 
     @property
     def uid(self) -> str | None:
@@ -221,18 +211,15 @@ class Stream:
     def _place(self, key: str) -> Any:
         return (self.joined or {}).get(key, self.opening.get(key))
 
-    def _segments(self) -> list[int]:
-        numbers = (path.suffixes[-2][1:] for path in self.path.parent.glob(f"{self.path.stem}.*.ttj"))
-        return [int(number) for number in numbers if number.isdecimal()]
-
     def _read_file(self) -> Iterator[Found]:
-        with _opened(frame.segment_path(self.path, self.segment)) as fd:
-            if fd is None:
+        with gathered.opened(frame.segment_path(self.path, self.segment), expected=True) as file:
+            if file is None:
                 return
-            size, window = os.fstat(fd).st_size, _WINDOW
+            self._moved = file.base > 0
+            size, window = file.size, _WINDOW
             while self._offset < size:
                 start = self._offset
-                data = os.pread(fd, window, start)
+                data = file.read(window, start)
                 hole = yield from self._take(data)
                 if hole:
                     self._proof = self._is_proven()
@@ -334,13 +321,14 @@ class Stream:
     def _following(self) -> tuple[int | None, int]:
         """The next file that holds a frame, and the seq of its first."""
         segment = self.segment
+        expected = self._moved and self.seal is None  # without a seal only what has a successor is gathered
         while True:
             segment += 1
             for window in (_WINDOW, 2 * frame.MAX_PAYLOAD):
-                with _opened(frame.segment_path(self.path, segment)) as fd:
-                    if fd is None and segment > self._last_segment:
+                with gathered.opened(frame.segment_path(self.path, segment), expected=expected) as file:
+                    if file is None and segment > self._last_segment:
                         return None, 0
-                    data = b"" if fd is None else os.pread(fd, window, 0)
+                    data = b"" if file is None else file.read(window, 0)
                 opening = self._is_opening(data, segment)
                 for found in frame.scan(data, self.stream, opening=opening):
                     return segment, found.header.seq
@@ -348,22 +336,21 @@ class Stream:
     def _was_replaced(self) -> bool:
         if not self._offset:
             return False
-        with _opened(frame.segment_path(self.path, self.segment)) as fd:
-            if fd is None:
+        with gathered.opened(frame.segment_path(self.path, self.segment)) as file:
+            if file is None:
                 return False
-            return os.fstat(fd).st_size < self._offset or os.pread(fd, HEADER_SIZE, 0) != self._head
+            return file.size < self._offset or file.read(HEADER_SIZE, 0) != self._head
 
     def _is_proven(self) -> bool:
         """Whether what is missing by now will not come."""
-        last = frame.segment_path(self.path, max(self._segments(), default=0))
-        with _opened(last) as fd:
-            if fd is None:
+        last = frame.segment_path(self.path, max(gathered.segments(self.path), default=0))
+        with gathered.opened(last) as file:
+            if file is None:
                 return False
-            stat = os.fstat(fd)
-            tail = os.pread(fd, _TAIL, max(0, stat.st_size - _TAIL))
+            mtime, tail = file.mtime, file.read(_TAIL, max(0, file.size - _TAIL))
         if any(found.header.kind is Kind.SEAL for found in frame.scan(tail, self.stream)):
             return True
-        silent_s = self._clock() - stat.st_mtime
+        silent_s = self._clock() - mtime
         return silent_s > self._grace_s and self._gone(self.opening, silent_s)
 
 

@@ -49,7 +49,7 @@ class Sidecar:
         self._starter: subprocess.Popen[bytes] | None = None
         self._closed = not supported()
 
-    def register(self, stream: str, uid: str, pid: int) -> bool:
+    def register(self, stream: str, uid: str, pid: int, *, rank: int = 0, world_size: int = 1) -> bool:
         """Have the process behind a stream watched. Starts a sidecar if there is none.
 
         Idempotent: call it now and then, so that a sidecar that was slow to start or has died is replaced.
@@ -58,8 +58,11 @@ class Sidecar:
             stream: the stream, 16 hex digits.
             uid: of the run it belongs to now.
             pid: the process.
+            rank: that writes the stream.
+            world_size: ranks of the run: above some hundreds the sidecar gathers their finished journal files.
         """
-        return self._call({"do": "register", "stream": stream, "uid": uid, "pid": pid}, start=True)
+        place = {"rank": rank, "world_size": world_size}
+        return self._call({"do": "register", "stream": stream, "uid": uid, "pid": pid, **place}, start=True)
 
     def joined(self, stream: str, uid: str) -> bool:
         """The stream belongs to another run than it was registered for."""

@@ -26,6 +26,7 @@ from torchtrack import guard
 from torchtrack.journal.frame import Kind
 from torchtrack.journal.origin import origin
 from torchtrack.journal.writer import Writer
+from torchtrack.sidecar import gathering
 
 PROTOCOL: Final = 1
 MAX_REQUEST: Final = 4096
@@ -61,6 +62,8 @@ class _Watched:
     pid: int
     started: str
     pidfd: int | None
+    rank: int = 0
+    world_size: int = 1
     live: bool = True
     """False once the run has ended in it: no more heartbeats, but its exit still counts."""
 
@@ -92,6 +95,7 @@ class Sidecar:
         self._stop_at: float | None = None
         self._leave_at = time.monotonic() + _FIRST_REQUEST_S
         self._beat_at = time.monotonic() + heartbeat_s
+        self._gathering = gathering.Gathering(directory, lambda: self._stop_at is not None)
 
     def run(self) -> None:
         """Serve until no registered process is left, or SIGTERM."""
@@ -109,6 +113,7 @@ class Sidecar:
         self._listener.close()  # from here on a rank that asks starts the next sidecar
         for uid in list(self._writers):
             self._seal(uid, "left")
+        guard.attempt("gathering journals", self._gathering.finish)
 
     def _terminate(self, *_: object) -> None:
         # The ranks are often terminated in the same moment; their exits are worth a short wait.
@@ -138,9 +143,14 @@ class Sidecar:
         what, watched = request["do"], self._watched.get(stream)
         if what == "register" and watched is None:
             pid = request["pid"]
-            return isinstance(pid, int) and bool(_HEX.fullmatch(uid)) and self._register(stream, uid, pid)
+            if not (isinstance(pid, int) and _HEX.fullmatch(uid) and self._register(stream, uid, pid)):
+                return False
+            watched = self._watched[stream]
         if watched is None:
             return False
+        rank, world_size = request.get("rank"), request.get("world_size")
+        if what == "register" and isinstance(rank, int) and isinstance(world_size, int):
+            watched.rank, watched.world_size = rank, world_size  # a rank may learn late which it is
         if what == "joined" and _HEX.fullmatch(uid) and uid != watched.uid:
             before, watched.uid = watched.uid, uid
             self._seal_if_unused(before)
@@ -175,6 +185,8 @@ class Sidecar:
                 self._poll.unregister(watched.pidfd)
                 os.close(watched.pidfd)
             self._write_exit(stream, watched, end)
+            for written in _gathered(stream, watched):
+                self._gathering.ended(written)
         if ended and not self._watched:
             self._leave_at = time.monotonic() + (LINGER_S if self._stop_at is None else 0.0)
 
@@ -192,6 +204,7 @@ class Sidecar:
         for uid, streams in live.items():
             record = json.dumps({"time_ns": time.time_ns(), "streams": streams})
             self._writer(uid).append(Kind.HEARTBEAT, record.encode())
+        self._gathering.look([each for stream, watched in self._watched.items() for each in _gathered(stream, watched)])
 
     def _writer(self, uid: str) -> Writer:
         writer = self._writers.get(uid)
@@ -215,6 +228,13 @@ class Sidecar:
 def _end(writer: Writer, reason: str) -> None:
     guard.attempt("sealing", writer.seal, reason)
     guard.attempt("closing", writer.close)
+
+
+def _gathered(stream: str, watched: _Watched) -> list[gathering.Written]:
+    """The stream, if the run has so many ranks that finished files are gathered."""
+    if watched.world_size <= gathering.GATHER_ABOVE:
+        return []
+    return [gathering.Written(watched.uid, watched.rank, int(stream, 16))]
 
 
 def _opening(uid: str) -> dict[str, object]:
