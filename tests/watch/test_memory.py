@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from collections.abc import Mapping
 from typing import Any
 
@@ -14,6 +15,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from tests.watch.conftest import Watched
+from torchtrack.watch import kernels
+from torchtrack.watch.kernels import reference
 from torchtrack.watch.reduce import Merger
 from torchtrack.watch.sample import Sample
 
@@ -90,8 +93,9 @@ def submitted(monkeypatch: pytest.MonkeyPatch) -> list[Sample]:
 @pytest.mark.parametrize("clip", [False, True], ids=["", "clipped"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64], ids=str)
 def test_on_a_cpu_no_tensor_is_copied_and_a_row_for_each_is_kept(
-    watched: Watched, submitted: list[Sample], dtype: torch.dtype, clip: bool
+    watched: Watched, submitted: list[Sample], monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype, clip: bool
 ) -> None:
+    monkeypatch.setattr(kernels, "choose", lambda _: reference.statistics)
     sizes = [32 * MIB // dtype.itemsize, 7, 16 * MIB // dtype.itemsize, 300]
     allocations = sampled_step(watched, sizes, clip=clip, dtype=dtype)
 
@@ -99,6 +103,23 @@ def test_on_a_cpu_no_tensor_is_copied_and_a_row_for_each_is_kept(
     assert 0 < allocations.largest <= 4 * MIB
     assert allocations.peak <= 10 * MIB
     assert 0 < allocations.held() <= 8 * ROW_BYTES + 8  # a row for each, and the coefficient of the clipping
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64], ids=str)
+def test_the_compiled_kernel_allocates_a_row_for_each_tensor_and_little_else(
+    watched: Watched, submitted: list[Sample], dtype: torch.dtype
+) -> None:
+    kernels.choose(torch.device("cpu"))
+    kernels.wait()
+    sizes = [32 * MIB // dtype.itemsize, 7, 16 * MIB // dtype.itemsize, 300]
+    tracemalloc.start()
+    allocations = sampled_step(watched, sizes, clip=False, dtype=dtype)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+
+    assert sum(len(rows) for _, rows in submitted[0].picks) == 8
+    assert allocations.largest == 0  # of torch's
+    assert 8 * ROW_BYTES < peak <= 1 * MIB
 
 
 @pytest.mark.parametrize("clip", [False, True], ids=["", "clipped"])
