@@ -119,7 +119,7 @@ def test_the_compiled_kernel_allocates_a_row_for_each_tensor_and_little_else(
 
     assert sum(len(rows) for _, rows in submitted[0].picks) == 8
     assert allocations.largest == 0  # of torch's
-    assert 8 * ROW_BYTES < peak <= 1 * MIB
+    assert 8 * ROW_BYTES < peak <= 4 * MIB
 
 
 @pytest.mark.parametrize("clip", [False, True], ids=["", "clipped"])
