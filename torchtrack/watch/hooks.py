@@ -189,7 +189,8 @@ def _begin(optimizer: Optimizer, args: Any, kwargs: Any) -> Iterable[tuple[Any, 
     if outer is not None and (outer is optimizer or _is_part_of(optimizer, outer)):
         return []
     _installed.stepped.any = True
-    _installed.stepping.pop(optimizer, None)  # of a step that raised
+    if _installed.stepping:
+        _installed.stepping.pop(optimizer, None)  # of a step that raised
     if is_capturing():
         return []
     sampling = [listener for listener, armed in _each("watch", "begin", optimizer) if armed]
@@ -229,7 +230,8 @@ def after_step(optimizer: Optimizer, listener: Listener) -> None:
 @_disable_dynamo
 def _after_step(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
     del args, kwargs
-    guard.attempt("optimizer hook", _end, optimizer)
+    if _installed.stepping:
+        guard.attempt("optimizer hook", _end, optimizer)
 
 
 def _end(optimizer: Optimizer) -> None:
