@@ -37,8 +37,8 @@ from torchtrack import guard
 from torchtrack.watch.kernels import reference
 
 THREAD: Final = "torchtrack kernel loader"
-_FAST: Final = {"cpu": ("numba", "cpu")}
-"""Device type -> the package it takes, which the module here is called after, and the extra that installs it."""
+_FAST: Final = {"cpu": ("numba", "'torchtrack[cpu]'"), "cuda": ("triton", "triton")}
+"""Device type (ROCm is cuda too) -> the package it takes, which the module here is named after, and what to install."""
 logger = logging.getLogger("torchtrack")
 
 
@@ -87,24 +87,31 @@ def wait() -> None:
 
 
 def _load(device: torch.device) -> None:
-    package, extra = _FAST[device.type]
-    error = guard.outcome(importlib.import_module, package)
-    if not isinstance(error, Exception) and threading.main_thread().is_alive():
-        module = guard.outcome(importlib.import_module, f"{__name__}.{package}")
-        if not isinstance(module, Exception):
-            _chosen[device.type] = module.statistics
-            return
-        error = module
-    if isinstance(error, ModuleNotFoundError):
+    package, install = _FAST[device.type]
+    kernel = guard.outcome(importlib.import_module, package)
+    if not isinstance(kernel, Exception):
+        if not threading.main_thread().is_alive():
+            return  # the script is over: do not hold it up
+        kernel = guard.outcome(_ready, package, device)
+    if isinstance(kernel, ModuleNotFoundError):
         logger.warning(
-            "torchtrack watch counts with plain torch operators on %s; pip install 'torchtrack[%s]' (%s) makes that "
-            "several times cheaper",
+            "torchtrack watch counts with plain torch operators on %s; pip install %s makes that several times cheaper",
             device.type,
-            extra,
-            package,
+            install,
         )
-    elif isinstance(error, Exception):
-        logger.warning("torchtrack watch counts with plain torch operators, as %s fails here: %s", package, error)
+    elif isinstance(kernel, Exception):
+        logger.warning("torchtrack watch counts with plain torch operators, as %s fails here: %s", package, kernel)
+    else:
+        _chosen[device.type] = kernel
+
+
+def _ready(package: str, device: torch.device) -> Kernel:
+    """Import the module of a package, which compiles, or have it compile."""
+    module = importlib.import_module(f"{__name__}.{package}")
+    if hasattr(module, "prepare"):
+        module.prepare(device)
+    kernel: Kernel = module.statistics
+    return kernel
 
 
 if hasattr(os, "register_at_fork"):
