@@ -52,7 +52,19 @@ def test_a_missing_package_is_named_once_with_what_installs_it(
         assert kernels.choose(CPU) is reference.statistics
         kernels.wait()
     [line] = caplog.messages
-    assert "pip install 'torchtrack[cpu]' (numba)" in line
+    assert "pip install 'torchtrack[cpu]'" in line
+
+
+@pytest.mark.usefixtures("nothing_chosen")
+def test_a_gpu_without_triton_is_told_what_to_install(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setitem(sys.modules, "triton", None)
+    assert kernels.choose(torch.device("cuda", 0)) is reference.statistics
+    kernels.wait()
+    assert kernels.choose(torch.device("cuda", 0)) is reference.statistics
+    [line] = caplog.messages
+    assert "on cuda; pip install triton" in line
 
 
 @pytest.mark.usefixtures("nothing_chosen")

@@ -42,8 +42,8 @@ from torchtrack import guard
 from torchtrack.watch.kernels import compile, reference  # noqa: A004  # the word for it
 
 THREAD: Final = "torchtrack kernel loader"
-_FAST: Final = {"cpu": ("numba", "cpu")}
-"""Device type -> the package it takes, which the module here is called after, and the extra that installs it."""
+_FAST: Final = {"cpu": ("numba", "'torchtrack[cpu]'"), "cuda": ("triton", "triton")}
+"""Device type (ROCm is cuda too) -> the package it takes, which the module here is named after, and what to install."""
 logger = logging.getLogger("torchtrack")
 
 
@@ -96,31 +96,36 @@ def wait() -> None:
 
 
 def _load(device: torch.device) -> None:
-    package, extra = _FAST[device.type]
-    error: Any = guard.outcome(importlib.util.find_spec, package)
-    if error is None or isinstance(error, ValueError):  # the latter if it was made unavailable
-        error = ModuleNotFoundError(package)
-    elif not isinstance(error, Exception):
+    package, install = _FAST[device.type]
+    kernel: Any = guard.outcome(importlib.util.find_spec, package)
+    if kernel is None or isinstance(kernel, ValueError):  # the latter if it was made unavailable
+        kernel = ModuleNotFoundError(package)
+    if not isinstance(kernel, Exception):
         if package == "numba":
             _compile_elsewhere()
         if not threading.main_thread().is_alive():
-            return
-        with _loading:
-            module = guard.outcome(importlib.import_module, f"{__name__}.{package}")
-        if not isinstance(module, Exception):
-            _chosen[device.type] = module.statistics
-            return
-        error = module
-    if isinstance(error, ModuleNotFoundError):
+            return  # the script is over: do not hold it up
+        kernel = guard.outcome(_ready, package, device)
+    if isinstance(kernel, ModuleNotFoundError):
         logger.warning(
-            "torchtrack watch counts with plain torch operators on %s; pip install 'torchtrack[%s]' (%s) makes that "
-            "several times cheaper",
+            "torchtrack watch counts with plain torch operators on %s; pip install %s makes that several times cheaper",
             device.type,
-            extra,
-            package,
+            install,
         )
-    elif isinstance(error, Exception):
-        logger.warning("torchtrack watch counts with plain torch operators, as %s fails here: %s", package, error)
+    elif isinstance(kernel, Exception):
+        logger.warning("torchtrack watch counts with plain torch operators, as %s fails here: %s", package, kernel)
+    else:
+        _chosen[device.type] = kernel
+
+
+def _ready(package: str, device: torch.device) -> Kernel:
+    """Import the module of a package, which loads what was compiled, or have it compile."""
+    with _loading:
+        module = importlib.import_module(f"{__name__}.{package}")
+    if hasattr(module, "prepare"):
+        module.prepare(device)
+    kernel: Kernel = module.statistics
+    return kernel
 
 
 def _compile_elsewhere() -> None:

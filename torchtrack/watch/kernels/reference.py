@@ -71,7 +71,7 @@ def statistics(
     counts, moments = torch.cat(folded), torch.cat([part[1] for part in parts])
     if order == list(range(len(order))):
         return counts, moments
-    place = _constants(sorted(range(len(order)), key=order.__getitem__), device)
+    place = constants(sorted(range(len(order)), key=order.__getitem__), device)
     return counts.index_select(0, place), moments.index_select(0, place)
 
 
@@ -99,7 +99,7 @@ def _way(tensor: torch.Tensor, device: torch.device) -> _Way:
     return _chunked if numel >= _OWN_LOOP else _packed
 
 
-def _constants(values: Sequence[int], device: torch.device) -> torch.Tensor:
+def constants(values: Sequence[int], device: torch.device) -> torch.Tensor:
     """An int64 tensor of values the host knows. On an accelerator they travel as kernel arguments: no copy waits."""
     if device.type == "cpu":
         return torch.tensor(values, dtype=torch.int64, device=device)
@@ -185,7 +185,7 @@ def _packed(tensors: Sequence[torch.Tensor], multiplier: torch.Tensor | None) ->
         rows = slice(first, first + len(views))
         counts[rows].add_(_count_rows(_codes(x), lines, bins))
         if any(padded):
-            counts[rows, bins // 2 - 1].sub_(_constants(padded, device))
+            counts[rows, bins // 2 - 1].sub_(constants(padded, device))
         _add_moments(moments[rows], _reduce_rows(_finite_moments(x), lines))
     return counts, moments
 
@@ -217,7 +217,7 @@ def _passes(
 def _count_rows(codes: torch.Tensor, lines: Sequence[int], bins: int) -> torch.Tensor:
     """Counts [rows, bins] of codes [lines, width], of which each row has so many lines."""
     if len(lines) > 1:
-        counts = _constants(lines, codes.device)
+        counts = constants(lines, codes.device)
         row = torch.arange(len(lines), device=codes.device).mul_(bins).to(codes.dtype)
         codes.add_(row.repeat_interleave(counts, output_size=codes.shape[0]).unsqueeze_(1))
     flat, size = codes.reshape(-1), bins * len(lines)
@@ -231,7 +231,7 @@ def _reduce_rows(partial: torch.Tensor, lines: Sequence[int]) -> torch.Tensor:
     """Moments [rows, 4] of partial ones [4, lines], of which each row has so many lines."""
     if len(lines) == 1:
         return torch.stack([partial[0].sum(), partial[1].sum(), partial[2].amin(), partial[3].amax()]).unsqueeze_(0)
-    lengths = _constants(lines, partial.device)
+    lengths = constants(lines, partial.device)
     ways = (("sum", 0.0), ("sum", 0.0), ("min", math.inf), ("max", -math.inf))
     # unsafe only skips a check of the lengths, which would wait for the device.
     return torch.stack(
