@@ -59,7 +59,7 @@ class Kernel(Protocol):
 
 _chosen: dict[str, Kernel] = {}
 _loaders: list[threading.Thread] = []
-_loading = threading.Lock()
+_loading = threading.RLock()
 """Held while a package is imported here: not across a fork."""
 _COMPILE_S: Final = 300.0
 _LOOK_S: Final = 0.05
@@ -147,7 +147,7 @@ def _compile_elsewhere() -> None:
 
 def _after_fork_in_child() -> None:
     global _loading
-    _loading = threading.Lock()
+    _loading = threading.RLock()
 
 
 if hasattr(os, "register_at_fork"):
