@@ -82,7 +82,11 @@ def test_the_number_of_ranks_changes_only_what_rounding_changes(tmp_path: Path) 
 def test_global_norms_and_the_clip_coefficient_are_metrics_of_the_run(tmp_path: Path) -> None:
     uid, gradients, parameters = ranks(2, init=True).run(body, tmp_path, 6, 3)[0]
     history = torchtrack.Api(tmp_path).run(uid).history(["watch/grad_norm", "watch/param_norm", "watch/clip_coef"])
-    for row in history.to_pylist():
+    rows = history.to_pylist()
+    # Until the ranks share the work each has seen all of it; while they begin to, one may be a sample behind.
+    whole = [row for row in rows if row["watch/grad_norm"] is not None]
+    assert len(whole) >= len(rows) - 2
+    for row in whole:
         norms = [
             sum(h.norm**2 for (step, _), h in truth.items() if step == row["step"]) ** 0.5
             for truth in (gradients, parameters)

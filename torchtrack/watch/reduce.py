@@ -17,6 +17,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
@@ -49,6 +50,8 @@ _MAX_FAILURES: Final = 3
 _STEP_WITHIN_S: Final = 2.0
 """A sample waits so long for the log() whose step it carries; then it takes the current one, to reach the disk."""
 _IDLE_S: Final = 0.05
+_START_MARGIN: Final = 2
+"""Samples between what the furthest rank has captured and the first under a new plan."""
 logger = logging.getLogger("torchtrack")
 
 
@@ -316,16 +319,27 @@ class Merger:
             )
             plan = self._meeting.agree(offer)
             if plan is not None:
-                on_device = self._device_group is not None and not self._device_group.broken
-                self._group = self._device_group if on_device else self._meeting.group(plan, self._gives_up)
-                self.plan = plan
+                self._group, self.plan = self._begin(plan, self._meeting)
                 self._failures = 0
         except FAILURES as error:
             self._failures += 1  # a store whose owner died does not come back
             logger.debug("torchtrack watch did not meet the other ranks: %s", error)
-            self._group = None
+            group, self._group = self._group, None
+            if group is not None:
+                guard.attempt("watch", group.close)
             if self._meeting:
                 self._meeting.failed()
+
+    def _begin(self, plan: Plan, meeting: Meeting) -> tuple[Group | DeviceGroup, Plan]:
+        """The group of a plan, and from which sample on the plan holds: one that no rank will have captured by then."""
+        before = self.next_sample
+        on_device = self._device_group is not None and not self._device_group.broken
+        self._group = self._device_group if on_device else meeting.group(plan, self._gives_up)
+        missed = self.next_sample - before  # as many may pass while the ranks agree on the start
+        start = np.array([float(self.next_sample + missed + _START_MARGIN)])
+        self._all_reduce(start, "max")
+        assert self._group is not None  # noqa: S101
+        return self._group, replace(plan, start=max(plan.start, int(start[0])))
 
     def _disband(self, *, write_retained: bool) -> None:
         """Leave the group: rows are counted whole again until the ranks have met anew."""

@@ -10,6 +10,7 @@ from types import ModuleType
 
 import pytest
 import torch
+from torch.distributed._functional_collectives import AsyncCollectiveTensor
 
 from torchtrack.testing.kernels import CASES, DTYPES, Case, check, mixed, normal, spread
 from torchtrack.watch import kernels
@@ -165,3 +166,12 @@ def test_the_kernel_chosen_on_a_cpu_is_this_one(numba: ModuleType) -> None:
     kernels.prepare(cpu)
     kernels.wait()
     assert kernels.choose(cpu) is numba.statistics
+
+
+def test_a_wrapper_whose_numbers_lie_elsewhere_is_counted_by_its_operators(numba: ModuleType) -> None:
+    inner = normal(5000, torch.float32)
+    wrapped = AsyncCollectiveTensor(inner)
+    assert wrapped.data_ptr() == 0
+    counts, moments = numba.statistics([wrapped, inner])
+    assert torch.equal(counts[0], counts[1])
+    assert torch.allclose(moments[0], moments[1])

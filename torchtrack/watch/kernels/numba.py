@@ -103,7 +103,7 @@ def _items(tensors: Sequence[torch.Tensor]) -> _Items:
     What a small tensor costs is mostly these calls, some 0.1 us each.
     """
     items = np.empty((len(tensors), 5), np.int64)
-    formats = [_FORMATS.get(t.dtype, _OTHER) if t.is_cpu and not t.is_neg() else _OTHER for t in tensors]
+    formats = [_FORMATS.get(t.dtype, _OTHER) if _lies_here(t) else _OTHER for t in tensors]
     steps = [t.stride() for t in tensors]
     if _OTHER in formats or set(map(len, steps)) - {1}:
         formats = [form if len(step) == 1 else _OTHER for form, step in zip(formats, steps, strict=True)]
@@ -117,6 +117,12 @@ def _items(tensors: Sequence[torch.Tensor]) -> _Items:
     return items
 
 
+def _lies_here(tensor: torch.Tensor) -> bool:
+    """Whether its numbers are at its address: those of a wrapper (an AsyncCollectiveTensor, say) are not."""
+    return type(tensor) in _PLAIN and tensor.is_cpu and not tensor.is_neg()
+
+
+_PLAIN: Final = frozenset((torch.Tensor, torch.nn.Parameter))
 _NOTHING: Final = torch.empty(0, device="cpu")
 
 
