@@ -149,7 +149,8 @@ def test_a_forked_child_counts_with_several_threads() -> None:
         torch.set_num_threads(2)
         cpu, tensors = torch.device("cpu"), [torch.ones(600_000), torch.ones(7)]
         kernels.prepare(cpu)
-        child = os.fork()  # waits for the loader
+        kernels.wait()
+        child = os.fork()
         counts, _ = kernels.choose(cpu)(tensors)
         right = kernels.choose(cpu).__module__.endswith(".numba") and counts.sum().item() == 600_007
         if child == 0:
