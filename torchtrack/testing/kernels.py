@@ -31,6 +31,21 @@ LARGE: Final = 150_001
 """Elements of a tensor that takes every kernel more than one chunk or block."""
 _NAN_WORDS = {torch.float32: 0x7FA00000, torch.bfloat16: 0x7FA0, torch.float64: 0x7FF4 << 48}
 
+_BLOCK = (1, 1, (3, 1), 3, (1, 1), 1, 1, 1, (4, 1), 4, (1, 4), 1)
+
+
+def _gpt2(width: int, blocks: int) -> tuple[int, ...]:
+    block = [n * width if isinstance(n, int) else n[0] * n[1] * width**2 for n in _BLOCK]
+    return (50257 * width, 1024 * width, *block * blocks, width, width)
+
+
+MODELS: Final = {
+    "GPT-2 small": _gpt2(768, 12),
+    "GPT-2 XL": _gpt2(1600, 48),
+    "mixture of experts": (32_000 * 1024, *(1024, 3 << 20, 1 << 20, 1024, 128 << 10, *[512 << 7, 512] * 205) * 24),
+}
+"""Elements of each tensor: 124M in 148, 1.6B in 580, and 10,000 tensors, half of them small."""
+
 Kernel = Callable[[Sequence[torch.Tensor], "torch.Tensor | None"], tuple[torch.Tensor, torch.Tensor]]
 
 

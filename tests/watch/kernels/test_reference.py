@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import math
+import weakref
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from torchtrack.histogram import Histogram
 from torchtrack.testing import SyncGuard
-from torchtrack.testing.kernels import CASES, DTYPES, Case, check, mixed, normal
-from torchtrack.watch.kernels import reference
-
-BLOCK = [768, 768, 2304 * 768, 2304, 768 * 768, 768, 768, 768, 3072 * 768, 3072, 3072 * 768, 768]
-GPT2_SMALL = [50257 * 768, 1024 * 768, *BLOCK * 12, 768, 768]
+from torchtrack.testing.kernels import CASES, DTYPES, MODELS, Case, check, mixed, normal
+from torchtrack.watch.kernels import passes, reference
 
 
 @pytest.fixture
@@ -34,8 +35,8 @@ def test_it_conforms(case: Case) -> None:
 
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_the_way_of_accelerators_conforms(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(reference, "_way", lambda *_: reference._packed)
-    monkeypatch.setattr(reference, "_CPU_CHUNK", 1 << 12)
+    monkeypatch.setattr(reference, "_way", lambda *_: passes.packed)
+    monkeypatch.setattr(passes, "_CPU_CHUNK", 1 << 12)
     check(reference.statistics, case)
 
 
@@ -53,7 +54,7 @@ def test_every_way_of_a_cpu_conforms(dtype: torch.dtype, monkeypatch: pytest.Mon
 
 
 def test_a_pass_of_many_rows_is_cut(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(reference, "_MAX_COUNTERS", 3 * 8192)
+    monkeypatch.setattr(passes, "_MAX_COUNTERS", 3 * 8192)
     sizes = (0, 5, 0, 0, 7, 300, 0, 1, 2, 3, 0, 900, 0)
     check(reference.statistics, Case("many", lambda: [mixed(n, dtype) for dtype in DTYPES for n in sizes]))
 
@@ -114,11 +115,64 @@ def test_it_never_waits_for_an_accelerator(dtype: torch.dtype, scaled: bool) -> 
     assert guard.violations == []
 
 
-@pytest.mark.parametrize(("dtype", "bound"), [(torch.float32, 320), (torch.bfloat16, 340)], ids=str)
-def test_the_launches_of_a_gpt2_are_bounded(dtype: torch.dtype, bound: int) -> None:
+class Held(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """The bytes on the fake device that are held at once, at most, beside those of the tensors given."""
+
+    def __init__(self, given: list[torch.Tensor]) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.now = self.most = 0
+        self._known = {tensor.untyped_storage()._cdata for tensor in given}
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        for tensor in tree_leaves(result):
+            if isinstance(tensor, torch.Tensor) and tensor.device.type == "lazy":
+                self._hold(tensor.untyped_storage())
+        return result
+
+    def _hold(self, storage: torch.UntypedStorage) -> None:
+        key = storage._cdata
+        if key not in self._known:
+            self._known.add(key)
+            self.now += storage.nbytes()
+            self.most = max(self.most, self.now)
+            weakref.finalize(storage, self._release, key, storage.nbytes())
+
+    def _release(self, key: int, size: int) -> None:
+        self._known.discard(key)
+        self.now -= size
+
+
+@pytest.mark.parametrize(
+    ("model", "dtype", "mebibytes", "bound"),
+    [
+        ("GPT-2 small", torch.float32, 64, 300),
+        ("GPT-2 small", torch.float32, 256, 130),
+        ("GPT-2 small", torch.bfloat16, 64, 300),
+        ("GPT-2 small", torch.bfloat16, 256, 130),
+        ("GPT-2 XL", torch.bfloat16, 256, 800),
+        ("mixture of experts", torch.bfloat16, 256, 1000),
+    ],
+    ids=str,
+)
+def test_launches_are_bounded_and_none_waits(
+    model: str, dtype: torch.dtype, mebibytes: int, bound: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(passes, "TEMPORARY_BYTES", mebibytes << 20)
     with FakeTensorMode():
-        tensors = [torch.empty(n, dtype=dtype, device="lazy:0") for n in GPT2_SMALL]
+        tensors = [torch.empty(n, dtype=dtype, device="lazy:0") for n in MODELS[model]]
         with SyncGuard() as guard:
             reference.statistics(tensors)
     assert guard.violations == []
     assert guard.launches.total() <= bound
+
+
+@pytest.mark.parametrize("scaled", [False, True])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_temporaries_keep_to_their_limit(dtype: torch.dtype, scaled: bool) -> None:
+    with FakeTensorMode():
+        tensors = [torch.empty(n, dtype=dtype, device="lazy:0") for n in MODELS["GPT-2 small"]]
+        with Held(tensors) as held:
+            result = reference.statistics(tensors, torch.empty((), device="lazy:0") if scaled else None)
+    lines = sum(n // 1024 + 1 for n in MODELS["GPT-2 small"])
+    assert held.most <= passes.TEMPORARY_BYTES + 3 * result[0].nbytes + 100 * lines

@@ -14,7 +14,7 @@ import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from torchtrack.testing.kernels import mixed
+from torchtrack.testing.kernels import MODELS, mixed
 from torchtrack.testing.syncguard import SyncGuard
 from torchtrack.watch.kernels import reference
 
@@ -145,6 +145,16 @@ def test_a_call_is_a_launch_a_format_and_one_more_and_never_waits(
     ours = [dtype for dtype in dtypes if dtype in triton.KINDS]
     assert device.launched == ["count"] * len(ours) + ["finish"]
     assert guard.violations == []
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_a_model_takes_at_most_twelve_launches(triton: ModuleType, device: Device, model: str) -> None:
+    with FakeTensorMode():
+        tensors = [torch.empty(n, dtype=torch.bfloat16, device=LAZY) for n in MODELS[model]]
+        with SyncGuard() as guard:
+            triton.statistics(tensors, torch.empty((), device=LAZY))
+    assert guard.violations == []
+    assert guard.launches.total() + len(device.launched) + device.uploads <= 12
 
 
 def test_tensors_that_lie_where_they_lay_are_not_told_of_again(triton: ModuleType, device: Device) -> None:

@@ -25,7 +25,7 @@ import triton.language as tl
 
 from torchtrack import guard
 from torchtrack.histogram import NUM_BUCKETS
-from torchtrack.watch.kernels import reference, triton_kernels
+from torchtrack.watch.kernels import passes, reference, triton_kernels
 from torchtrack.watch.kernels.triton_kernels import ALIGN, CHUNK, FIELDS, OPTIONS, TILE
 
 KINDS: Final = {torch.float32: tl.float32, torch.bfloat16: tl.bfloat16, torch.float16: tl.float16}
@@ -93,7 +93,7 @@ def _statistics(
         _launch(triton_kernels.count, programs, arguments, constants, device)
     _launch(triton_kernels.finish, layout.tensors, (layout.buffer, partials, moments), {"STEP": _FINISH_STEP}, device)
     if others:
-        place = reference.constants(others, device)
+        place = passes.constants(others, device)
         more = reference.statistics([tensors[row] for row in others], multiplier)
         counts.index_copy_(0, place, more[0])
         moments.index_copy_(0, place, more[1])
