@@ -88,7 +88,7 @@ $(VENV)/.torch: $(VENV)/.created
 
 $(VENV)/.installed: $(VENV)/.torch pyproject.toml
 	$(call say,installing torchtrack)
-	@$(call pip,$(VENV)) install --editable .
+	@$(call pip,$(VENV)) install --editable '.[cpu]'
 	@touch $@
 
 $(VENV)/.installed-test: $(VENV)/.installed

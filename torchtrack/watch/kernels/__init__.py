@@ -107,7 +107,8 @@ def _load(device: torch.device) -> None:
             return  # the script is over: do not hold it up
         kernel = guard.outcome(_ready, package, device)
     if isinstance(kernel, ModuleNotFoundError):
-        logger.warning(
+        logger.log(
+            logging.WARNING if os.environ.get("LOCAL_RANK", "0") == "0" else logging.DEBUG,  # once a node
             "torchtrack watch counts with plain torch operators on %s; pip install %s makes that several times cheaper",
             device.type,
             install,
