@@ -1,6 +1,6 @@
 """What watching costs in memory: the peak of a run with and without it, beside wandb.watch.
 
-    python benchmarks/watch_memory.py [--million 25 100] [--steps 4] [--rounds 2]
+    python benchmarks/watch_memory.py [--width 2048 4096] [--steps 4] [--rounds 2]
 
 Each number is the peak resident memory (VmHWM) of a process of its own, which trains the same model of float32 linear
 layers with plain SGD on the CPU: its peak is little more than parameters and gradients, so that a copy of either would
@@ -27,26 +27,25 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-WIDTH = 2048
-"""Of each layer: 16 MiB of float32."""
+LAYERS = 6
 VARIANTS = ("bare", "torchtrack", "torchtrack watch", "wandb", "wandb watch")
 MIB = 1 << 20
 
 
-def train(variant: str, million: float, steps: int, folder: Path) -> float:
+def train(variant: str, width: int, steps: int, folder: Path) -> float:
     """Train as this variant does; this process's peak in MiB."""
     import torch
     from torch import nn
 
     torch.set_num_threads(1)
     torch.manual_seed(0)
-    model = nn.Sequential(*(nn.Linear(WIDTH, WIDTH) for _ in range(layers_of(million))))
+    model = nn.Sequential(*(nn.Linear(width, width) for _ in range(LAYERS)))
     tracker, _, watch = variant.partition(" ")
     run = start(tracker, folder)
     if watch:
         (run if tracker == "torchtrack" else sys.modules["wandb"]).watch(model, log="all", log_freq=1)
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-3, foreach=False)
-    x = torch.randn(4, WIDTH)
+    x = torch.randn(4, width)
     for _ in range(steps):
         model(x).square().mean().backward()
         optimizer.step()
@@ -73,13 +72,9 @@ def start(tracker: str, folder: Path) -> Any:
     return None
 
 
-def layers_of(million: float) -> int:
-    return max(1, round(million * 1e6 / WIDTH**2))
-
-
-def measure(variant: str, million: float, steps: int) -> float:
+def measure(variant: str, width: int, steps: int) -> float:
     with tempfile.TemporaryDirectory() as folder:
-        words = ["--child", variant, "--million", str(million), "--steps", str(steps)]
+        words = ["--child", variant, "--width", str(width), "--steps", str(steps)]
         environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": str(MIB)}
         done = subprocess.run(
             [sys.executable, __file__, *words], cwd=folder, env=environment, check=False, capture_output=True, text=True
@@ -89,9 +84,11 @@ def measure(variant: str, million: float, steps: int) -> float:
     return float(done.stdout.splitlines()[-1])
 
 
-def report(peaks: dict[str, list[float]], million: float) -> None:
-    held = layers_of(million) * WIDTH * (WIDTH + 1) * 4 / MIB
-    print(f"\nparameters {held:.0f} MiB, gradients as much; the largest of either {WIDTH**2 * 4 / MIB:.0f} MiB")
+def report(peaks: dict[str, list[float]], width: int) -> dict[str, float]:
+    """Print one size of the model; MiB of its parameters and of what watching adds."""
+    held = LAYERS * width * (width + 1) * 4 / MIB
+    sizes = {"parameters": held}
+    print(f"\nparameters {held:.0f} MiB, gradients as much; the largest of either {width**2 * 4 / MIB:.0f} MiB")
     print(f"{'':18} {'peak MiB (least .. most)':>30} {'watching adds MiB':>18} {'of the parameters':>18}")
     for variant, values in peaks.items():
         line = f"{variant:18} {statistics.median(values):10.1f} ({min(values):7.1f} .. {max(values):7.1f})"
@@ -99,33 +96,41 @@ def report(peaks: dict[str, list[float]], million: float) -> None:
         if watch:
             added = statistics.median(values) - statistics.median(peaks[tracker])
             line += f" {added:18.1f} {added / held:18.1%}"
+            sizes[variant] = added
         print(line)
+    return sizes
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--million", type=float, nargs="+", default=[25.0, 100.0], help="parameters of the model")
+    parser.add_argument("--width", type=int, nargs="+", default=[2048, 4096], help=f"of the model's {LAYERS} layers")
     parser.add_argument("--steps", type=int, default=4)
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--child", choices=VARIANTS, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.child:
-        print(train(options.child, options.million[0], options.steps, Path.cwd()))
+        print(train(options.child, options.width[0], options.steps, Path.cwd()))
         return
     versions = {}
-    for name in ("torch", "torchtrack", "wandb"):
+    for name in ("torch", "torchtrack", "numba", "wandb"):  # with numba its compiled kernel is loaded
         try:
             versions[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
             print(f"{name}: not installed")
     print(f"{datetime.date.today()}  {platform.platform()}  {os.cpu_count()} cores  {versions}")
+    sizes = []
     variants = [name for name in VARIANTS if name.split()[0] in {"bare", *versions}]
-    for million in options.million:
+    for width in options.width:
         peaks: dict[str, list[float]] = {name: [] for name in variants}
         for _ in range(options.rounds):
             for variant, values in peaks.items():
-                values.append(measure(variant, million, options.steps))
-        report(peaks, million)
+                values.append(measure(variant, width, options.steps))
+        sizes.append(report(peaks, width))
+    if len(sizes) > 1:
+        more = {name: sizes[-1][name] - sizes[0][name] for name in sizes[0]}
+        print(f"\nwith {more.pop('parameters'):.0f} MiB more of parameters watching adds more:")
+        for variant, grown in more.items():
+            print(f"{variant:18} {grown:8.1f} MiB")
 
 
 if __name__ == "__main__":
