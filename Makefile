@@ -15,7 +15,7 @@ BOLD   := $(if $(MAKE_TERMOUT),\033[1m)
 PLAIN  := $(if $(MAKE_TERMOUT),\033[0m)
 say     = @printf '$(BOLD)==> %s$(PLAIN)\n' "$(1)"
 
-.PHONY: help demo test test-all test-cuda check bench system-deps clean
+.PHONY: help demo test test-all check bench system-deps clean
 .DELETE_ON_ERROR:
 
 help: ## what can be made
@@ -40,10 +40,6 @@ test: $(VENV)/.installed-test ## the tests, without those that kill machines or 
 test-all: $(VENV)/.installed-peers ## all tests: chaos and peers too
 	$(call say,pytest with chaos and peers)
 	@$(BIN)/python -m pytest -m "" $(ARGS)
-
-test-cuda: $(VENV)/.installed-test ## what needs a GPU: the kernels, and watch around a training step (docs/gpu.md)
-	$(call say,pytest on a GPU)
-	@$(BIN)/python -m pytest -m cuda $(ARGS)
 
 check: $(VENV)/.installed-test ## ruff and mypy, over everything
 	$(call say,ruff check)
