@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.distributed._functional_collectives import AsyncCollectiveTensor
 
 from torchtrack.testing.kernels import MODELS, mixed
 from torchtrack.testing.syncguard import SyncGuard
@@ -104,6 +105,7 @@ class Device:
         monkeypatch.setattr(triton, "_launch", self.launch)
         monkeypatch.setattr(triton, "_upload", self.upload)
         monkeypatch.setattr(triton, "_address", self.address)
+        monkeypatch.setattr(triton, "_lies_here", lambda _: True)
 
     def launch(self, kernel: Any, programs: int, *_: Any) -> None:
         assert programs > 0
@@ -175,6 +177,13 @@ def test_only_the_latest_layouts_are_kept(triton: ModuleType, device: Device) ->
             triton.statistics(tensors)
     assert len(triton._layouts) == triton._MAX_LAYOUTS
     assert device.uploads == 20
+
+
+def test_a_wrapper_whose_numbers_lie_elsewhere_is_never_read_at_its_address(triton: ModuleType) -> None:
+    wrapped = AsyncCollectiveTensor(mixed(3000, torch.float32))
+    assert wrapped.data_ptr() == 0
+    assert torch.equal(triton.statistics([wrapped])[0], reference.statistics([wrapped])[0])
+    assert triton._layouts == {}
 
 
 # -- when it fails --------------------------------------------------------------------------------------

@@ -35,6 +35,9 @@ _ADDRESS, _SIZE, _STEP, _FORMAT, _ROW = range(5)
 _THREAD_ELEMENTS: Final = 1 << 18
 """Elements that are worth a thread: it takes some 50 us to start one."""
 
+_tables: list[npt.NDArray[np.uint32]] = []
+"""What `numba_loops.narrow` is lent, one a thread: memory that is new would cost it page faults."""
+
 _Items = npt.NDArray[np.int64]
 
 
@@ -94,7 +97,11 @@ def _count(
     if wide.any():
         numba_loops.wide(part[wide], counts, moments, 1.0 if factor is None else factor.item(), scaled)
         part = part[~wide]
-    numba_loops.narrow(part, counts, moments, np.float32(1.0 if factor is None else factor.float().item()), scaled)
+    table = _tables.pop() if _tables else np.zeros(numba_loops.TABLE, np.uint32)
+    numba_loops.narrow(
+        part, counts, moments, np.float32(1.0 if factor is None else factor.float().item()), scaled, table
+    )
+    _tables.append(table)
 
 
 def _items(tensors: Sequence[torch.Tensor]) -> _Items:

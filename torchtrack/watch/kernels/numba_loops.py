@@ -2,10 +2,12 @@
 
 All that is compiled is in this one file, because numba's cache on disk looks at its date only.
 
-Half of a plain pass goes into one increment an element. `_paired` makes one for two: a symbol of 7 bits stands for the
-code of a number (sign, and its exponent with the top mantissa bit modulo 64), two symbols are the index of a counter.
-The symbols tell the codes of a *window* of 64 (32 octaves of magnitude) that is laid over the largest number. What lies
-outside of the window is known from extremes taken on the way; it is looked for again, block by block, and moved.
+Half of a plain pass goes into one increment an element. `_paired` makes one for two: a symbol stands for the code of a
+number (its sign, exponent and top mantissa bit), two symbols are the index of a counter. A symbol has 7 bits: the sign,
+and the codes of a *window* of 64 (32 octaves) that ends above the largest number; what lies beyond is counted at the
+window's ends, known from extremes taken on the way, looked for again, block by block, and moved. Where much lies beyond
+(gradients behind a softmax reach from 1e-2 to 1e-38) a symbol has 8 bits, which no longer fit the innermost cache but
+hold 64 octaves: all that is told apart, as a rule. Zeros and repeated numbers are counted without any of this.
 
 Moments are taken in float64 in the same read. Extremes are found on the top 16 bits of the words, and exactly only in a
 block that may hold a new one. All decisions are made on bits: what the processor flushes to zero changes no count.
@@ -33,10 +35,13 @@ _BLOCK = 4096  # elements that are looked at again while they lie in a cache
 _EPOCH = 1 << 20  # elements of one window
 _STEP = 32  # elements of one turn of `_paired`
 _PAIRED_FROM = 2048  # elements from which on emptying the table is paid back
-_TABLE = 1 << 14
+TABLE: Final = 1 << 16
+"""Counters that the caller of `narrow` lends it: zero, and zero again when it returns."""
 _SLOTS, _LAG = 4, 2  # turns whose pairs are kept, and after how many turns they are counted
-_WINDOW = 64
+_NARROW, _WIDE = 63, 127  # the last symbol of a sign
+_LOWEST = 2 * (127 - 56) - 1  # the largest code of |x| < 2**-56: below it, zero alone is told apart
 _LANES, _LANE = 4, 1024 + 16
+_MANY = 32  # one of so many beyond a window of 64 is many
 _WIDE_BLOCK = 1024
 _INFINITE = 510
 _OPTIONS: Final[dict[str, Any]] = {"nogil": True, "fastmath": {"reassoc", "contract"}, "error_model": "numpy"}
@@ -99,7 +104,9 @@ def _across(b: Any, vector: Any, combine: Callable[[Any, Any], Any]) -> Any:
     return b.extract_element(vector, _I32(0))
 
 
-def _write_paired(b: Any, words: Any, turns: Any, table: Any, scratch: Any, out: Any) -> None:
+def _write_paired(b: Any, last: int, words: Any, turns: Any, window: Any, table: Any, scratch: Any, out: Any) -> None:
+    """Write `_paired` for symbols of which a sign has 0 to `last`."""
+    spare = 15 - last.bit_length()
     data, places = (b.inttoptr(address, _I8.as_pointer()) for address in (words, scratch))
     counters = b.inttoptr(table, _I32.as_pointer())
 
@@ -116,8 +123,12 @@ def _write_paired(b: Any, words: Any, turns: Any, table: Any, scratch: Any, out:
                 counter = b.gep(counters, [b.zext(b.trunc(index, _I16), _I64)])
                 b.store(b.add(b.load(counter), _I32(1)), counter)
 
-    for half in range(2 * _SLOTS):  # nothing yet: a counter behind the table
-        b.store(_all(_WORDS, _TABLE), at(places, 32 * half, _WORDS)).align = 32
+    for half in range(2 * _SLOTS):  # nothing yet; what is counted of it is taken back
+        b.store(_all(_WORDS, 0), at(places, 32 * half, _WORDS)).align = 32
+    nothing = b.sub(b.load(counters), _I32(16 * _LAG))
+    b.store(nothing, counters)
+    lanes = b.insert_element(ir.Constant(_HALVES, ir.Undefined), b.trunc(window, _I16), _I32(0))
+    first = b.shuffle_vector(lanes, lanes, _all(ir.VectorType(_I32, 16), 0))
     zero = _all(_DOUBLES, 0.0)
     start = {"sum": zero, "even": zero, "odd": zero}
     start |= {"umax": _all(_HALVES, 0), "smax": _all(_HALVES, -(1 << 15)), "least": _all(_HALVES, -1)}
@@ -136,11 +147,14 @@ def _write_paired(b: Any, words: Any, turns: Any, table: Any, scratch: Any, out:
         tops = b.bitcast(b.or_(upper, lower), _HALVES)
         loop.keep("umax", ">", tops)
         loop.keep("smax", ">", tops, signed=True)
-        loop.keep("least", "<", b.shl(tops, _all(_HALVES, 1)))
-        low, sign = b.lshr(tops, _all(_HALVES, 6)), b.lshr(tops, _all(_HALVES, 9))
-        symbols = b.or_(b.and_(low, _all(_HALVES, 63)), b.and_(sign, _all(_HALVES, 64)))
-        twos = b.bitcast(symbols, _WORDS)
-        pairs = b.or_(twos, b.lshr(twos, _all(_WORDS, 9)))
+        doubled = b.shl(tops, _all(_HALVES, 1))
+        loop.keep("least", "<", doubled)
+        code = b.lshr(doubled, _all(_HALVES, 7))
+        code = b.sub(b.select(b.icmp_unsigned(">", code, first), code, first), first)
+        code = b.select(b.icmp_unsigned("<", code, _all(_HALVES, last)), code, _all(_HALVES, last))
+        sign = b.and_(b.lshr(tops, _all(_HALVES, spare)), _all(_HALVES, last + 1))
+        twos = b.bitcast(b.or_(code, sign), _WORDS)
+        pairs = b.or_(twos, b.lshr(twos, _all(_WORDS, spare)))
         b.store(pairs, at(place(loop.turn), 32 * part, _WORDS)).align = 32
     # Those of two turns ago: they lie ready, so that the increments fill the time in which vectors wait.
     count(place(b.sub(loop.turn, _I64(_LAG))))
@@ -165,20 +179,27 @@ def _write_results(b: Any, now: dict[str, Any], out: Any) -> None:
         b.store(b.zext(found, _I64), b.gep(extremes, [_I64(place)]))
 
 
-@intrinsic
-def _paired(typing: Any, words: Any, turns: Any, table: Any, scratch: Any, out: Any) -> Any:  # noqa: ARG001
-    """Moments, extremes and pairs of `turns` times 32 float32; at least one turn.
+def _paired(last: int) -> Any:
+    """The intrinsic for symbols of which a sign has 0 to `last`.
 
-    All arguments are addresses but `turns`. `table` is counted up; `scratch` is 64 bytes a slot, at a multiple of 64.
-    `out` gets the sum and the sum of squares (float64), and of the top 16 bits the unsigned and the signed maximum and
-    the minimum shifted left by one (int64, 16 bits used).
+    f(words, turns, window, table, scratch, out): moments, extremes and pairs of `turns` times 32 float32, at least one.
+    The others are addresses, but `window`, the code of symbol 0. `table` is counted up; `scratch` is 64 bytes a slot,
+    at a multiple of 64. `out` gets the sum and the sum of squares (float64), and of the top 16 bits the unsigned and
+    the signed maximum and the minimum shifted left by one (int64, 16 bits used).
     """
 
-    def write(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:  # noqa: ARG001
-        _write_paired(builder, *arguments)
-        return context.get_dummy_value()
+    @intrinsic
+    def paired(typing: Any, words: Any, turns: Any, window: Any, table: Any, scratch: Any, out: Any) -> Any:  # noqa: ARG001
+        def write(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:  # noqa: ARG001
+            _write_paired(builder, last, *arguments)
+            return context.get_dummy_value()
 
-    return types.void(*[types.int64] * 5), write
+        return types.void(*[types.int64] * 6), write
+
+    return paired
+
+
+_paired_narrow, _paired_wide = _paired(_NARROW), _paired(_WIDE)
 
 
 @intrinsic
@@ -229,57 +250,67 @@ def _extremes(words, end, stats):  # type: ignore[no-untyped-def]
 
 
 @_compiled
-def _window(words, end):  # type: ignore[no-untyped-def]
-    """The first code of a window whose upper end is two octaves above the largest finite number of a block."""
+def _window(words, end, last):  # type: ignore[no-untyped-def]
+    """The code of symbol 0 if symbol `last` is to be two octaves above the largest finite number of a block."""
     most = u4(0)
     for i in range(end):
         size = words[i] & u4(0x7FFFFFFF)
         most = max(most, u4(size) if size < u4(0x7F800000) else u4(0))
-    return max(min(i8(most >> u4(22)) + 4, _INFINITE - 1) - (_WINDOW - 1), 0)
+    return max(min(i8(most >> u4(22)) + 4, _INFINITE - 1) - last, _LOWEST)
 
 
 @_compiled
-def _move_outliers(words, end, window, totals):  # type: ignore[no-untyped-def]
-    """Move what lies outside of the window to its own code, from the one in the window that has its symbol."""
+def _move(words, end, window, last, totals):  # type: ignore[no-untyped-def]
+    """Move what the ends of a window hold of other codes to these; how many were neither told apart nor zero."""
+    lowest = u4(window if window > _LOWEST else 0)
     zeros, negative, others = u4(0), u4(0), u4(0)  # zeros are many where there are any: not moved one by one
     for i in range(end):
         size = u4(words[i] << u4(1)) >> u4(23)
         zero = u4(size == u4(0))
         zeros += zero
         negative += zero & u4(words[i] >> u4(31))
-        others += u4(u4(size - u4(window)) >= u4(_WINDOW))
-    if window > 0:
-        alias = window + ((-window) & (_WINDOW - 1))
-        totals[alias] -= i8(zeros) - i8(negative)
-        totals[0] += i8(zeros) - i8(negative)
-        totals[alias + 512] -= i8(negative)
-        totals[512] += i8(negative)
-        others -= zeros
+        others += u4(size < lowest) | u4(size > u4(window + last))
+    totals[window] -= i8(zeros) - i8(negative)
+    totals[0] += i8(zeros) - i8(negative)
+    totals[window + 512] -= i8(negative)
+    totals[512] += i8(negative)
+    others -= zeros if lowest > u4(0) else u4(0)
     if others > u4(0):
         for i in range(end):
             code = i8(words[i] >> u4(22))
             size = code & 511
-            if size != 0 and (size < window or size >= window + _WINDOW):
-                totals[(window + ((size - window) & (_WINDOW - 1))) | (code & 512)] -= 1
+            if size != 0 and (size < lowest or size > window + last):
+                totals[(window if size < lowest else window + last) | (code & 512)] -= 1
                 totals[code] += 1
+    return i8(others)
 
 
 @_compiled
-def _empty_table(table, window, totals):  # type: ignore[no-untyped-def]
+def _empty(table, window, last, totals):  # type: ignore[no-untyped-def]
     """Add the counters of pairs to the codes of a window; they are zero again."""
-    columns = np.zeros(128, u4)
-    for row in range(128):
-        line = table[row]
+    symbols = 2 * (last + 1)
+    columns = np.zeros(2 * (_WIDE + 1), u4)
+    for row in range(symbols):
+        line = table[row * symbols : (row + 1) * symbols]
         total = u4(0)
-        for column in range(128):
+        for column in range(symbols):
             total += line[column]
         if total > u4(0):
-            totals[(window + ((row - window) & 63)) | ((row & 64) << 3)] += i8(total)
-            for column in range(128):
+            totals[window + (row & last) + (512 if row > last else 0)] += i8(total)
+            for column in range(symbols):
                 columns[column] += line[column]
                 line[column] = u4(0)
-    for column in range(128):
-        totals[(window + ((column - window) & 63)) | ((column & 64) << 3)] += i8(columns[column])
+    for column in range(symbols):
+        totals[window + (column & last) + (512 if column > last else 0)] += i8(columns[column])
+
+
+@_compiled
+def _is_constant(words, end):  # type: ignore[no-untyped-def]
+    """Whether all words are the same."""
+    other = u4(0)
+    for i in range(end):
+        other |= words[i] ^ words[0]
+    return other == u4(0)
 
 
 @_compiled
@@ -370,7 +401,33 @@ def _wide_finite(words, stats):  # type: ignore[no-untyped-def]
             _add(stats, x, x * x, x, x)
 
 
-def _narrow(items, counts, moments, factor, scaled):  # type: ignore[no-untyped-def]
+@_compiled
+def _block(words, body, wide, window, work, totals, stats):  # type: ignore[no-untyped-def]
+    """Count whole turns of a block; how many of its elements had to be moved one by one, or -1 if it is all alike."""
+    table, places, out = work
+    found, last, here = out.view(i8), _WIDE if wide else _NARROW, i8(words.ctypes.data)
+    if wide:
+        _paired_wide(here, body // _STEP, window, i8(table.ctypes.data), i8(places.ctypes.data), i8(out.ctypes.data))
+    else:
+        _paired_narrow(here, body // _STEP, window, i8(table.ctypes.data), i8(places.ctypes.data), i8(out.ctypes.data))
+    umax, smax, least = found[2], found[3], found[4]
+    negative, positive = umax >= 0x8000, smax < 0x8000
+    largest = max(umax & 0x7FFF if negative else 0, smax if positive else 0)
+    below = _bound(umax, 1) if negative else _bound(least >> 1, 0)
+    above = _bound(smax, 1) if positive else _bound(0x8000 | least >> 1, 0)
+    if not np.isfinite(out[1]):
+        _one_by_one(words, 0, body, totals, stats, 0)
+    else:
+        _add(stats, out[0], out[1], stats[2], stats[3])
+        if below < stats[2] or not above <= stats[3]:
+            _extremes(words, body, stats)
+    moved = i8(0)
+    if least >> 7 == 0 or (window > _LOWEST and least >> 7 < window) or largest >> 6 > window + last:
+        moved = _move(words, body, window, last, totals)
+    return i8(-1) if umax == (smax & 0xFFFF) and least >> 1 == largest else moved
+
+
+def _narrow(items, counts, moments, factor, scaled, table):  # type: ignore[no-untyped-def]
     """Statistics of float32, bfloat16 and float16 tensors, each into its own row, which is overwritten.
 
     Args:
@@ -379,17 +436,16 @@ def _narrow(items, counts, moments, factor, scaled):  # type: ignore[no-untyped-
         moments: float64 [rows, 4].
         factor: float32, what elements are multiplied by, if scaled.
         scaled: whether to multiply.
+        table: uint32 [TABLE], zeros.
     """
-    raw = np.zeros(_TABLE + 16 * _SLOTS + 32, u4)
-    skip = (-i8(raw.ctypes.data) % 64) // 4
-    table, places = raw[skip : skip + _TABLE].reshape(128, 128), raw[skip + _TABLE + 16 :]
-    numbers, out, totals = np.empty(_BLOCK, np.float32), np.empty(5, np.float64), np.empty(1024, i8)
-    found, window = out.view(i8), i8(-1)
+    raw, numbers, totals = np.empty(16 * _SLOTS + 16, u4), np.empty(_BLOCK, np.float32), np.empty(1024, i8)
+    work = table, raw[(-i8(raw.ctypes.data) % 64) // 4 :], np.empty(5, np.float64)
     for k in range(items.shape[0]):
         address, size, step, kind, row = items[k]
         stats = _begin(moments[row], totals)
         staged = scaled or step != 1 or kind != FLOAT32
         width = 4 if kind == FLOAT32 else 2
+        wide, alike, window = False, False, i8(-1)
         for start in range(0, size, _BLOCK):
             n = min(_BLOCK, size - start)
             here = address + start * step * width
@@ -398,28 +454,25 @@ def _narrow(items, counts, moments, factor, scaled):  # type: ignore[no-untyped-
                 here = i8(numbers.ctypes.data)
             words = carray(_pointer(here), n, u4)
             body = n // _STEP * _STEP if size >= _PAIRED_FROM else 0
-            if body > 0:
+            alike = alike and _is_constant(words, n)  # looked for only behind a block that was
+            if alike:
+                body = n
+                totals[words[0] >> u4(22)] += n - 1
+                _one_by_one(words, 0, 1, totals, stats, 1)
+                x = np.float64(u4(words[0]).view(np.float32))
+                if np.isfinite(x):
+                    _add(stats, (n - 1) * x, (n - 1) * (x * x), x, x)
+            elif body > 0:
                 if window < 0:
-                    window = _window(words, n)
-                _paired(here, body // _STEP, i8(table.ctypes.data), i8(places.ctypes.data), i8(out.ctypes.data))
-                # What it leaves open: moments that are not finite, new extremes, codes outside of the window.
-                umax, smax, least = found[2], found[3], found[4]
-                negative, positive = umax >= 0x8000, smax < 0x8000
-                largest = max(umax & 0x7FFF if negative else 0, smax if positive else 0)
-                below = _bound(umax, 1) if negative else _bound(least >> 1, 0)
-                above = _bound(smax, 1) if positive else _bound(0x8000 | least >> 1, 0)
-                if not np.isfinite(out[1]):
-                    _one_by_one(words, 0, body, totals, stats, 0)
-                else:
-                    _add(stats, out[0], out[1], stats[2], stats[3])
-                    if below < stats[2] or not above <= stats[3]:
-                        _extremes(words, body, stats)
-                if least >> 7 < window or largest >> 6 >= window + _WINDOW:
-                    _move_outliers(words, body, window, totals)
+                    window = _window(words, n, _WIDE if wide else _NARROW)
+                moved = _block(words, body, wide, window, work, totals, stats)
+                alike = moved < 0
             _one_by_one(words, body, n, totals, stats, 1)
-            if window >= 0 and ((start + _BLOCK) % _EPOCH == 0 or start + n == size):
-                _empty_table(table, window, totals)
+            outgrown = not wide and not alike and body > 0 and moved > body // _MANY
+            if window >= 0 and (outgrown or (start + _BLOCK) % _EPOCH == 0 or start + n == size):
+                _empty(table, window, _WIDE if wide else _NARROW, totals)
                 window = i8(-1)
+            wide = wide or outgrown
         _fold(totals, counts[row])
 
 
@@ -458,15 +511,15 @@ def _wide(items, counts, moments, factor, scaled):  # type: ignore[no-untyped-de
         _fold(totals, counts[row])
 
 
-def _entry(function: Any, factor: Any) -> Any:
+def _entry(function: Any, factor: Any, *more: Any) -> Any:
     """Compile an entry for its one signature, or load it from the cache on disk."""
     matrix = types.Array(types.float64, 2, "C")
-    signature = types.void(types.Array(types.int64, 2, "C"), matrix, matrix, factor, types.boolean)
+    signature = types.void(types.Array(types.int64, 2, "C"), matrix, matrix, factor, types.boolean, *more)
     try:
         return njit(signature, cache=True, **_OPTIONS)(function)
     except (OSError, RuntimeError):  # no folder to write to: what it costs is compiling in every process
         return njit(signature, **_OPTIONS)(function)
 
 
-narrow: Final = _entry(_narrow, types.float32)
+narrow: Final = _entry(_narrow, types.float32, types.Array(types.uint32, 1, "C"))
 wide: Final = _entry(_wide, types.float64)

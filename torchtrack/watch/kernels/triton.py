@@ -2,8 +2,8 @@
 
 Tensors are told to the device by a table of their addresses. It is copied from pinned memory, without waiting, when a
 list of tensors is new; parameters, and gradients that lie where they lay, need none. Beside the table and the results
-there are 32 bytes a chunk of 65536 elements. float64 and float8 go by the reference kernel within the same call, and a
-strided tensor is copied first.
+there are 32 bytes a chunk of 65536 elements. float64, float8 and wrappers of tensors go by the reference kernel within
+the same call, and a strided tensor is copied first.
 
 **Nothing here has ever run on a GPU.** It was run in Triton's interpreter on a CPU against the suite of all kernels,
 and compiled for compute capability 8.0, 9.0 and 10.0 and for gfx942; see docs/gpu.md. What fails on a device is
@@ -76,8 +76,8 @@ def statistics(
 def _statistics(
     tensors: Sequence[torch.Tensor], multiplier: torch.Tensor | None, device: torch.device
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    rows = [row for row, tensor in enumerate(tensors) if tensor.dtype in KINDS]
-    others = [row for row, tensor in enumerate(tensors) if tensor.dtype not in KINDS]
+    ours = [tensor.dtype in KINDS and _lies_here(tensor) for tensor in tensors]
+    rows, others = ([row for row, own in enumerate(ours) if own is wanted] for wanted in (True, False))
     if not rows:
         return reference.statistics(tensors, multiplier)
     dense = [_dense(tensors[row]) for row in rows]
@@ -136,6 +136,11 @@ def _launches(table: _Table, dtypes: Sequence[torch.dtype]) -> tuple[tuple[torch
         if programs:
             found.append((dtype, int(table[mine[0], 3]), programs))
     return tuple(found)
+
+
+def _lies_here(tensor: torch.Tensor) -> bool:
+    """Whether its numbers are at its address: those of a wrapper (an AsyncCollectiveTensor, say) are not."""
+    return type(tensor) in (torch.Tensor, torch.nn.Parameter) and (tensor.data_ptr() != 0 or tensor.numel() == 0)
 
 
 def _address(tensor: torch.Tensor) -> int:
