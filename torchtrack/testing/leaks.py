@@ -9,6 +9,7 @@ A library with background threads needs this from its first day, in the process 
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import os
 import signal
@@ -164,9 +165,10 @@ def _children() -> frozenset[psutil.Process]:
 def _exempt(child: psutil.Process) -> bool:
     if child.pid in exempt_processes:
         return True
-    try:
+    with contextlib.suppress(psutil.Error):  # one that has ended has no command line
         if ENDING_PROCESS in child.cmdline():
             return True
+    try:
         return any(parent.pid in exempt_processes for parent in child.parents())
     except psutil.NoSuchProcess:
         return True

@@ -27,7 +27,7 @@ def is_needed() -> bool:
     if not os.access(source.parent, os.W_OK):
         return False  # it keeps it elsewhere, and knows
     written = [path.stat().st_mtime for path in (source.parent / "__pycache__").glob("numba_loops.*.nbi")]
-    return min(written, default=0.0) < source.stat().st_mtime
+    return max(written, default=0.0) < source.stat().st_mtime
 
 
 if __name__ == "__main__":
