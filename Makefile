@@ -94,7 +94,7 @@ $(VENV)/.installed: $(VENV)/.torch pyproject.toml
 $(VENV)/.installed-test: $(VENV)/.installed
 	$(call say,installing what the tests need)
 	@$(call pip,$(VENV)) install --editable '.[test]'
-	@$(BIN)/python -m torchtrack.watch.kernels.compile
+	@$(BIN)/python -c "from torchtrack.watch.kernels import compile; compile.main()"
 	@touch $@
 
 $(VENV)/.installed-peers: $(VENV)/.installed-test

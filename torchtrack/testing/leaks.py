@@ -31,8 +31,8 @@ exempt_processes: Final[set[int]] = set()
 ENDING_THREADS: Final = frozenset({"torchtrack kernel loader"})
 """Names of threads that end by themselves, once a process, and may take longer than the test that started them."""
 
-ENDING_PROCESS: Final = "torchtrack.watch.kernels.compile"
-"""The module of a child process that ends by itself likewise."""
+ENDING_PROCESS: Final = "from torchtrack.watch.kernels import compile; compile.main()"
+"""What a child process that ends by itself likewise was told to run."""
 
 _IGNORED_VARIABLES: Final = frozenset({"TORCHINDUCTOR_CACHE_DIR", "PYTEST_CURRENT_TEST"})
 _SIGNALS: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)

@@ -98,7 +98,7 @@ def test_importing_watch_loads_no_compiler() -> None:
 
 def test_the_loader_is_known_to_the_search_for_leaks() -> None:
     assert kernels.THREAD in leaks.ENDING_THREADS
-    assert compiler.__name__ == leaks.ENDING_PROCESS
+    assert compiler.COMMAND == leaks.ENDING_PROCESS
 
 
 @pytest.mark.usefixtures("nothing_chosen")
@@ -116,7 +116,7 @@ def test_what_is_not_compiled_yet_is_compiled_by_another_process(monkeypatch: py
     monkeypatch.setattr(subprocess, "Popen", Process)
     kernels.prepare(CPU)
     kernels.wait()
-    assert commands == [[sys.executable, "-m", "torchtrack.watch.kernels.compile"]]
+    assert commands == [[sys.executable, "-c", compiler.COMMAND]]
     assert kernels.choose(CPU) is not reference.statistics
 
 

@@ -136,7 +136,7 @@ def _compile_elsewhere() -> None:
     nothing = subprocess.DEVNULL
     root = str(Path(__file__).parents[3])
     environ = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, (os.environ.get("PYTHONPATH"), root)))}
-    command = [sys.executable, "-m", compile.__name__]
+    command = [sys.executable, "-c", compile.COMMAND]
     try:
         process = subprocess.Popen(command, stdin=nothing, stdout=nothing, stderr=nothing, env=environ)
     except OSError:

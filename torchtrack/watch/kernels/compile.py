@@ -1,4 +1,4 @@
-"""Compiles the numba kernel into its cache on disk: `python -m torchtrack.watch.kernels.compile`.
+"""Compiles the numba kernel into its cache on disk: `python -c COMMAND`.
 
 In a process of its own, so that the training process only has to load what was compiled: the compiler holds locks that
 a fork must not copy, and a fork on the training thread would wait for them. One process at a time does it.
@@ -11,6 +11,10 @@ import importlib
 import os
 import tempfile
 from pathlib import Path
+from typing import Final
+
+
+COMMAND: Final = "from torchtrack.watch.kernels import compile; compile.main()"
 
 
 def main() -> None:
@@ -28,7 +32,3 @@ def is_needed() -> bool:
         return False  # it keeps it elsewhere, and knows
     written = [path.stat().st_mtime for path in (source.parent / "__pycache__").glob("numba_loops.*.nbi")]
     return max(written, default=0.0) < source.stat().st_mtime
-
-
-if __name__ == "__main__":
-    main()
