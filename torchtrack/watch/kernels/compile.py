@@ -13,7 +13,6 @@ import tempfile
 from pathlib import Path
 from typing import Final
 
-
 COMMAND: Final = "from torchtrack.watch.kernels import compile; compile.main()"
 
 
