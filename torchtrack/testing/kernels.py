@@ -114,6 +114,13 @@ def spread(numel: int, dtype: torch.dtype, *, seed: int = 0) -> torch.Tensor:
     return numbers.masked_fill(torch.rand(numel, generator=generator) < 1 / 3, zero).to(dtype)
 
 
+def faint(numel: int, dtype: torch.dtype, *, seed: int = 0) -> torch.Tensor:
+    """Numbers that reach from 1 to 1e-38 with as many in each octave, as gradients behind a softmax do."""
+    generator = torch.Generator().manual_seed(seed)
+    sizes = torch.exp2(-128 * torch.rand(numel, dtype=torch.float64, generator=generator))
+    return (torch.randn(numel, dtype=torch.float64, generator=generator).sign() * sizes).to(dtype)
+
+
 def _cases() -> list[Case]:
     cases = [
         Case("no tensors", list),
@@ -130,6 +137,7 @@ def _cases() -> list[Case]:
             "off the alignment", lambda: [normal(n + k, d)[k:] for n in (9, LARGE) for k in (1, 3, 7) for d in DTYPES]
         ),
         Case("of many magnitudes", lambda: [spread(n, d, seed=n) for n in (300, 4096, LARGE) for d in DTYPES]),
+        Case("down to nothing", lambda: [faint(n, d, seed=n) for n in (300, 9000, LARGE) for d in DTYPES]),
         Case("of one sign", lambda: [f(normal(LARGE, d)) for f in (torch.abs, lambda x: -x.abs()) for d in DTYPES[:4]]),
         Case("many small ones", lambda: [mixed(n % 61, d, seed=n) for n in range(500) for d in DTYPES[:4]]),
         Case("large float64", lambda: [torch.tensor([1e300, -1e300, 1e308, 1e-320, 0.5], dtype=torch.float64)]),

@@ -3,11 +3,12 @@
 All that is compiled is in this one file, because numba's cache on disk looks at its date only.
 
 Half of a plain pass goes into one increment an element. `_paired` makes one for two: a symbol stands for the code of a
-number (its sign, exponent and top mantissa bit), two symbols are the index of a counter. A symbol has 7 bits: the sign,
-and the codes of a *window* of 64 (32 octaves) that ends above the largest number; what lies beyond is counted at the
-window's ends, known from extremes taken on the way, looked for again, block by block, and moved. Where much lies beyond
-(gradients behind a softmax reach from 1e-2 to 1e-38) a symbol has 8 bits, which no longer fit the innermost cache but
-hold 64 octaves: all that is told apart, as a rule. Zeros and repeated numbers are counted without any of this.
+number (its sign, exponent and top mantissa bit), two symbols are the index of a counter. A symbol has 7 bits: the sign;
+zero; and the codes of a *window* of 31 octaves that ends above the largest number. What lies beyond is counted at the
+window's ends; extremes taken on the way tell whether there is any, and then it is looked for again in its block, and
+moved. Where much lies beyond (gradients behind a softmax reach from 1e-2 to 1e-38) a symbol has 8 bits: that no longer
+fits the innermost cache, but holds 63 octaves, as a rule all that is told apart. A block that repeats one number is
+counted by its length, if the one before it did too.
 
 Moments are taken in float64 in the same read. Extremes are found on the top 16 bits of the words, and exactly only in a
 block that may hold a new one. All decisions are made on bits: what the processor flushes to zero changes no count.
@@ -38,8 +39,8 @@ _PAIRED_FROM = 2048  # elements from which on emptying the table is paid back
 TABLE: Final = 1 << 16
 """Counters that the caller of `narrow` lends it: zero, and zero again when it returns."""
 _SLOTS, _LAG = 4, 2  # turns whose pairs are kept, and after how many turns they are counted
-_NARROW, _WIDE = 63, 127  # the last symbol of a sign
-_LOWEST = 2 * (127 - 56) - 1  # the largest code of |x| < 2**-56: below it, zero alone is told apart
+_NARROW, _WIDE = 63, 127  # the last symbol of a sign; 0 is zero, 1 what lies below the window, the last what lies above
+_LOWEST = 2 * (127 - 56) - 2  # the next code is the largest of |x| < 2**-56: below it nothing but zero is told apart
 _LANES, _LANE = 4, 1024 + 16
 _MANY = 32  # one of so many beyond a window of 64 is many
 _WIDE_BLOCK = 1024
@@ -123,6 +124,12 @@ def _write_paired(b: Any, last: int, words: Any, turns: Any, window: Any, table:
                 counter = b.gep(counters, [b.zext(b.trunc(index, _I16), _I64)])
                 b.store(b.add(b.load(counter), _I32(1)), counter)
 
+    def larger(x: Any, y: Any) -> Any:
+        return b.select(b.icmp_unsigned(">", x, y), x, y)
+
+    def smaller(x: Any, y: Any) -> Any:
+        return b.select(b.icmp_unsigned("<", x, y), x, y)
+
     for half in range(2 * _SLOTS):  # nothing yet; what is counted of it is taken back
         b.store(_all(_WORDS, 0), at(places, 32 * half, _WORDS)).align = 32
     nothing = b.sub(b.load(counters), _I32(16 * _LAG))
@@ -148,10 +155,10 @@ def _write_paired(b: Any, last: int, words: Any, turns: Any, window: Any, table:
         loop.keep("umax", ">", tops)
         loop.keep("smax", ">", tops, signed=True)
         doubled = b.shl(tops, _all(_HALVES, 1))
-        loop.keep("least", "<", doubled)
+        loop.keep("least", "<", b.sub(doubled, _all(_HALVES, 1)))
         code = b.lshr(doubled, _all(_HALVES, 7))
-        code = b.sub(b.select(b.icmp_unsigned(">", code, first), code, first), first)
-        code = b.select(b.icmp_unsigned("<", code, _all(_HALVES, last)), code, _all(_HALVES, last))
+        above = b.sub(larger(code, first), first)
+        code = larger(smaller(above, _all(_HALVES, last)), smaller(code, _all(_HALVES, 1)))
         sign = b.and_(b.lshr(tops, _all(_HALVES, spare)), _all(_HALVES, last + 1))
         twos = b.bitcast(b.or_(code, sign), _WORDS)
         pairs = b.or_(twos, b.lshr(twos, _all(_WORDS, spare)))
@@ -185,7 +192,7 @@ def _paired(last: int) -> Any:
     f(words, turns, window, table, scratch, out): moments, extremes and pairs of `turns` times 32 float32, at least one.
     The others are addresses, but `window`, the code of symbol 0. `table` is counted up; `scratch` is 64 bytes a slot,
     at a multiple of 64. `out` gets the sum and the sum of squares (float64), and of the top 16 bits the unsigned and
-    the signed maximum and the minimum shifted left by one (int64, 16 bits used).
+    the signed maximum and the minimum of twice them less one, where zero is the largest (int64, 16 bits used).
     """
 
     @intrinsic
@@ -261,28 +268,17 @@ def _window(words, end, last):  # type: ignore[no-untyped-def]
 
 @_compiled
 def _move(words, end, window, last, totals):  # type: ignore[no-untyped-def]
-    """Move what the ends of a window hold of other codes to these; how many were neither told apart nor zero."""
-    lowest = u4(window if window > _LOWEST else 0)
-    zeros, negative, others = u4(0), u4(0), u4(0)  # zeros are many where there are any: not moved one by one
+    """Move what the ends of a window hold of other codes to these; how many there were."""
+    lowest = window + 1 if window > _LOWEST else 0
+    moved = 0
     for i in range(end):
-        size = u4(words[i] << u4(1)) >> u4(23)
-        zero = u4(size == u4(0))
-        zeros += zero
-        negative += zero & u4(words[i] >> u4(31))
-        others += u4(size < lowest) | u4(size > u4(window + last))
-    totals[window] -= i8(zeros) - i8(negative)
-    totals[0] += i8(zeros) - i8(negative)
-    totals[window + 512] -= i8(negative)
-    totals[512] += i8(negative)
-    others -= zeros if lowest > u4(0) else u4(0)
-    if others > u4(0):
-        for i in range(end):
-            code = i8(words[i] >> u4(22))
-            size = code & 511
-            if size != 0 and (size < lowest or size > window + last):
-                totals[(window if size < lowest else window + last) | (code & 512)] -= 1
-                totals[code] += 1
-    return i8(others)
+        code = i8(words[i] >> u4(22))
+        size = code & 511
+        if size != 0 and (size < lowest or size > window + last):
+            totals[(window + 1 if size < lowest else window + last) | (code & 512)] -= 1
+            totals[code] += 1
+            moved += 1
+    return moved
 
 
 @_compiled
@@ -296,12 +292,19 @@ def _empty(table, window, last, totals):  # type: ignore[no-untyped-def]
         for column in range(symbols):
             total += line[column]
         if total > u4(0):
-            totals[window + (row & last) + (512 if row > last else 0)] += i8(total)
+            _give(totals, row, window, last, total)
             for column in range(symbols):
                 columns[column] += line[column]
                 line[column] = u4(0)
     for column in range(symbols):
-        totals[window + (column & last) + (512 if column > last else 0)] += i8(columns[column])
+        _give(totals, column, window, last, columns[column])
+
+
+@_compiled
+def _give(totals, symbol, window, last, number):  # type: ignore[no-untyped-def]
+    """Add to the code of a symbol."""
+    size = symbol & last
+    totals[(window + size if size > 0 else 0) + (512 if symbol > last else 0)] += i8(number)
 
 
 @_compiled
@@ -314,9 +317,9 @@ def _is_constant(words, end):  # type: ignore[no-untyped-def]
 
 
 @_compiled
-def _bound(top, outward):  # type: ignore[no-untyped-def]
-    """The number with these upper 16 bits that is next to zero, or (outward) one beyond all others."""
-    return np.float64(u4(u4(top + outward) << u4(16)).view(np.float32))
+def _beyond(top):  # type: ignore[no-untyped-def]
+    """A number farther from zero than all that have these upper 16 bits."""
+    return np.float64(u4(u4(top + 1) << u4(16)).view(np.float32))
 
 
 # -- tensors -----------------------------------------------------------------------------------------------------------
@@ -413,18 +416,18 @@ def _block(words, body, wide, window, work, totals, stats):  # type: ignore[no-u
     umax, smax, least = found[2], found[3], found[4]
     negative, positive = umax >= 0x8000, smax < 0x8000
     largest = max(umax & 0x7FFF if negative else 0, smax if positive else 0)
-    below = _bound(umax, 1) if negative else _bound(least >> 1, 0)
-    above = _bound(smax, 1) if positive else _bound(0x8000 | least >> 1, 0)
     if not np.isfinite(out[1]):
         _one_by_one(words, 0, body, totals, stats, 0)
     else:
         _add(stats, out[0], out[1], stats[2], stats[3])
-        if below < stats[2] or not above <= stats[3]:
+        lower, higher = _beyond(umax) < stats[2], not _beyond(smax) <= stats[3]
+        if (lower if negative else stats[2] > 0.0) or (higher if positive else stats[3] < 0.0):
             _extremes(words, body, stats)
     moved = i8(0)
-    if least >> 7 == 0 or (window > _LOWEST and least >> 7 < window) or largest >> 6 > window + last:
+    if (window > _LOWEST and least < (window + 1) << 7) or largest >> 6 > window + last:
         moved = _move(words, body, window, last, totals)
-    return i8(-1) if umax == (smax & 0xFFFF) and least >> 1 == largest else moved
+    alike = umax == (smax & 0xFFFF) and (largest == 0 or least >> 7 == largest >> 6)
+    return i8(-1) if alike else moved
 
 
 def _narrow(items, counts, moments, factor, scaled, table):  # type: ignore[no-untyped-def]
