@@ -103,7 +103,7 @@ class Held(NamedTuple):
 
     def local(self, tensor: torch.Tensor) -> torch.Tensor:
         """Of a tensor shaped as the parameter (itself, its gradient, its moments): what lies here, as plain tensor."""
-        if is_dtensor(tensor):
+        if type(tensor) not in PLAIN and is_dtensor(tensor):
             tensor = local_part(tensor)
         return tensor if self.part is None else tensor.reshape(-1)[self.part[0] : self.part[1]]
 

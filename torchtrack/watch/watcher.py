@@ -191,7 +191,9 @@ class Watcher:
             held = self._held_of(stepped)
             count.watched = any(id(p) in held for p in stepped)
             self._owners |= dict.fromkeys(map(id, stepped), count)
-            self._ownerless = any(key not in self._owners and h[0].parameter.requires_grad for key, h in held.items())
+            if self._activations is not None:
+                trainable = (key for key, several in held.items() if several[0].parameter.requires_grad)
+                self._ownerless = any(key not in self._owners for key in trainable)
         if not count.watched:
             return False
         count.steps += 1
@@ -454,6 +456,8 @@ class Watcher:
         return by_id
 
     def _wanted(self, name: str) -> bool:
+        if not self._include and not self._exclude:
+            return True
         return not (self._include and not _matches(name, self._include)) and not _matches(name, self._exclude)
 
     def _capture(self, sample: Sample, optimizer: Optimizer, count: _Count | None) -> None:
@@ -596,7 +600,7 @@ def _mark(gradient: torch.Tensor) -> tuple[Any, ...] | None:
     An address would not do: the next gradient may lie at the same one, with as many changes behind it. A weak reference
     to the tensor would forbid `torch.utils.swap_tensors`, which is the user's to call.
     """
-    if layout.is_dtensor(gradient):
+    if type(gradient) not in layout.PLAIN and layout.is_dtensor(gradient):
         gradient = layout.local_part(gradient)
     if gradient.layout is not torch.strided or gradient.is_inference():
         return None
