@@ -9,7 +9,9 @@ cost over the bare steps of the same round; what is printed is the median over r
     armed      a step that is sampled, log="all"
     unarmed    a step that is not; for torchtrack also timed alone, as what its hooks add to a clip and a step that have
                no gradients to work on, since 200 ms of training hide microseconds
+    alone      what torchtrack's sample adds to a clip and a step whose gradients stay as they are, timed by itself
     at N       armed / N + unarmed (alone), over the bare step
+    cpu        processor time of the training thread: what is left of the differences on a machine that others use too
     --ranks    the same on so many DDP ranks over gloo, every one of them watching; figures are those of rank 0, once
                the ranks share the work
 """
@@ -35,6 +37,12 @@ import torch.distributed as dist
 from torch import nn
 
 NEVER = 1_000_000_000
+PROMISES = {False: (40, 60), True: (75, 110)}
+"""Several ranks -> how many times what torchtrack adds wandb.watch adds at least, and is aimed to."""
+SUMS = (6, 4)
+"""How many passes of sum() a sample costs at most, and is aimed to."""
+Cost = tuple[float, float]
+"""Milliseconds by the clock, and of processor time of the training thread."""
 
 
 class Transformer(nn.Module):
@@ -161,18 +169,25 @@ def variants(model: nn.Module, folder: Path) -> dict[str, Bare]:
     return made
 
 
-def measure(variant: Bare, steps: int, train: Callable[[Callable[[], None]], None]) -> float:
-    """Median milliseconds of a step; the first, which settles hooks and always is a sample, is not counted."""
+def measure(variant: Bare, steps: int, train: Callable[[Callable[[], None]], None]) -> Cost:
+    """Median cost of a step; the first, which settles hooks and always is a sample, is not counted."""
     variant.on()
     while dist.is_initialized() and not agreed(variant.settled()):
         train(variant.step)
-    times = []
-    for _ in range(steps + 1):
-        begin = time.perf_counter()
-        train(variant.step)
-        times.append((time.perf_counter() - begin) * 1e3)
+    times = [timed(lambda: train(variant.step)) for _ in range(steps + 1)]
     variant.off()
-    return statistics.median(times[1:])
+    return middle(times[1:])
+
+
+def timed(call: Callable[[], object]) -> Cost:
+    wall, cpu = time.perf_counter(), time.thread_time()
+    call()
+    return (time.perf_counter() - wall) * 1e3, (time.thread_time() - cpu) * 1e3
+
+
+def middle(costs: list[Cost]) -> Cost:
+    walls, cpus = zip(*costs, strict=True)
+    return statistics.median(walls), statistics.median(cpus)
 
 
 def agreed(here: bool) -> bool:
@@ -208,39 +223,60 @@ def unarmed_alone(watching: Bare) -> float:
     return statistics.median(differences)
 
 
-def report(rounds: dict[str, list[float]], alone: float) -> None:
-    bare = statistics.median(rounds["bare"])
-    added = {
-        name: [t - b for t, b in zip(times, rounds["bare"], strict=True)]
-        for name, times in rounds.items()
-        if name != "bare"
-    }
-    print(f"\n{'':22} {'ms a step':>10} {'added ms (quartiles)':>26}")
-    print(f"{'bare':22} {bare:10.1f}")
-    for name, values in added.items():
-        low, middle, high = quartiles(values)
-        print(f"{name:22} {statistics.median(rounds[name]):10.1f} {middle:10.2f} ({low:7.2f} .. {high:7.2f})")
-    ours = statistics.median(added["torchtrack armed"])
+def sample_alone(watching: Bare) -> Cost:
+    """What a sample adds to a clip and an optimizer step: medians of interleaved blocks."""
+    optimizer = torch.optim.SGD(watching.model.parameters(), lr=0.0)
+
+    def block() -> Cost:
+        def step() -> None:
+            torch.nn.utils.clip_grad_norm_(watching.model.parameters(), 1e9)
+            optimizer.step()
+
+        return middle([timed(step) for _ in range(12)][2:])
+
+    differences = []
+    for _ in range(9):
+        without = block()
+        watching.on()
+        with_it = block()
+        watching.off()
+        differences.append((with_it[0] - without[0], with_it[1] - without[1]))
+    return middle(differences)
+
+
+def sums(model: nn.Module) -> Cost:
+    """One sum() over all parameters and gradients: a single read of the data, the floor."""
+    tensors = [p.detach() for p in model.parameters()] + [p.grad for p in model.parameters() if p.grad is not None]
+    return middle([timed(lambda: [tensor.sum() for tensor in tensors]) for _ in range(30)])
+
+
+def report(rounds: dict[str, list[Cost]], unarmed: float, alone: Cost | None, floor: Cost) -> None:
+    bare = middle(rounds["bare"])
+    print(f"\n{'':20} {'ms a step':>9} {'added ms (quartiles)':>28} {'added ms of cpu (quartiles)':>28}")
+    print(f"{'bare':20} {bare[0]:9.1f}")
+    added: dict[str, list[float]] = {}
+    for name, costs in rounds.items():
+        if name != "bare":
+            each = [[c[i] - b[i] for c, b in zip(costs, rounds["bare"], strict=True)] for i in (0, 1)]
+            added[name] = [statistics.median(values) for values in each]
+            cells = [f"{m:10.2f} ({low:7.2f} .. {high:7.2f})" for low, m, high in map(quartiles, each)]
+            print(f"{name:20} {middle(costs)[0]:9.1f} {cells[0]:>28} {cells[1]:>28}")
+    ours = added["torchtrack armed"]
+    must, aim = PROMISES[dist.is_initialized()]
     for peer in ("wandb armed", "TensorBoard armed"):
         if peer in added:
-            ratio = statistics.median(added[peer]) / ours
-            promise = 75 if dist.is_initialized() else 40
-            print(f"{peer} adds {ratio:.1f} times what torchtrack adds (promise for wandb: {promise} or more)")
-    print(f"torchtrack's hooks alone add {alone * 1e3:.1f} us to a step that is not sampled")
+            wall, cpu = (theirs / own for theirs, own in zip(added[peer], ours, strict=True))
+            by_itself = f", {added[peer][1] / alone[1]:.0f} (cpu, ours alone)" if alone else ""
+            promise = f"; promise {must}, aim {aim}" if peer.startswith("wandb") else ""
+            print(f"{peer} adds {wall:.0f} times what torchtrack adds, {cpu:.0f} (cpu){by_itself}{promise}")
+    if alone:
+        print(
+            f"a sample alone: {alone[0]:.2f} ms, {alone[1]:.2f} of cpu; one sum() over the same {floor[0]:.2f}, "
+            f"{floor[1]:.2f} of cpu: {alone[1] / floor[1]:.1f} of them; promise {SUMS[0]}, aim {SUMS[1]}"
+        )
+    print(f"torchtrack's hooks alone add {unarmed * 1e3:.1f} us to a step that is not sampled")
     for n in (1, 100):
-        print(f"torchtrack at log_freq={n}: {(ours / n + alone) / bare:.2%} of the bare step")
-
-
-def sums(model: nn.Module) -> float:
-    """Milliseconds of one sum() over all parameters and gradients: a single read of the data, the floor."""
-    tensors = [p.detach() for p in model.parameters()] + [p.grad for p in model.parameters() if p.grad is not None]
-    times = []
-    for _ in range(30):
-        begin = time.perf_counter()
-        for tensor in tensors:
-            tensor.sum()
-        times.append((time.perf_counter() - begin) * 1e3)
-    return statistics.median(times)
+        print(f"torchtrack at log_freq={n}: {(ours[0] / n + unarmed) / bare[0]:.2%} of the bare step")
 
 
 def main() -> None:
@@ -281,7 +317,7 @@ def main() -> None:
     print(f"{datetime.date.today()}  {platform.platform()}  {os.cpu_count()} cores  {versions}")
     with tempfile.TemporaryDirectory() as folder:
         made = variants(model, Path(folder))
-        rounds: dict[str, list[float]] = {name: [] for name in made}
+        rounds: dict[str, list[Cost]] = {name: [] for name in made}
         for number in range(options.rounds + 1):
             for name, variant in made.items():
                 took = measure(variant, options.steps, train)
@@ -291,10 +327,10 @@ def main() -> None:
         logits = model(batches[0][:, :-1])
         logits.sum().backward()
         floor = sums(model)
+        # With several ranks a watch has to agree anew each time: there the steps above tell.
+        alone = None if dist.is_initialized() else sample_alone(made["torchtrack armed"])
         optimizer.zero_grad()
-        report(rounds, unarmed_alone(made["torchtrack unarmed"]))
-        ours = statistics.median(a - b for a, b in zip(rounds["torchtrack armed"], rounds["bare"], strict=True))
-        print(f"one sum() over the same tensors: {floor:.2f} ms; torchtrack's sample is {ours / floor:.1f} of them")
+        report(rounds, unarmed_alone(made["torchtrack unarmed"]), alone, floor)
         for variant in {id(getattr(v, "run", v)): v for v in made.values()}.values():
             variant.close()
     if dist.is_initialized():
