@@ -133,14 +133,10 @@ def unequal_tensors(folder: Path, equal_at_first: bool) -> str:
         optimizer.step()
         optimizer.zero_grad()
         run.log({"loss": 1.0})
-        agreed = torch.tensor(float(training.merger(run).plan is not None))
-        dist.all_reduce(agreed, dist.ReduceOp.MIN)
-        if agreed.item():
+        merged = torch.tensor(float(training.merger(run).merged_samples > 1))
+        dist.all_reduce(merged, dist.ReduceOp.MIN)
+        if merged.item():
             break
-    for _ in range(4):
-        model(next(data)).square().mean().backward()
-        optimizer.step()
-        run.log({"loss": 1.0})
     uid = run.uid
     run.finish()
     return uid

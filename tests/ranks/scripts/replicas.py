@@ -32,7 +32,7 @@ def arm(when: str) -> None:
     def deadly(self: Group, link: Any, deadline: float) -> None:
         nonlocal calls
         calls += 1
-        fatal = calls == 2 * FATAL_MERGE  # a merge is MAX, then SUM
+        fatal = calls == 1 + 2 * FATAL_MERGE  # the start is agreed once; a merge is MAX, then SUM
         if fatal and when == "posted":
             os.kill(os.getpid(), signal.SIGKILL)
         finish(self, link, deadline)
