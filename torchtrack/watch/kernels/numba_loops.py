@@ -132,8 +132,7 @@ def _write_paired(b: Any, last: int, words: Any, turns: Any, window: Any, table:
 
     for half in range(2 * _SLOTS):  # nothing yet; what is counted of it is taken back
         b.store(_all(_WORDS, 0), at(places, 32 * half, _WORDS)).align = 32
-    nothing = b.sub(b.load(counters), _I32(16 * _LAG))
-    b.store(nothing, counters)
+    b.store(b.sub(b.load(counters), _I32(16 * _LAG)), counters)
     lanes = b.insert_element(ir.Constant(_HALVES, ir.Undefined), b.trunc(window, _I16), _I32(0))
     first = b.shuffle_vector(lanes, lanes, _all(ir.VectorType(_I32, 16), 0))
     zero = _all(_DOUBLES, 0.0)
@@ -143,12 +142,11 @@ def _write_paired(b: Any, last: int, words: Any, turns: Any, window: Any, table:
     here = b.gep(data, [b.mul(loop.turn, _I64(4 * _STEP))])
     for part in range(2):
         numbers = [b.load(at(here, 64 * part + 32 * half, _WORDS)) for half in range(2)]
-        for number in numbers:
-            number.align = 1
         for squares, bits in zip(("even", "odd"), numbers, strict=True):
-            x = b.fpext(b.bitcast(bits, _FLOATS), _DOUBLES)
-            loop.now["sum"] = b.fadd(loop.now["sum"], x, flags=("contract",))
-            loop.now[squares] = b.fadd(loop.now[squares], b.fmul(x, x, flags=("contract",)), flags=("contract",))
+            bits.align = 1
+            x, now = b.fpext(b.bitcast(bits, _FLOATS), _DOUBLES), loop.now
+            now["sum"] = b.fadd(now["sum"], x, flags=("contract",))
+            now[squares] = b.fadd(now[squares], b.fmul(x, x, flags=("contract",)), flags=("contract",))
         # The upper 16 bits of 16 elements: all that codes and the search for extremes need.
         upper, lower = b.and_(numbers[0], _all(_WORDS, -(1 << 16))), b.lshr(numbers[1], _all(_WORDS, 16))
         tops = b.bitcast(b.or_(upper, lower), _HALVES)
@@ -157,8 +155,8 @@ def _write_paired(b: Any, last: int, words: Any, turns: Any, window: Any, table:
         doubled = b.shl(tops, _all(_HALVES, 1))
         loop.keep("least", "<", b.sub(doubled, _all(_HALVES, 1)))
         code = b.lshr(doubled, _all(_HALVES, 7))
-        above = b.sub(larger(code, first), first)
-        code = larger(smaller(above, _all(_HALVES, last)), smaller(code, _all(_HALVES, 1)))
+        above = smaller(b.sub(larger(code, first), first), _all(_HALVES, last))
+        code = larger(above, smaller(code, _all(_HALVES, 1)))
         sign = b.and_(b.lshr(tops, _all(_HALVES, spare)), _all(_HALVES, last + 1))
         twos = b.bitcast(b.or_(code, sign), _WORDS)
         pairs = b.or_(twos, b.lshr(twos, _all(_WORDS, spare)))
