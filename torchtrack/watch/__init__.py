@@ -84,10 +84,11 @@ def start(
         names |= dict.fromkeys(inner, chosen[0])
     else:
         chosen = [_prefix(given, i, module, names) for i, module in enumerate(inner)]
+    device = _device(modules) if reduce == "device" else None
     prefixes.update(names)
     if kinds:
-        for device in {p.device for module in modules for p in module.parameters()}:
-            kernels.prepare(device)
+        for place in {p.device for module in modules for p in module.parameters()}:
+            kernels.prepare(place)
     return Watcher(
         list(zip(chosen, modules, strict=True)),
         kinds,
@@ -97,7 +98,7 @@ def start(
         ordinal,
         include,
         exclude,
-        _device(modules) if reduce == "device" else None,
+        device,
     )
 
 

@@ -314,6 +314,8 @@ class Watcher:
         stage: str,
         multiplier: torch.Tensor | None,
     ) -> None:
+        if not isinstance(tensor, torch.Tensor):
+            raise TypeError(f"observe(tensor=) takes a torch.Tensor, got {type(tensor).__name__}")
         if kind not in layout.KINDS:
             raise ValueError(f"observe(kind=) takes one of {layout.KINDS}, got {kind!r}")
         if stage not in ("step", "pre_clip"):

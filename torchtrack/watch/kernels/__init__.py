@@ -89,7 +89,7 @@ def prepare(device: torch.device) -> None:
 
 
 def wait() -> None:
-    """Wait until whatever `prepare` began is ready: for tests, benchmarks, and before a fork."""
+    """Wait until whatever `prepare` began is ready: for tests and benchmarks."""
     for thread in list(_loaders):
         if thread is not threading.current_thread():
             thread.join()
