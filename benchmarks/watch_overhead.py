@@ -223,25 +223,40 @@ def unarmed_alone(watching: Bare) -> float:
     return statistics.median(differences)
 
 
-def sample_alone(watching: Bare) -> Cost:
-    """What a sample adds to a clip and an optimizer step: medians of interleaved blocks."""
+def sample_alone(watching: Bare) -> tuple[Cost, float]:
+    """What a sample adds to a clip and an optimizer step: medians of interleaved blocks.
+
+    Between two steps the threads behind it come to rest, as they do while a model computes; what they took is the
+    second result, in milliseconds of processor time a sample.
+    """
     optimizer = torch.optim.SGD(watching.model.parameters(), lr=0.0)
+    others = []
+
+    def step() -> None:
+        torch.nn.utils.clip_grad_norm_(watching.model.parameters(), 1e9)
+        optimizer.step()
 
     def block() -> Cost:
-        def step() -> None:
-            torch.nn.utils.clip_grad_norm_(watching.model.parameters(), 1e9)
-            optimizer.step()
-
-        return middle([timed(step) for _ in range(12)][2:])
+        costs = []
+        for _ in range(12):
+            costs.append(timed(step))
+            behind = 0.0
+            while (now := time.process_time() - time.thread_time()) > behind:
+                behind = now
+                time.sleep(0.01)
+        return middle(costs[2:])
 
     differences = []
     for _ in range(9):
         without = block()
         watching.on()
+        block()
+        before = time.process_time() - time.thread_time()
         with_it = block()
+        others.append((time.process_time() - time.thread_time() - before) * 1e3 / 12)
         watching.off()
         differences.append((with_it[0] - without[0], with_it[1] - without[1]))
-    return middle(differences)
+    return middle(differences), statistics.median(others)
 
 
 def sums(model: nn.Module) -> Cost:
@@ -250,7 +265,7 @@ def sums(model: nn.Module) -> Cost:
     return middle([timed(lambda: [tensor.sum() for tensor in tensors]) for _ in range(30)])
 
 
-def report(rounds: dict[str, list[Cost]], unarmed: float, alone: Cost | None, floor: Cost) -> None:
+def report(rounds: dict[str, list[Cost]], unarmed: float, alone: tuple[Cost, float] | None, floor: Cost) -> None:
     bare = middle(rounds["bare"])
     print(f"\n{'':20} {'ms a step':>9} {'added ms (quartiles)':>28} {'added ms of cpu (quartiles)':>28}")
     print(f"{'bare':20} {bare[0]:9.1f}")
@@ -266,14 +281,16 @@ def report(rounds: dict[str, list[Cost]], unarmed: float, alone: Cost | None, fl
     for peer in ("wandb armed", "TensorBoard armed"):
         if peer in added:
             wall, cpu = (theirs / own for theirs, own in zip(added[peer], ours, strict=True))
-            by_itself = f", {added[peer][1] / alone[1]:.0f} (cpu, ours alone)" if alone else ""
+            by_itself = f", {added[peer][1] / alone[0][1]:.0f} (cpu, ours alone)" if alone else ""
             promise = f"; promise {must}, aim {aim}" if peer.startswith("wandb") else ""
             print(f"{peer} adds {wall:.0f} times what torchtrack adds, {cpu:.0f} (cpu){by_itself}{promise}")
     if alone:
+        (clock, cpu), behind = alone
         print(
-            f"a sample alone: {alone[0]:.2f} ms, {alone[1]:.2f} of cpu; one sum() over the same {floor[0]:.2f}, "
-            f"{floor[1]:.2f} of cpu: {alone[1] / floor[1]:.1f} of them; promise {SUMS[0]}, aim {SUMS[1]}"
+            f"a sample alone: {clock:.2f} ms, {cpu:.2f} of cpu; one sum() over the same {floor[0]:.2f}, "
+            f"{floor[1]:.2f} of cpu: {cpu / floor[1]:.1f} of them; promise {SUMS[0]}, aim {SUMS[1]}"
         )
+        print(f"the threads behind it: {behind:.2f} ms of cpu a sample, while the training goes on")
     print(f"torchtrack's hooks alone add {unarmed * 1e3:.1f} us to a step that is not sampled")
     for n in (1, 100):
         print(f"torchtrack at log_freq={n}: {(ours[0] / n + unarmed) / bare[0]:.2%} of the bare step")

@@ -20,6 +20,7 @@ from torchtrack.recorder import Ticket
 from torchtrack.watch import kernels, reduce
 from torchtrack.watch.drain import HostCopy
 from torchtrack.watch.layout import Region
+from torchtrack.watch.place import Place
 from torchtrack.watch.plan import Plan
 from torchtrack.watch.reduce import Merger
 from torchtrack.watch.sample import Part, Sample
@@ -91,11 +92,9 @@ class Rank:
             share = plan.shares.get(name) if plan else None
             lo, hi = (share.lo, share.hi) if share else (0, tensor.numel())
             if lo < hi:
-                part.keys.append(("gradient", name))
-                part.spans.append((share.key if share else "", lo, hi))
-                part.numels.append(plan.numels[name] if plan and share else tensor.numel())
-                part.planned.append(share is not None)
-                part.implied_zeros.append(0)
+                numel = plan.numels[name] if plan and share else tensor.numel()
+                place = Place((lo, hi), (share.key if share else "", lo, hi), numel, planned=share is not None)
+                part.rows.append((("gradient", name), place))
                 views.append(tensor[lo:hi])
         counts, moments = kernels.choose(torch.device("cpu"))(views)
         part.counts, part.moments = HostCopy(counts), HostCopy(moments)
@@ -103,7 +102,7 @@ class Rank:
         ticket.step = step
         if step is None:
             self.written.open.append(ticket)
-        sample = Sample(self.samples, ticket, plan, [(part, list(range(len(part.keys))))])
+        sample = Sample(self.samples, ticket, plan, [(part, list(range(len(part.rows))))])
         sample.held = {name: Region(n, "", 0, n) for name, n in ((k, t.numel()) for k, t in tensors.items())}
         self.samples += 1
         self.merger.next_sample = self.samples

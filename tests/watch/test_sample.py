@@ -11,15 +11,17 @@ from torchtrack.histogram import Histogram
 from torchtrack.recorder import Ticket
 from torchtrack.watch import kernels
 from torchtrack.watch.drain import HostCopy
+from torchtrack.watch.place import Place
 from torchtrack.watch.sample import Part, Sample
 
 
+def whole(numel: int) -> Place:
+    return Place((0, numel), ("", 0, numel), numel, planned=False)
+
+
 def part_of(stage: str, tensors: dict[tuple[str, str], torch.Tensor], zeros: int = 0) -> Part:
-    part = Part(stage, list(tensors))
-    part.numels = [tensor.numel() + zeros for tensor in tensors.values()]
-    part.spans = [("", 0, numel) for numel in part.numels]
-    part.planned = [False] * len(tensors)
-    part.implied_zeros = [zeros] * len(tensors)
+    part = Part(stage, [(key, whole(tensor.numel() + zeros)) for key, tensor in tensors.items()])
+    part.implied_zeros = dict.fromkeys(range(len(tensors)), zeros)
     counts, moments = kernels.choose(torch.device("cpu"))(list(tensors.values()))
     part.counts, part.moments = HostCopy(counts), HostCopy(moments)
     return part
@@ -48,7 +50,7 @@ def test_zeros_that_are_not_stored_are_counted_every_time_the_same(sign: float) 
 
 def test_a_range_becomes_the_covers_of_its_row() -> None:
     part = part_of("step", {A: torch.ones(2)})
-    part.spans, part.numels = [("1/2d0", 4, 6)], [9]
+    part.rows = [(A, Place((0, 2), ("1/2d0", 4, 6), 9, planned=False))]
     assert part.counted([0]).covers == ["1/2d0:4-6"]
 
 

@@ -132,6 +132,7 @@ def _cases() -> list[Case]:
         Case("an infinite multiplier", lambda: [mixed(300, dtype) for dtype in DTYPES], math.inf),
         Case("signalling NaNs", lambda: [payloads(dtype).repeat(n) for dtype in _NAN_WORDS for n in (1, 30_000)]),
         Case("strided", lambda: [normal(2 * n, d)[::2] for n in (512, LARGE) for d in DTYPES]),
+        Case("of any shape", lambda: [normal(n * 6, d).view(2, n, 3) for n in (5, 999, LARGE) for d in DTYPES]),
         Case("one column", lambda: [normal(4096 * 64, torch.float32).view(4096, 64)[:, 3]]),
         Case(
             "off the alignment", lambda: [normal(n + k, d)[k:] for n in (9, LARGE) for k in (1, 3, 7) for d in DTYPES]

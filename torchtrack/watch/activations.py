@@ -98,7 +98,7 @@ class Activations:
             part = Part("step")
             for name, _, _, numel in rows:
                 place = Place((0, numel), (f"rank{rank}", 0, numel), numel * world_size, planned)
-                part.add(("activation", name), place)
+                part.rows.append((("activation", name), place))
             part.counts = HostCopy(torch.cat([counts for _, counts, _, _ in rows]))
             part.moments = HostCopy(torch.cat([moments for _, _, moments, _ in rows]))
             parts.append(part)

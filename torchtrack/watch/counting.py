@@ -12,8 +12,8 @@ import torch
 from torchtrack.watch import kernels, layout
 from torchtrack.watch.drain import HostCopy
 from torchtrack.watch.layout import Held, Summand
-from torchtrack.watch.place import elements, place_of
-from torchtrack.watch.plan import Plan
+from torchtrack.watch.place import Place, elements, place_of
+from torchtrack.watch.plan import Plan, RowKey
 from torchtrack.watch.sample import Part
 
 logger = logging.getLogger("torchtrack")
@@ -26,6 +26,27 @@ class Item(NamedTuple):
     name: str
     held: Held
     tensor: torch.Tensor
+
+
+class _Known(NamedTuple):
+    """What was counted of a plain tensor. It holds for all that are like it."""
+
+    plan: Plan | None
+    dtype: torch.dtype
+    device: torch.device
+    numel: int
+    row: tuple[RowKey, Place]
+
+    def holds(self, tensor: torch.Tensor, plan: Plan | None) -> bool:
+        return (
+            plan is self.plan
+            and type(tensor) in layout.PLAIN
+            and tensor.dtype is self.dtype
+            and tensor.numel() == self.numel
+            and tensor.layout is torch.strided
+            and tensor.is_contiguous()
+            and tensor.device == self.device
+        )
 
 
 class Counter:
@@ -59,27 +80,49 @@ class Counter:
         """
         parts: dict[torch.device, tuple[Part, list[torch.Tensor]]] = {}
         for item in items:
-            local = self._local(item, stage, plan, multiplier)
-            if local is None:
+            found = self._find(item, stage, plan, multiplier)
+            if found is None:
                 continue
-            place = place_of(item.held, item.tensor, local, plan)
-            if place.cut[0] == place.cut[1]:
-                continue
-            if local.device not in parts:
-                parts[local.device] = Part(stage), []
-            part, views = parts[local.device]
-            view, implied_zeros = elements(local, place.cut)
-            part.add((item.kind, item.name), place, implied_zeros)
-            views.append(view)
-        for device, (part, views) in parts.items():
+            device, row, tensor, implied_zeros = found
+            if device not in parts:
+                parts[device] = Part(stage), []
+            part, tensors = parts[device]
+            if implied_zeros:
+                part.implied_zeros[len(tensors)] = implied_zeros
+            part.rows.append(row)
+            tensors.append(tensor)
+        for device, (part, tensors) in parts.items():
             with self._timing(device):
-                counts, moments = kernels.choose(device)(views, multiplier)
+                counts, moments = kernels.choose(device)(tensors, multiplier)
             part.counts, part.moments = HostCopy(counts), HostCopy(moments)
         return [part for part, _ in parts.values()]
 
     def forget(self) -> None:
         """Let go of what was kept for a sample that will not be."""
         self.summands, self.offered, self.events = {}, {}, []
+
+    def _find(
+        self, item: Item, stage: str, plan: Plan | None, multiplier: torch.Tensor | None
+    ) -> tuple[torch.device, tuple[RowKey, Place], torch.Tensor, int] | None:
+        """Device, row, elements and implied zeros of what this rank counts of a tensor; None for nothing."""
+        kind, name, held, tensor = item
+        key = kind, name
+        known: _Known | None = held.rows.get(key)
+        if known is not None and known.holds(tensor, plan):
+            cut = known.row[1].cut
+            if cut == (0, known.numel):
+                return known.device, known.row, tensor, 0
+            return (known.device, known.row, tensor.view(-1)[cut[0] : cut[1]], 0) if cut[0] < cut[1] else None
+        local = self._local(item, stage, plan, multiplier)
+        if local is None:
+            return None
+        place = place_of(held, tensor, local, plan)
+        row = key, place
+        if local is tensor and type(tensor) in layout.PLAIN and held.original is None and not tensor.is_sparse:
+            held.rows[key] = _Known(plan, tensor.dtype, tensor.device, tensor.numel(), row)
+        if place.cut[0] == place.cut[1]:
+            return None
+        return local.device, row, *elements(local, place.cut)
 
     def _local(self, item: Item, stage: str, plan: Plan | None, multiplier: torch.Tensor | None) -> torch.Tensor | None:
         """What lies here of a tensor, if it can be counted."""

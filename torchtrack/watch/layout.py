@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Any, Final, NamedTuple
+from dataclasses import dataclass, field
+from typing import Any, Final
 
 import torch
 from torch import nn
@@ -77,7 +77,8 @@ class Shard:
     key: str = ""
 
 
-class Held(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Held:
     """A named parameter as this rank holds it.
 
     Attributes:
@@ -87,6 +88,7 @@ class Held(NamedTuple):
         original: shape of the original tensor, if the parameter does not tell.
         at: where the part begins in the flat original, or in its shard.
         key: the shard, if it is no range of the flat original.
+        rows: by (kind, name), what was counted of tensors shaped as this one, and when that holds again.
     """
 
     name: str
@@ -95,6 +97,7 @@ class Held(NamedTuple):
     original: torch.Size | None = None
     at: int = 0
     key: str = ""
+    rows: dict[tuple[str, str], Any] = field(default_factory=dict, compare=False, repr=False)
 
     @property
     def shape(self) -> torch.Size:

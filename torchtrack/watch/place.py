@@ -69,10 +69,12 @@ def _is_aligned(held: Held, tensor: torch.Tensor) -> bool:
 
 
 def elements(local: torch.Tensor, cut: tuple[int, int]) -> tuple[torch.Tensor, int]:
-    """The elements to count as a 1-D view, and how many zeros a sparse tensor does not store."""
+    """The elements to count, 1-D or contiguous, and how many zeros a sparse tensor does not store."""
     if local.is_sparse:
         values = local.coalesce().values().reshape(-1)
         return values, local.numel() - values.numel()
     whole = cut == (0, local.numel())
+    if whole and local.is_contiguous():
+        return local, 0
     view = layout.flat(local, whole=whole)
     return (view, 0) if whole else (view[cut[0] : cut[1]], 0)

@@ -23,35 +23,21 @@ if TYPE_CHECKING:
 
 @dataclass(slots=True)
 class Part:
-    """The result of one kernel call: rows in the order of `keys`.
+    """The result of one kernel call.
 
     Attributes:
         stage: pre_clip | step.
-        keys: (kind, name).
-        numels: elements of each whole tensor, on all ranks.
-        spans: shard and [lo, hi) of its elements that were counted.
-        planned: whether that is this rank's share under the sample's plan.
-        implied_zeros: zeros of a sparse tensor that are not stored.
+        rows: of each, (kind, name) and what of it was counted.
+        implied_zeros: by row, zeros of a sparse tensor that are not stored.
         counts: [rows, 328] on its way to the host.
         moments: [rows, 4] sum, sum of squares, min, max.
     """
 
     stage: str
-    keys: list[tuple[str, str]] = field(default_factory=list)
-    numels: list[int] = field(default_factory=list)
-    spans: list[tuple[str, int, int]] = field(default_factory=list)
-    planned: list[bool] = field(default_factory=list)
-    implied_zeros: list[int] = field(default_factory=list)
+    rows: list[tuple[RowKey, Place]] = field(default_factory=list)
+    implied_zeros: dict[int, int] = field(default_factory=dict)
     counts: HostCopy = field(init=False)
     moments: HostCopy = field(init=False)
-
-    def add(self, key: tuple[str, str], place: Place, implied_zeros: int = 0) -> None:
-        """One more row: (kind, name), and what is counted for it."""
-        self.keys.append(key)
-        self.spans.append(place.span)
-        self.numels.append(place.numel)
-        self.planned.append(place.planned)
-        self.implied_zeros.append(implied_zeros)
 
     def ready(self) -> bool:
         """Whether the numbers are on the host."""
@@ -60,25 +46,27 @@ class Part:
     def counted(self, rows: Sequence[int]) -> Counted:
         """The rows with these indices."""
         index = list(rows)
+        chosen = [self.rows[i] for i in index]
         counts, moments = self.counts.numpy()[index], self.moments.numpy()[index]
-        zeros = np.array(self.implied_zeros, np.int64)[index]
+        zeros = np.array([self.implied_zeros.get(i, 0) for i in index], np.int64)
         counts[:, ZERO] += zeros
         sums = np.concatenate([counts, moments[:, :2]], 1)
         maxes = np.stack([moments[:, 3], -moments[:, 2]], 1)
         maxes[zeros > 0] = maxes[zeros > 0].clip(min=0.0)
         return Counted(
-            [self.keys[i] for i in index],
+            [key for key, _ in chosen],
             sums,
             maxes,
-            [self.numels[i] for i in index],
-            [self._covers(i) for i in index],
+            [place.numel for _, place in chosen],
+            [_covers(place) for _, place in chosen],
             [self.stage] * len(index),
-            [self.planned[i] for i in index],
+            [place.planned for _, place in chosen],
         )
 
-    def _covers(self, row: int) -> str:
-        _, lo, hi = span = self.spans[row]
-        return "" if hi - lo == self.numels[row] else format_covers([span])
+
+def _covers(place: Place) -> str:
+    _, lo, hi = place.span
+    return "" if hi - lo == place.numel else format_covers([place.span])
 
 
 @dataclass(slots=True)
@@ -122,11 +110,11 @@ class Sample:
     @property
     def nbytes(self) -> int:
         """About the memory it keeps until it is written."""
-        return sum(len(part.keys) for part, _ in self.picks) * SUMS * 8
+        return sum(len(part.rows) for part, _ in self.picks) * SUMS * 8
 
     def add(self, parts: Iterable[Part]) -> None:
         """All rows of these parts too."""
-        self.picks += [(part, list(range(len(part.keys)))) for part in parts]
+        self.picks += [(part, list(range(len(part.rows)))) for part in parts]
 
     def drop(self) -> None:
         """Let go of all that was counted: a turn goes on with zeros in its place."""

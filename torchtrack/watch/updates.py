@@ -71,7 +71,7 @@ def changes(kept: Sequence[Kept]) -> list[Part]:
         after = elements(local, place.cut)[0]
         torch.sub(after if after.element_size() > 1 else after.float(), before, out=before)
         part, views = parts.setdefault(before.device, (Part("step"), []))
-        part.add(("update", held.name), place)
+        part.rows.append((("update", held.name), place))
         views.append(before)
     for device, (part, views) in parts.items():
         counts, moments = kernels.choose(device)(views, None)

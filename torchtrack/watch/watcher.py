@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import fnmatch
 import logging
 import time
 import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 import torch
 from torch import nn
@@ -20,6 +19,7 @@ from torchtrack.watch import hooks, layout
 from torchtrack.watch.activations import Activations
 from torchtrack.watch.counting import Counter, Item
 from torchtrack.watch.drain import HostCopy
+from torchtrack.watch.holdings import Holdings, matches
 from torchtrack.watch.layout import Held, Shard
 from torchtrack.watch.moments import moments
 from torchtrack.watch.plan import Plan
@@ -91,11 +91,11 @@ class _Clipped:
     part: Part
     row: int
     plan: Plan | None
-    mark: tuple[Any, ...] | None = None
+    mark: _Mark | None = None
 
     def is_last_of(self, parameter: torch.Tensor) -> bool:
         """Whether the clipping was the last that happened to this parameter's gradient."""
-        return self.mark is not None and parameter.grad is not None and self.mark == _mark(parameter.grad)
+        return self.mark is not None and (gradient := parameter.grad) is not None and self.mark.is_on(gradient)
 
 
 class Watcher:
@@ -132,12 +132,11 @@ class Watcher:
         self.schedule = schedule
         self.samples = 0
         self._recorder = recorder
-        self._include, self._exclude = tuple(include), tuple(exclude)
+        self._holdings = Holdings(models, include, exclude)
         self._counts: weakref.WeakKeyDictionary[Optimizer, _Count] = weakref.WeakKeyDictionary()
         self._in_backward = _InBackward()
         self._observed: Sample | None = None
         self._observed_steps = 0
-        self._holdings: dict[int, list[Held]] = {}
         self._clipped: dict[str, _Clipped] = {}
         self._coefficients: list[HostCopy] = []
         self._max_norm: float | None = None
@@ -155,8 +154,8 @@ class Watcher:
             self.merger.start()
             hooks.add(self, after_steps=not {"update", "activation"}.isdisjoint(self.kinds))
         if "activation" in self.kinds:
-            wanted = (lambda name: _matches(name, self._include)) if self._include else None
-            self._activations = Activations(models, wanted, lambda name: _matches(name, self._exclude))
+            wanted = (lambda name: matches(name, include)) if include else None
+            self._activations = Activations(models, wanted, lambda name: matches(name, exclude))
             self._activations.renew(due=True)
 
     def stop(self, within_s: float, patience_s: float) -> None:
@@ -188,7 +187,7 @@ class Watcher:
         count.seen += 1
         if due:
             stepped = _parameters(optimizer)
-            held = self._held_of(stepped)
+            held = self._holdings.now()
             count.watched = any(id(p) in held for p in stepped)
             self._owners |= dict.fromkeys(map(id, stepped), count)
             if self._activations is not None:
@@ -253,7 +252,7 @@ class Watcher:
                 return None
         elif not any(c.watched and self._is_due(c, stepping) for c in counts):
             return None
-        held = self._holdings = self._held()
+        held = self._holdings.now()
         clipped = [p for p in parameters if p.grad is not None]
         due = [h for p in clipped if self._is_due(self._owner(p), stepping) for h in held.get(id(p), ())]
         if not due:
@@ -320,7 +319,7 @@ class Watcher:
             raise ValueError(f"observe(kind=) takes one of {layout.KINDS}, got {kind!r}")
         if stage not in ("step", "pre_clip"):
             raise ValueError(f'observe(stage=) takes "step" or "pre_clip", got {stage!r}')
-        if kind not in self.kinds or not self._wanted(name) or not self.is_due():
+        if kind not in self.kinds or not self._holdings.wants(name) or not self.is_due():
             return
         begin = time.perf_counter()
         if self._observed is None:
@@ -351,7 +350,7 @@ class Watcher:
     def _begin_in_backward(self, optimizer: Optimizer, task: int) -> bool:
         """Every parameter has an optimizer of its own, and steps as soon as its gradient is there."""
         if task != self._in_backward.task:
-            held = self._held()
+            held = self._holdings.now()
             if not any(id(p) in held for p in _parameters(optimizer)):
                 return False
             self._end_backward()
@@ -418,7 +417,7 @@ class Watcher:
                 self._clipped.pop(held.name, None)
                 todo += _gradient(held)
         for part in self._counter.count(todo, "pre_clip", plan):
-            for row, (_, name) in enumerate(part.keys):
+            for row, ((_, name), _) in enumerate(part.rows):
                 self._clipped[name] = _Clipped(part, row, plan)
 
     def _remember_clipped(
@@ -428,7 +427,7 @@ class Watcher:
         for held in due:
             clipped = self._clipped.get(held.name)
             if clipped is not None and held.parameter.grad is not None:
-                clipped.mark = _mark(held.parameter.grad)
+                clipped.mark = _Mark.of(held.parameter.grad)
         if max_norm is None or total is None:
             return
         if layout.is_partial(total):  # to know it here would be a collective, on this rank alone
@@ -441,31 +440,10 @@ class Watcher:
         plan = self.merger.plan
         return plan if plan is not None and number >= plan.start else None
 
-    def _held_of(self, parameters: Sequence[torch.Tensor]) -> dict[int, list[Held]]:
-        """What is held, as read at the clipping of this step if that knows these parameters."""
-        return self._holdings if all(id(p) in self._holdings for p in parameters) else self._held()
-
-    def _held(self) -> dict[int, list[Held]]:
-        """Id of every watched parameter -> what is held of it. Read anew: parameters may have been replaced."""
-        by_id: dict[int, list[Held]] = {}
-        for prefix, model in self.models:
-            for held in layout.held_by(model, prefix):
-                before = by_id.get(id(held.parameter))
-                if before is not None and (held.part is None or held in before):
-                    continue  # shared between two models
-                if self._wanted(held.name):
-                    by_id.setdefault(id(held.parameter), []).append(held)
-        return by_id
-
-    def _wanted(self, name: str) -> bool:
-        if not self._include and not self._exclude:
-            return True
-        return not (self._include and not _matches(name, self._include)) and not _matches(name, self._exclude)
-
     def _capture(self, sample: Sample, optimizer: Optimizer, count: _Count | None) -> None:
         """Add to a sample what one optimizer is about to use."""
         stepped = _parameters(optimizer)
-        by_id, self._holdings = self._held_of(stepped), {}
+        by_id = self._holdings.last  # read when the step began
         own = [held for p in stepped for held in by_id.get(id(p), ())]
         others = self._unowned(count, by_id) if count is not None and "parameter" in self.kinds else []
         scale = getattr(optimizer, "grad_scale", None)
@@ -576,7 +554,7 @@ class Watcher:
             self._hand_over(optimizer)
         self._end_backward()
         self._observed = None
-        self._holdings = {}
+        self._holdings.forget()
         self._clipped.clear()
         self._counter.forget()
         self._coefficients.clear()
@@ -587,24 +565,40 @@ def _parameters(optimizer: Optimizer) -> list[torch.Tensor]:
     return [p for group in optimizer.param_groups for p in group["params"]]
 
 
-def _matches(name: str, patterns: Sequence[str]) -> bool:
-    return any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)
-
-
 def _gradient(held: Held) -> list[Item]:
     gradient = held.parameter.grad
     return [] if gradient is None else [Item("gradient", held.name, held, gradient)]
 
 
-def _mark(gradient: torch.Tensor) -> tuple[Any, ...] | None:
-    """Equal as long as nothing happened to a gradient; None where that cannot be told.
+class _Mark(NamedTuple):
+    """Tells whether anything has happened to a gradient.
 
     An address would not do: the next gradient may lie at the same one, with as many changes behind it. A weak reference
     to the tensor would forbid `torch.utils.swap_tensors`, which is the user's to call.
     """
-    if type(gradient) not in layout.PLAIN and layout.is_dtensor(gradient):
-        gradient = layout.local_part(gradient)
-    if gradient.layout is not torch.strided or gradient.is_inference():
-        return None
-    storage = StorageWeakRef(gradient.untyped_storage())  # type: ignore[no-untyped-call]
-    return storage, gradient.storage_offset(), gradient._version
+
+    storage: StorageWeakRef
+    offset: int
+    version: int
+
+    @classmethod
+    def of(cls, gradient: torch.Tensor) -> _Mark | None:
+        """Of a gradient as it is now; None where that cannot be told."""
+        local = _local(gradient)
+        if local.layout is not torch.strided or local.is_inference():
+            return None
+        storage = StorageWeakRef(local.untyped_storage())  # type: ignore[no-untyped-call]
+        return cls(storage, int(local.storage_offset()), local._version)
+
+    def is_on(self, gradient: torch.Tensor) -> bool:
+        """Whether it is that gradient, unchanged."""
+        local = _local(gradient)
+        if local.layout is not torch.strided or local.is_inference():
+            return False
+        is_same = local.untyped_storage()._cdata == self.storage.cdata  # the reference keeps others off this address
+        return is_same and local.storage_offset() == self.offset and local._version == self.version
+
+
+def _local(gradient: torch.Tensor) -> torch.Tensor:
+    is_here = type(gradient) in layout.PLAIN or not layout.is_dtensor(gradient)
+    return gradient if is_here else layout.local_part(gradient)

@@ -203,6 +203,6 @@ def test_a_device_on_which_it_fails_is_left_to_the_reference(
     assert "as triton fails on cpu: PTX was compiled" in line
 
 
-def test_what_is_not_flat_and_floating_is_refused(triton: ModuleType) -> None:
-    with pytest.raises(ValueError, match=r"tensor 1 is 2-D torch\.float32 on cpu; expected a 1-D floating tensor"):
-        triton.statistics([torch.ones(3), torch.ones(3, 3)])
+def test_what_is_neither_contiguous_nor_1_d_or_not_floating_is_refused(triton: ModuleType) -> None:
+    with pytest.raises(ValueError, match=r"tensor 1 is 2-D torch\.float32 on cpu; expected a floating tensor"):
+        triton.statistics([torch.ones(3), torch.ones(3, 3)[:, 1:]])

@@ -2,8 +2,8 @@
 
 A kernel is called as `kernel(tensors, multiplier)`.
 
-- `tensors`: 1-D floating tensors on one device, of any mix of float32, bfloat16, float16, float64 and float8; they may
-  require grad, be empty or strided. They are never changed.
+- `tensors`: floating tensors on one device, each contiguous, or 1-D of any stride, of any mix of float32, bfloat16,
+  float16, float64 and float8; they may require grad or be empty. They are never changed.
 - `multiplier`: None, or a 0-dim tensor on the same device; each element is multiplied by it, in float32 (float64 for
   float64), before anything else is read off it.
 - It returns float64 `[n, 328]`, whole numbers, the counts of `torchtrack.histogram`, and float64 `[n, 4]`, the sum, sum

@@ -44,15 +44,15 @@ _Items = npt.NDArray[np.int64]
 def statistics(
     tensors: Sequence[torch.Tensor], multiplier: torch.Tensor | None = None
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Counts float64 [n, 328] and moments float64 [n, 4] of n flat tensors; see `torchtrack.watch.kernels`.
+    """Counts float64 [n, 328] and moments float64 [n, 4] of n tensors; see `torchtrack.watch.kernels`.
 
     Raises:
-        ValueError: a tensor is not 1-D and floating, or they lie on several devices.
+        ValueError: a tensor is neither contiguous nor 1-D, or not floating, or they lie on several devices.
     """
     items = _items(tensors)
     others = np.flatnonzero(items[:, _FORMAT] == _OTHER)
     if others.size:
-        reference.require_flat(tensors)
+        reference.flattened(tensors)
         items = items[items[:, _FORMAT] != _OTHER]
     parts, extra = _cut(items, len(tensors), torch.get_num_threads())
     rows = len(tensors) + len(extra)
@@ -111,22 +111,20 @@ def _items(tensors: Sequence[torch.Tensor]) -> _Items:
     """
     items = np.empty((len(tensors), 5), np.int64)
     formats = [_FORMATS.get(t.dtype, _OTHER) if _lies_here(t) else _OTHER for t in tensors]
-    steps = [t.stride() for t in tensors]
-    if _OTHER in formats or set(map(len, steps)) - {1}:
-        formats = [form if len(step) == 1 else _OTHER for form, step in zip(formats, steps, strict=True)]
+    if _OTHER in formats:
         tensors = [t if form != _OTHER else _NOTHING for t, form in zip(tensors, formats, strict=True)]
-        steps = [t.stride() for t in tensors]
     items[:, _ADDRESS] = [t.data_ptr() for t in tensors]
     items[:, _SIZE] = [t.numel() for t in tensors]
-    items[:, _STEP] = [step for (step,) in steps]
+    items[:, _STEP] = [1 if t.is_contiguous() else t.stride(0) for t in tensors]
     items[:, _FORMAT] = formats
     items[:, _ROW] = range(len(tensors))
     return items
 
 
 def _lies_here(tensor: torch.Tensor) -> bool:
-    """Whether its numbers are at its address: those of a wrapper (an AsyncCollectiveTensor, say) are not."""
-    return type(tensor) in _PLAIN and tensor.is_cpu and not tensor.is_neg()
+    """Whether its numbers are at its address, a step apart: those of an AsyncCollectiveTensor, say, are not."""
+    is_flat = tensor.is_contiguous() or tensor.dim() == 1
+    return is_flat and type(tensor) in _PLAIN and tensor.is_cpu and not tensor.is_neg()
 
 
 _PLAIN: Final = frozenset((torch.Tensor, torch.nn.Parameter))

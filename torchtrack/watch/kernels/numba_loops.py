@@ -10,8 +10,8 @@ moved. Where much lies beyond (gradients behind a softmax reach from 1e-2 to 1e-
 fits the innermost cache, but holds 63 octaves, as a rule all that is told apart. A block that repeats one number is
 counted by its length, if the one before it did too.
 
-Moments are taken in float64 in the same read. Extremes are found on the top 16 bits of the words, and exactly only in a
-block that may hold a new one. All decisions are made on bits: what the processor flushes to zero changes no count.
+Moments are taken in float64 in the same read, and extremes on the bits; where all have one sign, the one closer to zero
+is looked for again. All decisions are made on bits: what the processor flushes to zero changes no count.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from typing import Any, Final
 
 import numpy as np
 from llvmlite import ir
+from llvmlite.binding import get_host_cpu_features
 from numba import carray, njit, types
 from numba.extending import intrinsic
 
@@ -38,6 +39,7 @@ _STEP = 32  # elements of one turn of `_paired`
 _PAIRED_FROM = 2048  # elements from which on emptying the table is paid back
 TABLE: Final = 1 << 16
 """Counters that the caller of `narrow` lends it: zero, and zero again when it returns."""
+_AHEAD = 1024  # bytes that are fetched before their turn
 _SLOTS, _LAG = 4, 2  # turns whose pairs are kept, and after how many turns they are counted
 _NARROW, _WIDE = 63, 127  # the last symbol of a sign; 0 is zero, 1 what lies below the window, the last what lies above
 _LOWEST = 2 * (127 - 56) - 2  # the next code is the largest of |x| < 2**-56: below it nothing but zero is told apart
@@ -56,7 +58,8 @@ def _compiled(function: Callable[..., Any]) -> Any:
 # -- the loop over pairs, as vectors ----------------------------------------------------------------------------------
 
 _I8, _I16, _I32, _I64, _F32, _F64 = (*map(ir.IntType, (8, 16, 32, 64)), ir.FloatType(), ir.DoubleType())
-_WORDS, _HALVES = ir.VectorType(_I32, 8), ir.VectorType(_I16, 16)
+_LINE = 16 if get_host_cpu_features().get("avx512bw") else 8  # words of a vector of integers
+_WORDS, _HALVES = ir.VectorType(_I32, _LINE), ir.VectorType(_I16, 2 * _LINE)
 _FLOATS, _DOUBLES = ir.VectorType(_F32, 8), ir.VectorType(_F64, 8)
 
 
@@ -105,10 +108,27 @@ def _across(b: Any, vector: Any, combine: Callable[[Any, Any], Any]) -> Any:
     return b.extract_element(vector, _I32(0))
 
 
-def _write_paired(b: Any, last: int, words: Any, turns: Any, window: Any, table: Any, scratch: Any, out: Any) -> None:
-    """Write `_paired` for symbols of which a sign has 0 to `last`."""
+def _pairs(b: Any, tops: Any, first: Any, last: int) -> Any:
+    """The indices of pairs of symbols, one in the lower half of each word."""
+
+    def larger(x: Any, y: Any) -> Any:
+        return b.select(b.icmp_unsigned(">", x, y), x, y)
+
+    def smaller(x: Any, y: Any) -> Any:
+        return b.select(b.icmp_unsigned("<", x, y), x, y)
+
     spare = 15 - last.bit_length()
-    data, places = (b.inttoptr(address, _I8.as_pointer()) for address in (words, scratch))
+    code = b.lshr(b.shl(tops, _all(_HALVES, 1)), _all(_HALVES, 7))
+    above = smaller(b.sub(larger(code, first), first), _all(_HALVES, last))
+    code = larger(above, smaller(code, _all(_HALVES, 1)))
+    sign = b.and_(b.lshr(tops, _all(_HALVES, spare)), _all(_HALVES, last + 1))
+    twos = b.bitcast(b.or_(code, sign), _WORDS)
+    return b.or_(twos, b.lshr(twos, _all(_WORDS, spare)))
+
+
+def _write_paired(b: Any, last: int, numbers: Any, turns: Any, window: Any, table: Any, scratch: Any, out: Any) -> None:
+    """Write `_paired` for symbols of which a sign has 0 to `last`."""
+    data, places = (b.inttoptr(address, _I8.as_pointer()) for address in (numbers, scratch))
     counters = b.inttoptr(table, _I32.as_pointer())
 
     def at(base: Any, offset: int, kind: Any) -> Any:
@@ -124,43 +144,39 @@ def _write_paired(b: Any, last: int, words: Any, turns: Any, window: Any, table:
                 counter = b.gep(counters, [b.zext(b.trunc(index, _I16), _I64)])
                 b.store(b.add(b.load(counter), _I32(1)), counter)
 
-    def larger(x: Any, y: Any) -> Any:
-        return b.select(b.icmp_unsigned(">", x, y), x, y)
+    byte = _I8.as_pointer()
+    fetch = b.module.declare_intrinsic("llvm.prefetch", [byte], ir.FunctionType(ir.VoidType(), [byte, *[_I32] * 3]))
 
-    def smaller(x: Any, y: Any) -> Any:
-        return b.select(b.icmp_unsigned("<", x, y), x, y)
-
-    for half in range(2 * _SLOTS):  # nothing yet; what is counted of it is taken back
-        b.store(_all(_WORDS, 0), at(places, 32 * half, _WORDS)).align = 32
+    size = 4 * _LINE
+    for line in range(0, 64 * _SLOTS, size):  # nothing yet; what is counted of it is taken back
+        b.store(_all(_WORDS, 0), at(places, line, _WORDS)).align = size
     b.store(b.sub(b.load(counters), _I32(16 * _LAG)), counters)
     lanes = b.insert_element(ir.Constant(_HALVES, ir.Undefined), b.trunc(window, _I16), _I32(0))
-    first = b.shuffle_vector(lanes, lanes, _all(ir.VectorType(_I32, 16), 0))
+    first = b.shuffle_vector(lanes, lanes, _all(ir.VectorType(_I32, 2 * _LINE), 0))
     zero = _all(_DOUBLES, 0.0)
     start = {"sum": zero, "even": zero, "odd": zero}
-    start |= {"umax": _all(_HALVES, 0), "smax": _all(_HALVES, -(1 << 15)), "least": _all(_HALVES, -1)}
+    start |= {"umax": _all(_WORDS, 0), "smax": _all(_WORDS, -(1 << 31)), "least": _all(_HALVES, -1)}
     loop = _Loop(b, turns, start)
     here = b.gep(data, [b.mul(loop.turn, _I64(4 * _STEP))])
-    for part in range(2):
-        numbers = [b.load(at(here, 64 * part + 32 * half, _WORDS)) for half in range(2)]
-        for squares, bits in zip(("even", "odd"), numbers, strict=True):
+    for line in range(2):  # a processor looks ahead by itself, but not past the end of a page
+        b.call(fetch, [b.gep(here, [_I64(_AHEAD + 64 * line)]), _I32(0), _I32(3), _I32(1)])
+    for eight in range(_STEP // 8):
+        floats, now, squares = b.load(at(here, 32 * eight, _FLOATS)), loop.now, ("even", "odd")[eight % 2]
+        floats.align = 1
+        x = b.fpext(floats, _DOUBLES)
+        now["sum"] = b.fadd(now["sum"], x, flags=("contract",))
+        now[squares] = b.fadd(now[squares], b.fmul(x, x, flags=("contract",)), flags=("contract",))
+    for line in range(0, 4 * _STEP, 2 * size):
+        words = [b.load(at(here, line + offset, _WORDS)) for offset in (0, size)]
+        for bits in words:
             bits.align = 1
-            x, now = b.fpext(b.bitcast(bits, _FLOATS), _DOUBLES), loop.now
-            now["sum"] = b.fadd(now["sum"], x, flags=("contract",))
-            now[squares] = b.fadd(now[squares], b.fmul(x, x, flags=("contract",)), flags=("contract",))
-        # The upper 16 bits of 16 elements: all that codes and the search for extremes need.
-        upper, lower = b.and_(numbers[0], _all(_WORDS, -(1 << 16))), b.lshr(numbers[1], _all(_WORDS, 16))
+            loop.keep("umax", ">", bits)
+            loop.keep("smax", ">", bits, signed=True)
+        # The upper 16 bits of all: what codes need.
+        upper, lower = b.and_(words[0], _all(_WORDS, -(1 << 16))), b.lshr(words[1], _all(_WORDS, 16))
         tops = b.bitcast(b.or_(upper, lower), _HALVES)
-        loop.keep("umax", ">", tops)
-        loop.keep("smax", ">", tops, signed=True)
-        doubled = b.shl(tops, _all(_HALVES, 1))
-        loop.keep("least", "<", b.sub(doubled, _all(_HALVES, 1)))
-        code = b.lshr(doubled, _all(_HALVES, 7))
-        above = smaller(b.sub(larger(code, first), first), _all(_HALVES, last))
-        code = larger(above, smaller(code, _all(_HALVES, 1)))
-        sign = b.and_(b.lshr(tops, _all(_HALVES, spare)), _all(_HALVES, last + 1))
-        twos = b.bitcast(b.or_(code, sign), _WORDS)
-        pairs = b.or_(twos, b.lshr(twos, _all(_WORDS, spare)))
-        b.store(pairs, at(place(loop.turn), 32 * part, _WORDS)).align = 32
+        loop.keep("least", "<", b.sub(b.shl(tops, _all(_HALVES, 1)), _all(_HALVES, 1)))
+        b.store(_pairs(b, tops, first, last), at(place(loop.turn), line // 2, _WORDS)).align = size
     # Those of two turns ago: they lie ready, so that the increments fill the time in which vectors wait.
     count(place(b.sub(loop.turn, _I64(_LAG))))
     loop.close()
@@ -189,8 +205,8 @@ def _paired(last: int) -> Any:
 
     f(words, turns, window, table, scratch, out): moments, extremes and pairs of `turns` times 32 float32, at least one.
     The others are addresses, but `window`, the code of symbol 0. `table` is counted up; `scratch` is 64 bytes a slot,
-    at a multiple of 64. `out` gets the sum and the sum of squares (float64), and of the top 16 bits the unsigned and
-    the signed maximum and the minimum of twice them less one, where zero is the largest (int64, 16 bits used).
+    at a multiple of 64. `out` gets the sum and the sum of squares (float64), the unsigned and the signed maximum of the
+    bits, and of the top 16 of them the minimum of twice these less one, where zero is the largest (int64).
     """
 
     @intrinsic
@@ -314,12 +330,6 @@ def _is_constant(words, end):  # type: ignore[no-untyped-def]
     return other == u4(0)
 
 
-@_compiled
-def _beyond(top):  # type: ignore[no-untyped-def]
-    """A number farther from zero than all that have these upper 16 bits."""
-    return np.float64(u4(u4(top + 1) << u4(16)).view(np.float32))
-
-
 # -- tensors -----------------------------------------------------------------------------------------------------------
 
 
@@ -412,19 +422,19 @@ def _block(words, body, wide, window, work, totals, stats):  # type: ignore[no-u
     else:
         _paired_narrow(here, body // _STEP, window, i8(table.ctypes.data), i8(places.ctypes.data), i8(out.ctypes.data))
     umax, smax, least = found[2], found[3], found[4]
-    negative, positive = umax >= 0x8000, smax < 0x8000
-    largest = max(umax & 0x7FFF if negative else 0, smax if positive else 0)
+    negative, positive = umax >= 1 << 31, smax < 1 << 31
+    largest = max(umax & 0x7FFFFFFF if negative else 0, smax if positive else 0) >> 16
     if not np.isfinite(out[1]):
         _one_by_one(words, 0, body, totals, stats, 0)
     else:
-        _add(stats, out[0], out[1], stats[2], stats[3])
-        lower, higher = _beyond(umax) < stats[2], not _beyond(smax) <= stats[3]
-        if (lower if negative else stats[2] > 0.0) or (higher if positive else stats[3] < 0.0):
+        low, high = np.float64(u4(umax).view(np.float32)), np.float64(u4(smax).view(np.float32))
+        _add(stats, out[0], out[1], low if negative else stats[2], high if positive else stats[3])
+        if (not negative and stats[2] > 0.0) or (not positive and stats[3] < 0.0):  # the end that is closer to zero
             _extremes(words, body, stats)
     moved = i8(0)
     if (window > _LOWEST and least < (window + 1) << 7) or largest >> 6 > window + last:
         moved = _move(words, body, window, last, totals)
-    alike = umax == (smax & 0xFFFF) and (largest == 0 or least >> 7 == largest >> 6)
+    alike = umax == smax and (largest == 0 or (least + 1) >> 7 == largest >> 6)
     return i8(-1) if alike else moved
 
 

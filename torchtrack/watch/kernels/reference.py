@@ -39,15 +39,15 @@ _Way = Callable[[Sequence[torch.Tensor], "torch.Tensor | None"], tuple[torch.Ten
 def statistics(
     tensors: Sequence[torch.Tensor], multiplier: torch.Tensor | None = None
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Counts float64 [n, 328] and moments float64 [n, 4] of n flat tensors; see `torchtrack.watch.kernels`.
+    """Counts float64 [n, 328] and moments float64 [n, 4] of n tensors; see `torchtrack.watch.kernels`.
 
     Raises:
-        ValueError: a tensor is not 1-D and floating, or they lie on several devices.
+        ValueError: a tensor is neither contiguous nor 1-D, or not floating, or they lie on several devices.
     """
     if not tensors:
         nothing = torch.zeros(0, NUM_BUCKETS, dtype=torch.float64, device=_HOST)
         return nothing, nothing[:, :4]
-    require_flat(tensors)
+    tensors = flattened(tensors)
     device = tensors[0].device
     groups: dict[tuple[_Way, torch.dtype], list[int]] = {}
     for row, tensor in enumerate(tensors):
@@ -61,19 +61,21 @@ def statistics(
     return counts.index_select(0, place), moments.index_select(0, place)
 
 
-def require_flat(tensors: Sequence[torch.Tensor]) -> None:
-    """Check what every kernel expects.
+def flattened(tensors: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+    """The same as 1-D views, once it is sure that they are what every kernel expects.
 
     Raises:
-        ValueError: a tensor is not 1-D and floating, or not on the device of the first.
+        ValueError: a tensor is neither contiguous nor 1-D, or not floating, or not on the device of the first.
     """
     device = tensors[0].device
     for row, tensor in enumerate(tensors):
-        if tensor.dim() != 1 or not tensor.is_floating_point() or tensor.device != device:
+        is_flat = tensor.dim() == 1 or tensor.is_contiguous()
+        if not is_flat or not tensor.is_floating_point() or tensor.device != device:
             raise ValueError(
                 f"tensor {row} is {tensor.dim()}-D {tensor.dtype} on {tensor.device}; "
-                f"expected a 1-D floating tensor on {device}"
+                f"expected a floating tensor on {device}, contiguous or 1-D"
             )
+    return [tensor if tensor.dim() == 1 else tensor.view(-1) for tensor in tensors]
 
 
 def _way(tensor: torch.Tensor, device: torch.device) -> _Way:

@@ -54,14 +54,14 @@ _broken: set[torch.device] = set()
 def statistics(
     tensors: Sequence[torch.Tensor], multiplier: torch.Tensor | None = None
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Counts float64 [n, 328] and moments float64 [n, 4] of n flat tensors; see `torchtrack.watch.kernels`.
+    """Counts float64 [n, 328] and moments float64 [n, 4] of n tensors; see `torchtrack.watch.kernels`.
 
     Raises:
-        ValueError: a tensor is not 1-D and floating, or they lie on several devices.
+        ValueError: a tensor is neither contiguous nor 1-D, or not floating, or they lie on several devices.
     """
     if not tensors or tensors[0].device in _broken:
         return reference.statistics(tensors, multiplier)
-    reference.require_flat(tensors)
+    tensors = reference.flattened(tensors)
     device = tensors[0].device
     result = guard.outcome(_statistics, tensors, multiplier, device)
     if isinstance(result, Exception):
