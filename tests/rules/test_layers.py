@@ -58,9 +58,10 @@ ARROWS: dict[str, set[str]] = {
         "watch",
     },
     "active": {"environment", "fields", "job", "naming", "run", "settings"},
+    "launch": {"active", "run", "watch"},
     # the reader's side
     "api": {"histogram", "journal", "naming", "records", "sidecar"},
-    "cli": {"api", "journal", "records"},
+    "cli": {"api", "journal", "launch", "records"},
     # everyone's
     "testing": {"histogram"},
     "": set(),
