@@ -102,6 +102,16 @@ def test_they_carry_the_step_that_the_row_was_given(run: Run, clock: Clock) -> N
     assert run.step == 10
 
 
+def test_a_second_row_for_a_step_takes_nothing(run: Run, clock: Clock) -> None:
+    for step in (3, 4):
+        spend(run, clock, forward=1.0)
+        run.log({"loss": 1.0}, step=step)
+        spend(run, clock, optimizer=2.0)
+        run.log({"lr": 0.1}, step=step)
+
+    assert at_steps(run, "phase/forward_s", "phase/optimizer_s") == [(3, 1.0, None), (4, 1.0, 2.0)]
+
+
 def test_a_row_of_another_thread_takes_nothing(run: Run, clock: Clock) -> None:
     spend(run, clock, forward=1.0)
     thread = threading.Thread(target=run.log, args=({"eval": 1.0},))

@@ -206,7 +206,7 @@ class Recorder:
         self._own[name] = read
 
     def log_beside(self, take: Callable[[], Mapping[str, float]]) -> None:
-        """Log what `take` returns with every row that closes a step, at its step; called by the thread that commits."""
+        """Log what `take` returns with the first row that closes a step, at that step; on the thread that commits."""
         self._beside = take
 
     def flush(self, timeout_s: float) -> bool:
@@ -248,7 +248,7 @@ class Recorder:
     # -- under the lock ---------------------------------------------------------------------------------------------
 
     def _commit(self, step: int) -> None:
-        if self._beside is not None:
+        if self._beside is not None and step >= self.step:  # not a step that has been closed before
             for name, value in self._beside().items():
                 self.number(name, value, step)
         self.step = min(step, _LAST_STEP - 1) + 1

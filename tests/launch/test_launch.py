@@ -202,6 +202,19 @@ def test_two_models_with_an_optimizer_each(launcher: Launcher) -> None:
     assert all(len(found) == 5 for found in norms(run).values())
 
 
+def test_two_optimizers_of_one_model_beside_its_average(launcher: Launcher) -> None:
+    script = path("shared.py")
+    out = launcher.compare([*PYTHON, script], [*MODULE, "--log-freq", "1", script])
+    first, second = sorted(launcher.runs(), key=lambda run: run.created)  # of a forked child, then of the script
+
+    assert column(first, "loss") + column(second, "loss") == flat(printed(out))
+    assert set(column(second, "lr/sgd")) == {0.1}
+    assert (set(column(second, "lr/adamw/0")), set(column(second, "lr/adamw/head"))) == ({0.2}, {0.01})
+    assert norms(second).keys() == {"0.weight", "0.bias", "1.weight", "1.bias"}
+    assert {row["step"] for row in second.tensors(name="1.bias").to_pylist()} == {0, 1, 2, 3}
+    assert out.splitlines()[-1] == "None None"  # what the script lets go of is gone
+
+
 def test_a_learner_with_environments_in_other_processes(launcher: Launcher) -> None:
     script = path("rl.py")
     out = launcher.compare([*PYTHON, script], [*MODULE, "--log-freq", "1", script])
@@ -295,10 +308,9 @@ def test_a_failure_in_torchtrack_changes_nothing(launcher: Launcher) -> None:
         torchtrack.redact.Redactor.value = fail
     """
     (launcher.folder / "sitecustomize.py").write_text(textwrap.dedent(fault))
-    script = [*PYTHON, path("gan.py")]
-    plain = launcher.end(launcher.start(script))
     launcher.environ["PYTHONPATH"] += f":{launcher.folder}"
-    done = launcher.end(launcher.start([*COMMAND, "--", *script]))
+    script = [*PYTHON, path("gan.py")]
+    plain, done = launcher.both(script, [*COMMAND, "--", *script])
 
     assert (plain.code, plain.out) == (done.code, done.out) == (0, plain.out)
     assert "failed and goes on without it: on purpose" in done.err
@@ -348,9 +360,11 @@ def test_the_guides_commands_record_its_script(launcher: Launcher) -> None:
     program, commands = re.findall(r"^```(?:python|sh)\n(.+?)^```", guide, re.MULTILINE | re.DOTALL)
     (launcher.folder / "train.py").write_text(program)
     launcher.environ["PATH"] = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
-    done = [launcher.end(launcher.start(shlex.split(command))) for command in commands.splitlines()]
+    first, second = (shlex.split(command) for command in commands.splitlines())
+    done = launcher.both(first, second)
 
     assert [one.code for one in done] == [0, 0], done
+    assert len(launcher.runs()) == 2
     for run in launcher.runs():
         assert run.config == {"lr": 0.2}
         assert len(column(run, "loss")) == 20

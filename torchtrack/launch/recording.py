@@ -39,7 +39,7 @@ class _Steps:
 
     Attributes:
         name: where there are several.
-        one_backward: whether all its steps so far had exactly one backward call, so that its value may be called loss.
+        one_backward: whether all its steps so far had at most one backward call, so that its value may be called loss.
         one_rate: whether its groups have had one learning rate so far.
         since: how often it has stepped since the leading one did.
     """
@@ -75,6 +75,8 @@ class Recording:
         """Values of the backward calls since the last optimizer step; None for one that is no single number."""
         self._of_step: list[Number | None] = []
         """The same since the step of the run began."""
+        self._one_backward = True
+        """Whether all steps of the run had at most one."""
         self._scaled: deque[tuple[weakref.ref[torch.Tensor], torch.Tensor]] = deque(maxlen=_MAX_SCALED)
         """What a gradient scaler has made lately, and of what."""
         self._scales = False
@@ -182,17 +184,17 @@ class Recording:
         if hooks.backward_pass() is not None and all(id(p) in self._met for p in stepped):
             return ()  # one of hundreds, each with a parameter of its own
         run = self._begin()
-        covered = {id(h.parameter) for w in run._watchers for _, model in w.models for h in layout.held_by(model)}
-        self._met.update(covered, map(id, stepped))
-        missing = [p for p in stepped if id(p) not in covered]
         if run.disabled or run._finished or self._scans >= _MAX_SCANS:
             return ()
         self._scans += 1
+        covered = {id(h.parameter) for w in run._watchers for _, model in w.models for h in layout.held_by(model)}
+        self._met.update(covered, map(id, stepped))
+        missing = [p for p in stepped if id(p) not in covered]
         scan = Scan([optimizer])
         others = [o for o in scan.optimizers if not _shares(o, optimizer)] if hooks.backward_pass() is None else []
         self._several = self._several or bool(others)
         models = scan.owners(missing)
-        self._name(scan, models)
+        self._name(scan, models, {prefix.rstrip("/") for prefix in run._prefixes.values()})
         watchers = self._watch(run, optimizer, models)
         if (
             len(models) == 1
@@ -213,7 +215,7 @@ class Recording:
                 self._own = True
         return self._run
 
-    def _name(self, scan: Scan, models: Sequence[torch.nn.Module]) -> None:
+    def _name(self, scan: Scan, models: Sequence[torch.nn.Module], taken: set[str]) -> None:
         """Names for new models. The only one needs none, nor do the stages of one."""
         if not self._names:
             everyone = scan.owners(p for optimizer in scan.optimizers for p in parameters_of(optimizer))
@@ -222,7 +224,7 @@ class Recording:
             models = [*models, *everyone]
         for model in models:
             if model not in self._names:
-                self._names[model] = _unique(scan.name(model), set(self._names.values()))
+                self._names[model] = _unique(scan.name(model), taken | set(self._names.values()))
 
     def _watch(self, run: Run, optimizer: Optimizer, models: Sequence[torch.nn.Module]) -> Sequence[Watcher]:
         options = self._options
@@ -253,18 +255,19 @@ class Recording:
         if run is None or steps is None or not self._own or run._finished:
             return
         leads = self._leads(optimizer, steps)
+        self._at = run.step if leads else self._at
         self._of_step = [*([] if leads else self._of_step), *calls]
-        end = f"/{steps.name}" if self._several else ""
-        row = {**_totals(self._of_step, ""), **(_totals(calls, end) if end else {})}
+        self._one_backward = self._one_backward and len(self._of_step) <= 1
         steps.one_backward = steps.one_backward and len(calls) <= 1
-        if steps.one_backward and calls and calls[0] is not None:
-            row[f"loss{end}"] = calls[0]
-        row |= _rates(optimizer, steps, end)
-        if leads:
-            self._at = run.step
-            run.log(row)
-        else:
-            run.log(row, step=self._at, commit=False)
+        end = f"/{steps.name}" if self._several else ""
+        row = _rates(optimizer, steps, end)
+        if calls:
+            row |= _totals(self._of_step, "")
+            if self._several and any(self._names.values()):
+                row |= _totals(calls, end) | _loss(calls, end, one=steps.one_backward)
+            else:
+                row |= _loss(self._of_step, "", one=self._one_backward)
+        run.log(row, step=self._at)
 
     def _leads(self, optimizer: Optimizer, steps: _Steps) -> bool:
         """Whether this optimizer's step is a step of the run."""
@@ -325,6 +328,10 @@ def _totals(calls: Sequence[Number | None], end: str) -> dict[str, Any]:
     if not values or isinstance(total, Exception):  # on several devices
         return {}
     return {f"backward/sum{end}": total, f"backward/mean{end}": total / len(values)}
+
+
+def _loss(calls: Sequence[Number | None], end: str, *, one: bool) -> dict[str, Any]:
+    return {f"loss{end}": calls[0]} if one and calls[0] is not None else {}
 
 
 def _rates(optimizer: Optimizer, steps: _Steps, end: str) -> dict[str, Any]:

@@ -22,11 +22,13 @@ VARIABLE: Final = "TORCHTRACK_LAUNCH"
 def begin() -> None:
     """Wait for what this process may import. Called once, before its script."""
     if os.environ.get(VARIABLE):
-        calls = {
+        calls: dict[str, Callable[[Any], None]] = {
             "argparse": _listen_to_argparse,
             "torch.optim.optimizer": _await_optimizer,
             "torch.distributed.fsdp.sharded_grad_scaler": _patch_sharded_scaler,
         }
+        for name in [name for name in calls if name in sys.modules]:
+            _guarded(calls.pop(name), sys.modules[name])
         sys.meta_path.insert(0, Waiting(calls))
 
 
@@ -42,15 +44,13 @@ class Waiting:
 
     def find_spec(self, name: str, path: Any = None, target: Any = None) -> ModuleSpec | None:
         """What the other finders find; None for modules nobody waits for."""
-        call = self._calls.pop(name, None)
-        if call is None:
+        if name not in self._calls:
             return None
-        for finder in sys.meta_path:
-            spec = None if finder is self else finder.find_spec(name, path, target)
-            if spec is not None:
-                _after_execution(spec.loader, call)
-                return spec
-        return None
+        others = (finder.find_spec(name, path, target) for finder in sys.meta_path if finder is not self)
+        spec = next((spec for spec in others if spec is not None), None)
+        if spec is not None:
+            _after_execution(spec.loader, self._calls.pop(name))
+        return spec
 
 
 def _after_execution(loader: Any, call: Callable[[ModuleType], None]) -> None:
