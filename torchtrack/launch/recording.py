@@ -73,6 +73,7 @@ class Recording:
         """The step of the run under way."""
         self._calls: list[Number | None] = []
         """Values of the backward calls since the last optimizer step; None for one that is no single number."""
+        self._usual_calls = 1
         self._of_step: list[Number | None] = []
         """The same since the step of the run began."""
         self._one_backward = True
@@ -105,7 +106,9 @@ class Recording:
         optimizer, self._in_backward = self._in_backward, None
         if optimizer is not None:
             self._close(optimizer)
-        self._enter("optimizer" if hooks.enclosing_optimizer() is not None else self._between())
+        more = len(self._calls) < self._usual_calls  # accumulation: another forward pass comes
+        inside = hooks.enclosing_optimizer() is not None
+        self._enter("optimizer" if inside else "forward" if more else self._between())
 
     def scaled(self, outputs: Any, scaled: Any) -> None:
         """A gradient scaler has made these of those."""
@@ -251,6 +254,7 @@ class Recording:
     def _close(self, optimizer: Optimizer) -> None:
         """Log what a step of an optimizer brought."""
         calls, self._calls, self._scales = self._calls, [], False
+        self._usual_calls = len(calls)
         run, steps = self._run, self._steps.get(optimizer)
         if run is None or steps is None or not self._own or run._finished:
             return
