@@ -22,6 +22,7 @@ ARROWS: dict[str, set[str]] = {
     "settings": set(),
     "blobs": set(),
     "naming": set(),
+    "phases": set(),
     # parts
     "background": set(),
     "console": set(),
@@ -48,6 +49,7 @@ ARROWS: dict[str, set[str]] = {
         "journal",
         "logbook",
         "naming",
+        "phases",
         "recorder",
         "redact",
         "settings",
@@ -56,9 +58,10 @@ ARROWS: dict[str, set[str]] = {
         "watch",
     },
     "active": {"environment", "fields", "job", "naming", "run", "settings"},
+    "launch": {"active", "run", "watch"},
     # the reader's side
     "api": {"histogram", "journal", "naming", "records", "sidecar"},
-    "cli": {"api", "journal", "records"},
+    "cli": {"api", "journal", "launch", "records"},
     # everyone's
     "testing": {"histogram"},
     "": set(),

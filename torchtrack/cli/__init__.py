@@ -6,6 +6,7 @@ import click
 
 from torchtrack.cli.export import export
 from torchtrack.cli.fsck import fsck
+from torchtrack.cli.launch import launch
 from torchtrack.cli.list import ls
 from torchtrack.cli.show import show
 from torchtrack.version import __version__
@@ -21,5 +22,5 @@ def main() -> None:
     """
 
 
-for _command in (ls, show, export, fsck):
+for _command in (ls, show, export, fsck, launch):
     main.add_command(_command)

@@ -74,6 +74,7 @@ class _Installed:
     def __init__(self) -> None:
         self.listeners: list[Listener] = []
         self.handles: list[Any] = []
+        self.last: Listener | None = None
         self.of_steps: list[Listener] = []
         self.after_steps: Any = None
         self.stepping: weakref.WeakKeyDictionary[Optimizer, list[Listener]] = weakref.WeakKeyDictionary()
@@ -87,17 +88,19 @@ _lock = threading.Lock()
 _installed = _Installed()
 
 
-def add(listener: Listener, *, after_steps: bool = False) -> None:
+def add(listener: Listener, *, after_steps: bool = False, last: bool = False) -> None:
     """Tell a listener from now on.
 
     Args:
         listener: who is told.
         after_steps: whether it may ask for `stepped`: a second hook on every step.
+        last: at each point tell it after all others, those that come later too.
     """
     with _lock:
         if not _installed.listeners:
             _install()
-        _installed.listeners.append(listener)
+        _installed.last = listener if last else _installed.last
+        _installed.listeners[:] = sorted([*_installed.listeners, listener], key=lambda one: one is _installed.last)
         if after_steps:
             _installed.of_steps.append(listener)
             if _installed.after_steps is None:
