@@ -12,7 +12,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
@@ -109,6 +109,7 @@ class Recorder:
         self._queued = _Count()
         self._done = _Count()
         self._own: dict[str, Callable[[], float]] = {}
+        self._beside: Callable[[], Mapping[str, float]] | None = None
         self._reported: dict[str, float] = {}
         self._next_report = time.monotonic() + _REPORT_INTERVAL_S
         self._wake = threading.Event()
@@ -204,6 +205,10 @@ class Recorder:
         """Log what `read` returns as the metric `name` whenever it changed, at most every ten seconds."""
         self._own[name] = read
 
+    def log_beside(self, take: Callable[[], Mapping[str, float]]) -> None:
+        """Log what `take` returns with every row that closes a step, at its step; called by the thread that commits."""
+        self._beside = take
+
     def flush(self, timeout_s: float) -> bool:
         """Wait until all rows logged so far are in the journal (or in its backlog). False after the timeout."""
         with self._flushed:
@@ -243,6 +248,9 @@ class Recorder:
     # -- under the lock ---------------------------------------------------------------------------------------------
 
     def _commit(self, step: int) -> None:
+        if self._beside is not None:
+            for name, value in self._beside().items():
+                self.number(name, value, step)
         self.step = min(step, _LAST_STEP - 1) + 1
         if self._tickets:
             self._stamp(step)

@@ -22,6 +22,7 @@ from torchtrack.journal.origin import origin
 from torchtrack.journal.writer import Writer
 from torchtrack.logbook import Logbook
 from torchtrack.naming import name_of
+from torchtrack.phases import Phases
 from torchtrack.recorder import Recorder
 from torchtrack.redact import Redactor
 from torchtrack.settings import Settings, check
@@ -99,6 +100,7 @@ class Run:
         """A stream of this process's own, with the threads that serve it; not started."""
         self._stream = secrets.randbits(64)
         self._background = Background()
+        self._phases = Phases()
         self._recorder = recorder = Recorder(self._open)
         self._logbook = logbook = Logbook(
             recorder, self._background, self._redactor, lambda: Path(self.dir), strict=self.settings.strict
@@ -254,6 +256,27 @@ class Run:
             self._reopen_after_fork()
         if not self.disabled:
             self._logbook.log(metrics, step, commit, reduce)
+
+    def phase(self, name: str) -> None:
+        """Say what this process does from now on: until the next call its time counts to this phase.
+
+        Each row that closes a step records the seconds since the one before it as `phase/<name>_s`, on every rank that
+        calls this; readers see the mean over ranks, or each rank. Time is that of the host: on an accelerator, where
+        kernels are launched and run later, a phase is how long launching them took.
+
+        To be called by the thread that trains and logs. Never waits.
+
+        Args:
+            name: "data", "forward", "backward" and "optimizer" by convention; any other without "/" is allowed.
+
+        Raises:
+            TypeError: the name is no string.
+            ValueError: it cannot be part of a metric's name.
+        """
+        if self._forked:
+            guard.attempt("phase()", self._reopen_after_fork)
+        self._phases.enter(name)
+        self._recorder.log_beside(self._phases.take)
 
     # -- watching ---------------------------------------------------------------------------------------------------
 

@@ -22,6 +22,7 @@ ARROWS: dict[str, set[str]] = {
     "settings": set(),
     "blobs": set(),
     "naming": set(),
+    "phases": set(),
     # parts
     "background": set(),
     "console": set(),
@@ -48,6 +49,7 @@ ARROWS: dict[str, set[str]] = {
         "journal",
         "logbook",
         "naming",
+        "phases",
         "recorder",
         "redact",
         "settings",
