@@ -78,7 +78,7 @@ class Manual(L.LightningModule):
         self.g, self.d = network(), network()
 
     def training_step(self, batch: list[torch.Tensor], batch_idx: int) -> None:
-        for optimizer, part in zip(self.optimizers(), (self.g, self.d), strict=True):  # type: ignore[arg-type]
+        for optimizer, part in zip(self.optimizers(), (self.g, self.d), strict=True):
             loss = part(batch[0]).square().mean()
             optimizer.zero_grad()
             self.manual_backward(loss)

@@ -11,7 +11,7 @@ import lightning as L
 import pytest
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
-from lightning.pytorch.tuner import Tuner
+from lightning.pytorch.tuner.tuning import Tuner
 
 import torchtrack
 from tests.integrations.lightning.models import CLIP, QUIET, Automatic, Manual, loader, network, norms, only_run, plain
@@ -182,7 +182,7 @@ def test_a_logger_can_be_pickled_and_copies_begin_nothing(tmp_path: Path) -> Non
 def test_metrics_and_hyperparameters(tmp_path: Path) -> None:
     logger = TorchtrackLogger(system_interval=0)
     logger.log_hyperparams({"lr": 0.1, "model": {"width": 3}, "api_key": "abc"}, {"metric": 1.0})
-    logger.log_metrics({"loss": torch.tensor(2.0), "epoch": 0}, step=7)  # type: ignore[dict-item]
+    logger.log_metrics({"loss": torch.tensor(2.0), "epoch": 0}, step=7)
     logger.log_graph(torch.nn.Linear(1, 1))
     logger.save()
     logger.finalize("success")
