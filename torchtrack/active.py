@@ -156,7 +156,7 @@ def _can_write(settings: Settings) -> bool:
 
 def _end_previous() -> None:
     for run in list(_process.runs):
-        if not run._finished and not run.disabled:
+        if not run._finished and not run._forked and not run.disabled:  # a forked child's is its parent's
             logger.warning(
                 "torchtrack: init() was called while run %s was active; it has been finished. Call run.finish() first "
                 "to say where it ends.",

@@ -281,8 +281,8 @@ def children_of(value: Any) -> Mapping[Any, Any] | Iterable[Any] | None:
 
 def _resolved_omegaconf(value: Any) -> Mapping[Any, Any] | list[Any] | None:
     """The containers of an OmegaConf node with its interpolations resolved; as written if one cannot be."""
-    omegaconf = sys.modules.get("omegaconf")
-    if omegaconf is None or not omegaconf.OmegaConf.is_config(value):
+    omegaconf = sys.modules.get("omegaconf")  # another thread may just be importing it
+    if omegaconf is None or not hasattr(omegaconf, "OmegaConf") or not omegaconf.OmegaConf.is_config(value):
         return None
     try:
         container = omegaconf.OmegaConf.to_container(value, resolve=True, throw_on_missing=False)

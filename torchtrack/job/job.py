@@ -25,6 +25,8 @@ _PATIENCE_S: Final = 5.0
 
 _starts: Counter[str] = Counter()
 """How many runs this process has started, by launch context; a forked child goes on counting."""
+_started_in: set[int] = set()
+"""The process that has started a run; a forked child has not, whatever its parent did."""
 
 
 class Job:
@@ -44,6 +46,7 @@ class Job:
         """How many runs this process had started before this one."""
         self._request = request
         self._world = world
+        self._opened_by = world.launcher
         self._identity = self._opening = identity
         self._keys = keys
         self._environ = environ
@@ -89,27 +92,30 @@ class Job:
         launch = launch_context(environ)
         number = _starts[launch] if ordinal is None else ordinal
         world = World.discover(environ)
-        inherited = _inherited(environ)
+        spawned = _spawned_from(environ, world)
+        inherited = _inherited(environ) if spawned is None else (spawned, number)
         # A helper that a rank starts inherits the rank's variables; it is a run of its own, not a restart of this one.
-        nested = inherited is not None and world.rank == 0
+        nested = inherited is not None and world.rank == 0 and spawned is None
         key = None if nested else job_key(environ, number, sys.argv)
         request = Request(project, id, resume, key, restart_count(environ) > 0)
         request.validate()
         keys = Keys(dir)
         leads = world.known and world.rank == 0
-        earlier = find_earlier(keys, request, refuse=leads) if leads or not world.known else None
+        looks = (leads or not world.known) and spawned is None
+        earlier = find_earlier(keys, request, refuse=leads) if looks else None
         if ordinal is None:
             _starts[launch] += 1
+            _started_in.add(os.getpid())
         use_agent = has_agent_store(environ) and not nested
         identity = _opening_identity(request, world, earlier, name)
-        if leads and earlier is None and request.restarted and id is None and (use_agent or connector is not None):
+        if looks and leads and earlier is None and request.restarted and id is None and (use_agent or connector):
             identity = replace(identity, provisional=True)  # the store may know the attempt before this one
         parent = inherited if inherited is not None and world.known and inherited[1] == number and not nested else None
         if parent is not None:
             identity = _member(identity, parent[0])
         source = connector or (lambda: connect(environ, use_agent=use_agent))
         job = cls(request, world, identity, number, keys, environ, source)
-        job._begin(leads=leads, adopted=parent is not None)
+        job._begin(leads=leads, adopted=parent is not None and not leads)
         return job
 
     @property
@@ -256,6 +262,7 @@ class Job:
         identity = self._identity
         record = {"uid": identity.uid, "attempt": identity.attempt, "id": identity.id, "project": identity.project}
         context = {"pid": os.getpid(), "launch": launch_context(self._environ), "ordinal": self.ordinal}
+        context["launcher"] = self._opened_by
         self._exported = self._environ[_EXPORT] = json.dumps({**record, "name": identity.name, **context})
 
     def _unexport(self) -> None:
@@ -274,6 +281,20 @@ def _inherited(environ: Mapping[str, str]) -> tuple[Attempt, int] | None:
     ordinal = record.get("ordinal")
     same_launch = record.get("pid") == os.getppid() and record.get("launch") == launch_context(environ)
     return (attempt, ordinal) if same_launch and type(ordinal) is int else None
+
+
+def _spawned_from(environ: Mapping[str, str], world: World) -> Attempt | None:
+    """The run of the process that spawned or forked this one to be one of its ranks (`ddp_spawn` of Lightning).
+
+    The parent has no rank itself, and this process got one before its first run: it is no helper of a rank.
+    """
+    attempt = Attempt.parse(environ.get(_EXPORT, ""))
+    if attempt is None or not is_multiprocessing_child() or os.getpid() in _started_in:
+        return None
+    record = json.loads(environ[_EXPORT])
+    from_parent = record.get("pid") == os.getppid() and record.get("launch") == launch_context(environ)
+    became_rank = record.get("launcher") == "python" and world.known and world.launcher in ("env", "lightning")
+    return attempt if from_parent and became_rank else None
 
 
 def _opening_identity(request: Request, world: World, earlier: Attempt | None, name: str | None) -> Identity:

@@ -178,11 +178,12 @@ def _stride(placement: Any) -> str:
 
 
 def unwrap(model: nn.Module) -> nn.Module:
-    """The user's module inside DistributedDataParallel, DataParallel and torch.compile wrappers."""
+    """The user's module inside DistributedDataParallel, DataParallel, torch.compile and Lightning Fabric's wrappers."""
     while True:
+        held_as = "_forward_module" if type(model).__name__ == "_FabricModule" else "_orig_mod"
         if isinstance(model, (nn.parallel.DistributedDataParallel, nn.DataParallel)):
             model = model.module
-        elif isinstance(inner := getattr(model, "_orig_mod", None), nn.Module):
+        elif isinstance(inner := getattr(model, held_as, None), nn.Module):
             model = inner
         else:
             return model

@@ -1,0 +1,146 @@
+"""The logger: what a Trainer or Fabric logs on any rank goes into the one run of the job."""
+
+from __future__ import annotations
+
+import inspect
+import os
+import sys
+import weakref
+from argparse import Namespace
+from collections.abc import Mapping
+from multiprocessing.context import get_spawning_popen
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import torch
+
+import torchtrack
+from torchtrack_lightning.framework import base
+
+if TYPE_CHECKING:
+    from lightning.pytorch.callbacks import ModelCheckpoint
+    from lightning.pytorch.loggers import Logger
+else:
+    Logger = base("loggers", "Logger")
+
+_imported_in: Final = os.getpid()
+_begun: Final[weakref.WeakSet[torchtrack.Run]] = weakref.WeakSet()
+"""Runs that loggers have begun: each logger has its own. One that the script began is for whoever asks."""
+
+
+class TorchtrackLogger(Logger):
+    """Records on every rank, into one run for all of fit, validate, test, predict and tuning.
+
+    The run begins on each rank when it is first needed, and ends with the process, at `torchtrack.finish()`, or as
+    failed when an exception leaves the Trainer; what is logged after that is its next attempt. A run that the script
+    has begun with `torchtrack.init` is used if the logger is given no arguments.
+
+    Args:
+        project: runs are listed by project.
+        init: further arguments of `torchtrack.init`: name, id, config, tags, dir, mode, resume, ...
+
+    Raises:
+        TypeError: an argument that `torchtrack.init` does not have.
+    """
+
+    def __init__(self, project: str | None = None, **init: Any) -> None:
+        super().__init__()
+        try:
+            inspect.signature(torchtrack.init).bind(project, **init)
+        except TypeError as error:
+            raise TypeError(f"TorchtrackLogger() takes the arguments of torchtrack.init(): {error}") from None
+        self._init = ({} if project is None else {"project": project}) | init
+        self._run: torchtrack.Run | None = None
+        self._process = 0
+        self._failed = False
+        self.closes_steps = True
+        """Whether `log_metrics` closes its step; `TorchtrackCallback` does that itself, once a step."""
+
+    @property
+    def experiment(self) -> torchtrack.Run:
+        """The run, on every rank: `logger.experiment.log({"loss": loss})` never waits for the device."""
+        if self._run is None or self._failed or self._process != os.getpid():
+            self._run = self._begin(self._run)
+            self._process, self._failed = os.getpid(), False
+        return self._run
+
+    def _begin(self, before: torchtrack.Run | None) -> torchtrack.Run:
+        active = torchtrack.run
+        if before is None and not self._init and active is not None and active not in _begun:
+            if os.getpid() == _imported_in:
+                return active
+            before = active  # of the process that forked this one to be a rank
+        run = torchtrack.init(**(self._init if before is None else self._init | _place(before)))
+        _begun.add(run)
+        return run
+
+    def __getstate__(self) -> dict[str, Any]:
+        state = {**self.__dict__, "_run": None}
+        if get_spawning_popen() is not None:  # ranks are being spawned: this process, which lasts, holds their run
+            state["_init"] = self._init | _place(self.experiment)
+        return state
+
+    # -- what Lightning asks ------------------------------------------------------------------------------------------
+
+    @property
+    def name(self) -> str:
+        """The project."""
+        return self.experiment.project
+
+    @property
+    def version(self) -> str:
+        """The run's id."""
+        return self.experiment.id
+
+    @property
+    def save_dir(self) -> str:
+        """The folder of the run; the Trainer puts checkpoints below it unless ModelCheckpoint has a `dirpath`."""
+        return self.experiment.dir
+
+    @property
+    def log_dir(self) -> str:
+        """The folder of the run."""
+        return self.experiment.dir
+
+    @property
+    def root_dir(self) -> str:
+        """The folder of all runs."""
+        return str(Path(self.experiment.dir).parent)
+
+    # -- what Lightning tells -----------------------------------------------------------------------------------------
+
+    def log_metrics(self, metrics: Mapping[str, Any], step: int | None = None) -> None:
+        """Record values of this rank at Lightning's step; readers see the mean over ranks, or each rank."""
+        self.experiment.log(metrics, step=step, commit=self.closes_steps)
+
+    def log_hyperparams(self, params: dict[str, Any] | Namespace, *args: Any, **kwargs: Any) -> None:
+        """Add to the run's config. Further arguments of other loggers, such as metrics, are accepted and not used."""
+        del args, kwargs
+        self.experiment.config.update(params)
+
+    def after_save_checkpoint(self, checkpoint_callback: ModelCheckpoint) -> None:
+        """Mark the step, and note the best checkpoint so far in the summary."""
+        run, saved = self.experiment, checkpoint_callback
+        run.mark("checkpoint", saved.last_model_path or saved.best_model_path)
+        best: dict[str, Any] = {"best_model_path": saved.best_model_path} if saved.best_model_path else {}
+        if isinstance(score := saved.best_model_score, torch.Tensor):
+            best["best_model_score"] = score.item()  # Lightning has just waited for it, to compare
+        run.summary.update(best)
+
+    def finalize(self, status: str) -> None:
+        """End the run if an exception has left the Trainer; otherwise validate, test or another fit may follow."""
+        if status == "success" or self._run is None or self._process != os.getpid():
+            return
+        kind, error, trace = sys.exc_info()
+        if kind is None:
+            self._run.finish(exit_code=1)
+        else:
+            self._run.__exit__(kind, error, trace)
+        self._failed = True
+
+
+def _place(run: torchtrack.Run) -> dict[str, Any]:
+    """Arguments of `init` that find this run again, from another process or for another attempt."""
+    if run.disabled:
+        return {"mode": "disabled"}
+    return {"project": run.project, "dir": Path(run.dir).parent, "id": run.id, "resume": "allow"}

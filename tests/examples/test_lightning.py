@@ -1,0 +1,35 @@
+"""The Lightning example works as its first lines say."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import torchtrack
+from tests.rules.source import ROOT
+
+SCRIPT = ROOT / "examples" / "lightning" / "train.py"
+
+
+def test_two_ranks_become_one_run_that_learns(tmp_path: Path) -> None:
+    paths = os.pathsep.join([str(ROOT), str(ROOT / "integrations" / "lightning")])
+    done = subprocess.run(
+        [sys.executable, str(SCRIPT), "num_chars=40000", "max_epochs=4", "log_freq=5"],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": paths},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+    assert done.returncode == 0, done.stderr
+    (run,) = torchtrack.Api(tmp_path / "runs").runs()
+    assert (run.state, run.world_size, run.project) == ("finished", 2, "examples")
+    first, *_, last = run.history(["train/loss"])["train/loss"].to_pylist()
+    assert last < first
+    gradients = run.tensors(kind="gradient")
+    assert set(gradients["stage"].to_pylist()) == {"pre_clip"}
+    assert "embed.weight" in gradients["name"].to_pylist()
+    assert f"The run lies in {tmp_path / 'runs' / run.uid}" in done.stdout
