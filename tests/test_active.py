@@ -207,6 +207,22 @@ def test_the_end_of_a_process_is_recorded_and_nothing_is_lost(
     assert stream.seal is not None
 
 
+def test_arrow_does_not_load_pandas_when_the_process_ends(tmp_path: Path) -> None:
+    (tmp_path / "pandas.py").write_text("print('loaded')")
+    done = script(
+        """
+        import torchtrack, torchtrack.recorder
+        torchtrack.recorder.FLUSH_INTERVAL_S = 60  # nothing is written before
+        torchtrack.init(dir=DIR, system_interval=0).log({"x": 1.0})
+        """,
+        tmp_path,
+    )
+
+    assert "loaded" not in done.stdout
+    assert "dropped" not in done.stderr
+    assert column(only_run(tmp_path), "x") == [1.0]
+
+
 def test_a_handled_exception_is_no_reason_to_fail(tmp_path: Path) -> None:
     text = "\ntry:\n    1 / 0\nexcept ZeroDivisionError:\n    pass\n"
     script(HEAD + text, tmp_path)

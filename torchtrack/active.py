@@ -250,12 +250,28 @@ def _finish_in_child(_: object) -> None:
 def _at_exit() -> None:
     error = getattr(sys, "last_value", None)
     uncaught = error is not _process.error_before and not hasattr(sys, "ps1")
+    sys.meta_path.insert(0, _NoLatePandas)
     for run in list(_process.runs):
         if error is not None and uncaught:
             run._end("exception", in_words(error))
         else:
             run._end("exit", None)
+    sys.meta_path.remove(_NoLatePandas)
     _process.runs.clear()
+
+
+class _NoLatePandas:
+    """A finder that refuses pandas, which Arrow loads with the first column it makes.
+
+    While a process ends that can fail, costs time, and changes the exit code that Ctrl-C leaves.
+    """
+
+    @staticmethod
+    def find_spec(name: str, path: object = None, target: object = None) -> None:
+        """Whoever asks for pandas is told that it is not installed."""
+        del path, target
+        if name == "pandas":
+            raise ModuleNotFoundError("pandas is not loaded while the process ends", name=name)
 
 
 def _after_fork() -> None:

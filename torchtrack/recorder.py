@@ -9,6 +9,7 @@ The thread works on whole buffers (columns.py) and so never keeps the interprete
 
 from __future__ import annotations
 
+import concurrent.futures.thread  # noqa: F401  # pandas, which Arrow loads at its first column, needs it; too late at exit
 import threading
 import time
 from collections import deque
