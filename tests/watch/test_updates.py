@@ -125,6 +125,20 @@ def test_a_step_that_calls_the_one_it_inherits_is_one_step(watched: Watched, mod
     watched.check("update", stepped(model, Twice(model.parameters(), lr=0.1), 2), "step")
 
 
+class Turning(torch.optim.SGD):
+    def step(self, closure: Any = None) -> Any:
+        result = super().step(closure)
+        for p in self.param_groups[0]["params"]:
+            p.data = p.data.t().contiguous().t()  # elements no longer lie where they lay
+        return result
+
+
+def test_a_parameter_that_the_step_lays_out_otherwise_has_no_update_row(watched: Watched, model: nn.Module) -> None:
+    watched.watch(model, log=UPDATES)
+    stepped(model, Turning([p for p in model.parameters() if p.dim() == 2], lr=0.1), 1)
+    assert watched.rows() == []
+
+
 def test_optimizers_inside_the_backward_pass_give_each_update_once(watched: Watched, model: nn.Module) -> None:
     watched.watch(model, log=UPDATES)
     step_in_backward(model)

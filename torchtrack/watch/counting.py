@@ -29,7 +29,7 @@ class Item(NamedTuple):
 
 
 class _Known(NamedTuple):
-    """What was counted of a plain tensor. It holds for all that are like it."""
+    """What is counted of a plain contiguous tensor, for all that are like it."""
 
     plan: Plan | None
     dtype: torch.dtype
@@ -38,6 +38,7 @@ class _Known(NamedTuple):
     row: tuple[RowKey, Place]
 
     def holds(self, tensor: torch.Tensor, plan: Plan | None) -> bool:
+        """Whether this one is."""
         return (
             plan is self.plan
             and type(tensor) in layout.PLAIN

@@ -25,7 +25,7 @@ _WIDE: Final = (torch.float32, torch.float64)
 
 
 class Kept(NamedTuple):
-    """Elements of a parameter as they were before the step: flat, float32 or float64."""
+    """Elements of a parameter as they were before the step, in float32 or float64."""
 
     held: Held
     place: Place
@@ -66,9 +66,9 @@ def changes(kept: Sequence[Kept]) -> list[Part]:
     parts: dict[torch.device, tuple[Part, list[torch.Tensor]]] = {}
     for held, place, before in kept:
         local = held.local(held.parameter)
-        if local.numel() < place.cut[1] or local.device != before.device:
-            continue  # the step put another tensor in its place
         after = elements(local, place.cut)[0]
+        if after.shape != before.shape or after.device != before.device:
+            continue  # the step put another tensor in its place
         torch.sub(after if after.element_size() > 1 else after.float(), before, out=before)
         part, views = parts.setdefault(before.device, (Part("step"), []))
         part.rows.append((("update", held.name), place))
