@@ -2,27 +2,17 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import torchtrack
+from tests.integrations.lightning.programs import python
 from tests.rules.source import ROOT
 
 SCRIPT = ROOT / "examples" / "lightning" / "train.py"
 
 
 def test_two_ranks_become_one_run_that_learns(tmp_path: Path) -> None:
-    paths = os.pathsep.join([str(ROOT), str(ROOT / "integrations" / "lightning")])
-    done = subprocess.run(
-        [sys.executable, str(SCRIPT), "num_chars=40000", "max_epochs=4", "log_freq=5"],
-        cwd=tmp_path,
-        env={**os.environ, "PYTHONPATH": paths},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    done = python(str(SCRIPT), "num_chars=40000", "max_epochs=4", "log_freq=5", cwd=tmp_path)
 
     assert done.returncode == 0, done.stderr
     (run,) = torchtrack.Api(tmp_path / "runs").runs()

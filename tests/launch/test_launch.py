@@ -17,6 +17,8 @@ import pytest
 import torchtrack
 from tests.runs import column, own
 from torchtrack.api.run import Run
+from torchtrack.launch.options import LOGGED
+from torchtrack.watch.watcher import KINDS
 
 PYTHON = [sys.executable]
 MODULE = [sys.executable, "-m", "torchtrack.launch"]
@@ -334,6 +336,10 @@ def test_a_sitecustomize_that_ours_hides_is_run(launcher: Launcher) -> None:
     done = launcher.end(launcher.start([*COMMAND, *PYTHON, "-c", "import sitecustomize as s; print(s.__file__)"]))
 
     assert done.out.splitlines()[-2:] == ["theirs sitecustomize", str(launcher.folder / "sitecustomize.py")]
+
+
+def test_what_may_be_logged_is_what_watch_can() -> None:
+    assert set(LOGGED) == set(KINDS)
 
 
 @pytest.mark.parametrize(

@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
-
 import pytest
 
-from tests.rules.source import ROOT
+from tests.integrations.lightning.programs import python
 
 BOTH = "import lightning.pytorch as L, pytorch_lightning as P"
 CASES = {
@@ -21,18 +17,13 @@ CASES = {
 }
 
 
-def python(code: str) -> subprocess.CompletedProcess[str]:
-    paths = os.pathsep.join([str(ROOT), str(ROOT / "integrations" / "lightning")])
-    environment = {**os.environ, "PYTHONPATH": paths}
-    return subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
-
-
 @pytest.mark.parametrize("case", CASES)
 def test_the_classes_belong_to_what_is_imported(case: str) -> None:
     imports, holds = CASES[case]
     done = python(
+        "-c",
         f"import sys\n{imports}\nfrom torchtrack_lightning import TorchtrackLogger as T, TorchtrackCallback as C\n"
-        f"assert {holds}\nT(), C()"
+        f"assert {holds}\nT(), C()",
     )
 
     assert done.returncode == 0, done.stderr
@@ -40,7 +31,8 @@ def test_the_classes_belong_to_what_is_imported(case: str) -> None:
 
 def test_without_lightning_the_message_names_the_command() -> None:
     done = python(
-        "import sys\nsys.modules['lightning'] = sys.modules['pytorch_lightning'] = None\nimport torchtrack_lightning"
+        "-c",
+        "import sys\nsys.modules['lightning'] = sys.modules['pytorch_lightning'] = None\nimport torchtrack_lightning",
     )
 
     assert "pip install 'torchtrack[lightning]'" in done.stderr.splitlines()[-1]

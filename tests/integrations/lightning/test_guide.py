@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import torchtrack
+from tests.integrations.lightning.programs import python
 from tests.rules.source import ROOT
 
 GUIDE = ROOT / "docs" / "guides" / "lightning.md"
@@ -17,15 +15,7 @@ GUIDE = ROOT / "docs" / "guides" / "lightning.md"
 def test_the_guides_programs_run(tmp_path: Path) -> None:
     program = tmp_path / "guide.py"
     program.write_text("\n".join(re.findall(r"^```python\n(.+?)^```", GUIDE.read_text(), re.MULTILINE | re.DOTALL)))
-    paths = os.pathsep.join([str(ROOT), str(ROOT / "integrations" / "lightning")])
-    done = subprocess.run(
-        [sys.executable, str(program)],
-        cwd=tmp_path,
-        env={**os.environ, "PYTHONPATH": paths},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    done = python(str(program), cwd=tmp_path)
 
     assert done.returncode == 0, done.stderr
     runs = {run.project: run for run in torchtrack.Api(tmp_path / "runs").runs()}

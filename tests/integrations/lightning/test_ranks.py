@@ -2,34 +2,22 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from tests.integrations.lightning.models import CLIP, norms, only_run, plain
-from tests.rules.source import ROOT
+from tests.integrations.lightning.programs import PATHS, python
 from torchtrack.testing import torchrun
 
 SCRIPT = Path(__file__).parent / "scripts" / "train.py"
 
 
 def launch(kind: str, folder: Path) -> None:
-    paths = os.pathsep.join([str(ROOT), str(ROOT / "integrations" / "lightning")])
     if kind == "torchrun":
-        done = torchrun(SCRIPT, "ddp", nproc=2, env={"PYTHONPATH": paths}, cwd=folder)
+        done = torchrun(SCRIPT, "ddp", nproc=2, env={"PYTHONPATH": PATHS}, cwd=folder)
     else:
-        done = subprocess.run(
-            [sys.executable, str(SCRIPT), kind],
-            cwd=folder,
-            env={**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1"},
-            capture_output=True,
-            text=True,
-            check=False,
-            timeout=150,
-        )
+        done = python(str(SCRIPT), kind, cwd=folder)
     assert done.returncode == 0, done.stderr
 
 
