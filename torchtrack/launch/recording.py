@@ -242,7 +242,7 @@ class Recording:
                 name=self._names[part[0]] or None,
             )
             if watcher is not None:  # it must not keep the model longer than the script does
-                weakref.finalize(optimizer, watcher.models.clear).atexit = False
+                weakref.finalize(optimizer, watcher.let_go).atexit = False
                 watchers.append(watcher)
         return watchers
 

@@ -162,8 +162,13 @@ class Watcher:
         """Stop watching: hooks are gone at once, what was sampled will be written; see `Merger.end`."""
         hooks.remove(self)
         self._forget()
-        self.models = []
+        self.let_go()
         self.merger.end(within_s, patience_s)
+
+    def let_go(self) -> None:
+        """Keep none of the models alive, and so watch none from here on."""
+        self.models.clear()
+        self._holdings.forget()
 
     def join(self, timeout_s: float) -> bool:
         """Wait until all of it is written. False after the timeout."""
@@ -554,7 +559,6 @@ class Watcher:
             self._hand_over(optimizer)
         self._end_backward()
         self._observed = None
-        self._holdings.forget()
         self._clipped.clear()
         self._counter.forget()
         self._coefficients.clear()
