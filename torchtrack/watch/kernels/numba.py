@@ -6,8 +6,9 @@ end, are cut into that many equal parts; the threads live as long as the call, s
 
 Importing this module imports numba and compiles (seconds), or loads what an earlier process has compiled.
 
-A transformer, 11.7M elements in 152 tensors, as a multiple of `x.sum()` of each (one thread of a Zen 3 CPU, busy with
-other work too, numba 0.68): float32 1.8, bfloat16 2.6, float16 3.4, float64 2.4. A small tensor takes about 1 us.
+A transformer, 11.7M elements in 152 tensors, one thread of a Sapphire Rapids CPU, numba 0.68: in nanoseconds an
+element, and as a multiple of `x.sum()` of each, float32 0.54 and 2.4; bfloat16 0.56 and 3.7; float16 0.84 and 6.3;
+float64 1.7 and 2.4. A tensor of 256 elements takes 2 to 3 us.
 """
 
 from __future__ import annotations
