@@ -59,9 +59,10 @@ class Listener(Protocol):
 
 
 class _Inside(threading.local):
-    """What this thread is in the middle of: one way to clip may use another."""
+    """What this thread is in the middle of: one way to clip may use another; a scaler's step knows its loss scale."""
 
     clip = False
+    loss_scale: torch.Tensor | None = None
 
 
 class _Installed:
@@ -167,6 +168,11 @@ def backward_pass() -> int | None:
     """Autograd's number of the backward pass around the caller, in which no optimizer's closure runs; None outside."""
     task = torch._C._current_graph_task_id()
     return None if task < 0 else task
+
+
+def loss_scale() -> torch.Tensor | None:
+    """What the gradient scaler whose step is under way has multiplied the loss by; None outside of one."""
+    return _installed.inside.loss_scale
 
 
 def after_backward(call: Callable[[], None]) -> None:
@@ -318,9 +324,13 @@ def _around_scaler_step(original: Callable[..., Any]) -> Callable[..., Any]:
         if not installed.listeners:
             return original(self, optimizer, *args, **kwargs)
         installed.stepped.any = False
-        result = original(self, optimizer, *args, **kwargs)
-        if not installed.stepped.any and isinstance(optimizer, Optimizer):
-            _each("watch", "skipped", optimizer)
+        installed.inside.loss_scale = getattr(self, "_scale", None)
+        try:
+            result = original(self, optimizer, *args, **kwargs)
+            if not installed.stepped.any and isinstance(optimizer, Optimizer):
+                _each("watch", "skipped", optimizer)
+        finally:
+            installed.inside.loss_scale = None
         return result
 
     return step

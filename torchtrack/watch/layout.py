@@ -236,17 +236,22 @@ def _named_modules(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
 def _sharded_parameters(module: Any) -> dict[tuple[int, str], torch.Tensor]:
     """(id of a module, name in it) -> what the optimizer holds, where `fully_shard` may have registered another."""
     found: dict[tuple[int, str], torch.Tensor] = {}
-    state: Any = module._get_fsdp_state()
-    groups = getattr(state, "_fsdp_param_groups", None)
-    if groups is None:  # torch before 2.12 has at most one
-        groups = [group] if (group := state._fsdp_param_group) is not None else []
-    for group in groups:
+    for group in sharded_groups(module):
         for parameter in group.fsdp_params:
             info = parameter._module_info
             owners = [info.module, *info.shared_modules]
             names = [info.param_name, *info.shared_param_names]
             found |= {(id(owner), name): parameter.sharded_param for owner, name in zip(owners, names, strict=True)}
     return found
+
+
+def sharded_groups(module: Any) -> list[Any]:
+    """The groups of parameters that a module of `fully_shard` gathers and reduces together."""
+    state: Any = module._get_fsdp_state()
+    groups = getattr(state, "_fsdp_param_groups", None)
+    if groups is None:  # torch before 2.12 has at most one
+        groups = [group] if (group := state._fsdp_param_group) is not None else []
+    return list(groups)
 
 
 def _inside_flat(module: Any, path: str, told: set[int]) -> Iterator[Held]:

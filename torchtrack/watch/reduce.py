@@ -12,6 +12,7 @@ twice, so a sample may take the first way on one rank and the second on another.
 
 from __future__ import annotations
 
+import json
 import logging
 import threading
 import time
@@ -368,6 +369,7 @@ class Merger:
                 batch = tensors_batch(part, sample.number, step, sample.time_ns)
                 if batch is not None:
                     self._recorder.put(records.Table.TENSORS, lambda batch=batch: batch, batch.nbytes)  # type: ignore[misc]
+            self._write_local(sample, step)
             if not self._speaks():
                 continue
             values = [(name, copy.value()) for name, copy in sample.scalars]
@@ -376,6 +378,19 @@ class Merger:
                 values += _norms(counted, sample.max_norm).items()
             for name, value in values:
                 self._recorder.number(name, value, step)
+
+    def _write_local(self, sample: Sample, step: int) -> None:
+        """What this rank had before the ranks averaged: a metric of every rank, and where its gradients were not finite."""
+        local, sample.local = sample.local, None
+        if local is None:
+            return
+        norm, found = local.norm(), local.nonfinite()
+        if norm is not None:
+            self._recorder.number("watch/local_grad_norm", norm, step)
+        if found is not None:
+            event = {"time": sample.time_ns // 1000, "step": step, "type": "nonfinite"}
+            event["json"] = json.dumps(found | {"sample": sample.number})
+            self._recorder.put(records.Table.EVENTS, lambda: event)
 
     def _speaks(self) -> bool:
         """Whether this rank logs what is one number for the whole job: the lowest does, and one that is alone."""

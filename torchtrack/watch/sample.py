@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from torchtrack.recorder import Ticket
     from torchtrack.watch.drain import HostCopy
     from torchtrack.watch.layout import Region, Summand
+    from torchtrack.watch.local import LocalNorms
     from torchtrack.watch.place import Place
     from torchtrack.watch.plan import Plan, RowKey
 
@@ -84,6 +85,7 @@ class Sample:
         offered: by parameter, such a gradient that no plan knows of yet.
         scalars: metrics that come with it.
         max_norm: the norm that gradients were clipped to, where the coefficient has to be told from the merged norm.
+        local: this rank's own gradients, before they were averaged.
         found_inf: whether the scaler will leave the step out.
         host_s: how long counting held up the training thread.
         events: on the device, before and behind each kernel, where they are timed.
@@ -99,6 +101,7 @@ class Sample:
     offered: dict[str, Summand] = field(default_factory=dict)
     scalars: list[tuple[str, HostCopy]] = field(default_factory=list)
     max_norm: float | None = None
+    local: LocalNorms | None = None
     found_inf: HostCopy | None = None
     skipped: bool = False
     dropped: bool = False
@@ -119,7 +122,7 @@ class Sample:
     def drop(self) -> None:
         """Let go of all that was counted: a turn goes on with zeros in its place."""
         self.dropped, self.picks, self.summands, self.scalars = True, [], {}, []
-        self.found_inf, self.events = None, []
+        self.found_inf, self.local, self.events = None, None, []
 
     def cost_s(self) -> float:
         """What it cost: the time of the training thread or that of the device, whichever is longer; once `ready`."""
@@ -132,6 +135,7 @@ class Sample:
             all(part.ready() for part, _ in self.picks)
             and all(copy.ready() for _, copy in (*self.scalars, *self.summands.values()))
             and (self.found_inf is None or self.found_inf.ready())
+            and (self.local is None or self.local.ready())
         )
 
     def counted(self) -> Counted:

@@ -21,6 +21,7 @@ from torchtrack.watch.counting import Counter, Item
 from torchtrack.watch.drain import HostCopy
 from torchtrack.watch.holdings import Holdings, matches
 from torchtrack.watch.layout import Held, Shard
+from torchtrack.watch.local import LocalGradients
 from torchtrack.watch.moments import moments
 from torchtrack.watch.plan import Plan
 from torchtrack.watch.reduce import Merger
@@ -143,20 +144,25 @@ class Watcher:
         self._owners: dict[int, _Count] = {}
         self._ownerless = False
         self._unclaimed = 0
+        self._armed = False
         self._updates = Updates()
         self._kept: weakref.WeakKeyDictionary[Optimizer, _Stepping] = weakref.WeakKeyDictionary()
         self._job = job
         self._activations: Activations | None = None
+        self._local: LocalGradients | None = None
         self._counter = Counter(timed=schedule.budget is not None)
         self._host_s = 0.0
         self.merger = Merger(recorder, job, ordinal, self.kinds, schedule, device)
         if self.kinds:
             self.merger.start()
-            hooks.add(self, after_steps=not {"update", "activation"}.isdisjoint(self.kinds))
+            if "gradient" in self.kinds:
+                self._local = LocalGradients(model for _, model in models) or None
+            looks = self._local is not None or not {"update", "activation"}.isdisjoint(self.kinds)
+            hooks.add(self, after_steps=looks)
         if "activation" in self.kinds:
             wanted = (lambda name: matches(name, include)) if include else None
             self._activations = Activations(models, wanted, lambda name: matches(name, exclude))
-            self._activations.renew(due=True)
+        self._look_ahead()
 
     def stop(self, within_s: float, patience_s: float) -> None:
         """Stop watching: hooks are gone at once, what was sampled will be written; see `Merger.end`."""
@@ -195,7 +201,7 @@ class Watcher:
             held = self._holdings.now()
             count.watched = any(id(p) in held for p in stepped)
             self._owners |= dict.fromkeys(map(id, stepped), count)
-            if self._activations is not None:
+            if self._looks_ahead:
                 trainable = (key for key, several in held.items() if several[0].parameter.requires_grad)
                 self._ownerless = any(key not in self._owners for key in trainable)
         if not count.watched:
@@ -205,7 +211,7 @@ class Watcher:
         if not due:
             self._skip_sample()
         count.last = self.samples
-        if self._activations is not None and (due or self._activations.armed or self._is_next_due()):
+        if self._looks_ahead and (due or self._armed or self._is_next_due()):
             hooks.after_step(optimizer, self)
         return due
 
@@ -233,7 +239,7 @@ class Watcher:
                 self._charge(begin, sample)
             finally:
                 self._hand_over(optimizer)
-        self._renew_activations()
+        self._look_ahead()
 
     def skipped(self, optimizer: Optimizer) -> None:
         """Count the gradients that the scaler refused."""
@@ -242,7 +248,7 @@ class Watcher:
             if sample is not None:
                 sample.skipped = True
             self.gradients_final(optimizer)
-        self._renew_activations()
+        self._look_ahead()
 
     def clipping(self, parameters: list[torch.Tensor]) -> hooks.Clipped | None:
         """Count gradients before they are clipped, if the step they belong to is sampled."""
@@ -366,7 +372,7 @@ class Watcher:
                 hooks.after_backward(self._end_backward)
             else:
                 self._skip_sample()
-                self._renew_activations()
+                self._look_ahead()
         return self._in_backward.sample is not None
 
     def _end_backward(self) -> None:
@@ -374,7 +380,7 @@ class Watcher:
         sample, self._in_backward.sample = self._in_backward.sample, None
         if sample is not None:
             self.merger.submit(sample)
-            self._renew_activations()
+            self._look_ahead()
 
     def _hand_over(self, optimizer: Optimizer) -> None:
         """Hand over the sample of a step that has ended, in whatever way: one that raised leaves no updates."""
@@ -483,14 +489,26 @@ class Watcher:
         if self._activations is not None:
             rank, world_size = (self._job.identity.rank, self._job.identity.world_size) if self._job else (0, 1)
             sample.add(self._activations.take(rank, world_size, planned=sample.plan is not None))
+        if self._local is not None:
+            self._take_local(sample, own, scale)
         if "update" in self.kinds and not sample.skipped:
             self._keep(sample, optimizer, own)
         self._charge(begin, sample)
 
-    def _renew_activations(self) -> None:
-        """Between two steps: look at the forward passes of the next one if it will be sampled."""
+    @property
+    def _looks_ahead(self) -> bool:
+        """Whether there is something to see before a step begins."""
+        return self._activations is not None or self._local is not None
+
+    def _look_ahead(self) -> None:
+        """Between two steps: look at the forward and backward passes of the next one if it will be sampled."""
+        if not self._looks_ahead:
+            return
+        self._armed = due = self._is_next_due() or not self._counts
         if self._activations is not None:
-            self._activations.renew(due=self._is_next_due())
+            self._activations.renew(due=due)
+        if self._local is not None:
+            self._local.renew(self._holdings.now(), due=due)
 
     def _is_next_due(self) -> bool:
         """Whether the next step may be a sampled one, of whichever optimizer comes."""
@@ -498,6 +516,12 @@ class Watcher:
         if any(self._is_due(count, None) for count in recent) or (self._ownerless and self.samples <= _RESTING):
             return True  # one that has yet to show up is sampled at its first step
         return self._in_backward.task >= 0 and self.schedule.is_due(self._in_backward.steps)
+
+    def _take_local(self, sample: Sample, own: Sequence[Held], scale: object) -> None:
+        """What this rank's own gradients were; the loss scale is the optimizer's, or that of the scaler that steps it."""
+        if self._local is not None:
+            found = scale if isinstance(scale, torch.Tensor) else hooks.loss_scale()
+            sample.local = self._local.take({held.name for held in own}, found)
 
     def _keep(self, sample: Sample, optimizer: Optimizer, own: Sequence[Held]) -> None:
         """Copy what the step is about to change; counted and handed over when it has."""
@@ -555,6 +579,9 @@ class Watcher:
         if self._activations is not None:
             self._activations.stop()
             self._activations = None
+        if self._local is not None:
+            self._local.stop()
+            self._local = None
         for optimizer in list(self._kept):
             self._hand_over(optimizer)
         self._end_backward()

@@ -1,0 +1,298 @@
+"""Each rank's own gradients, before they are averaged: who is unlike the others, and where a NaN comes from.
+
+The average hides which rank it owes to. Its summands are there for a moment in the backward pass, of a sampled step:
+
+    DistributedDataParallel     in a callback that the engine runs before DDP's own, which waits for the all-reduce;
+                                with `gradient_as_bucket_view` as each gradient arrives, since DDP then divides in place
+    fully_shard                 in the buffer that is about to be reduced and scattered
+
+One norm a tensor is taken there, in float32 or wider, and nothing is kept: a NaN or an infinity in a tensor is one in
+its norm. DDP's communication hook is left alone: there can be only one, and having one changes how DDP averages.
+"""
+
+from __future__ import annotations
+
+import math
+import sys
+import weakref
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Final
+
+import torch
+from torch import nn
+from torch._compile import _disable_dynamo
+from torch.nn.parallel import DistributedDataParallel
+
+from torchtrack import guard
+from torchtrack.watch import hooks, layout
+from torchtrack.watch.drain import HostCopy
+
+if TYPE_CHECKING:
+    from torchtrack.watch.layout import Held
+
+_UNDIVIDED: Final = (torch.float32, torch.bfloat16)
+"""What `fully_shard` reduces as it is; of other types it divides the summands by a factor of its own first."""
+_NARROW: Final = (torch.float16, torch.bfloat16)
+_NAMED: Final = 8
+"""So many tensors that are not finite are named; their number is told."""
+
+
+class LocalNorms:
+    """Norms of one rank's gradients of one step, on their way to the host.
+
+    Args:
+        norms: by parameter, in the order in which the backward pass came to them; "" for those that have no one name.
+        scale: 0-dim; what the loss was multiplied by.
+        whole: whether they are of the gradient of all micro-batches of this rank and of nothing else.
+    """
+
+    def __init__(self, norms: Mapping[str, torch.Tensor], scale: torch.Tensor | None, *, whole: bool) -> None:
+        self.names = list(norms)
+        self.whole = whole
+        stacked = torch.stack([norm.double() for norm in norms.values()])
+        self._norms = HostCopy(stacked if scale is None else stacked / scale.detach().double())
+
+    def ready(self) -> bool:
+        """Whether the numbers are on the host."""
+        return self._norms.ready()
+
+    def norm(self) -> float | None:
+        """The norm over all tensors, once `ready`; None if they are of something else, or not finite."""
+        norm = math.hypot(*self._norms.numpy().tolist())
+        return norm if self.whole and math.isfinite(norm) else None
+
+    def nonfinite(self) -> dict[str, Any] | None:
+        """Which gradients were not finite here, the first in backward order first; None if all were; once `ready`."""
+        norms = self._norms.numpy().tolist()
+        found = [name for name, norm in zip(self.names, norms, strict=True) if not math.isfinite(norm)]
+        if not found:
+            return None
+        return {"kind": "gradient", "first": found[0], "names": found[:_NAMED], "count": len(found)}
+
+
+class LocalGradients:
+    """Looks at this rank's gradients in the backward passes whose optimizer step will be sampled.
+
+    **Threads:** the hooks run on the engine's threads, while the training thread waits for them.
+
+    Args:
+        models: what is watched; those inside that average over ranks are found.
+    """
+
+    def __init__(self, models: Iterable[nn.Module]) -> None:
+        modules = [module for model in models for module in model.modules()]
+        self._sources: list[_Replica | _Sharded] = [
+            _Replica(module) for module in modules if isinstance(module, DistributedDataParallel)
+        ]
+        fully_sharded = sys.modules.get("torch.distributed.fsdp")
+        if fully_sharded is not None:
+            self._sources += [_Sharded(module) for module in modules if isinstance(module, fully_sharded.FSDPModule)]
+
+    def __bool__(self) -> bool:
+        return bool(self._sources)
+
+    def renew(self, held: Mapping[int, Sequence[Held]], *, due: bool) -> None:
+        """Forget what was seen, and look from now on if the next step is due.
+
+        Args:
+            held: by id, the parameters to look at.
+            due: whether the next step may be sampled.
+        """
+        for source in self._sources:
+            source.forget()
+            if due:
+                source.look(held)
+            else:
+                source.stop()
+
+    def stop(self) -> None:
+        """Take every hook away."""
+        for source in self._sources:
+            source.stop()
+        self._sources = []
+
+    def take(self, names: Container[str], scale: torch.Tensor | None) -> LocalNorms | None:
+        """What was seen of some parameters since the last `renew`; None for nothing.
+
+        Args:
+            names: of the parameters.
+            scale: 0-dim; what the loss was multiplied by.
+        """
+        norms: dict[str, torch.Tensor] = {}
+        whole = True
+        for source in self._sources:
+            seen = {name: norm for name, norm in source.norms.items() if not name or name in names}
+            if seen:
+                norms |= seen
+                whole = whole and source.whole
+        return LocalNorms(norms, scale, whole=whole) if norms else None
+
+
+class _Replica:
+    """One `DistributedDataParallel`."""
+
+    def __init__(self, module: DistributedDataParallel) -> None:
+        self.norms: dict[str, torch.Tensor] = {}
+        self.whole = True
+        self._module = weakref.ref(module)
+        self._handles: dict[int, tuple[torch.Tensor, Any]] = {}
+        self._held: Mapping[int, Sequence[Held]] = {}
+        self._arrived: list[tuple[str, torch.Tensor]] = []
+        self._tasks: set[int] = set()
+        self._averaged = 0
+        self._late = bool(module.static_graph)
+        """Whether the pass to come is the first of a static graph, where DDP's callback comes before ours."""
+
+    def forget(self) -> None:
+        self.norms, self.whole, self._averaged = {}, True, 0
+
+    def look(self, held: Mapping[int, Sequence[Held]]) -> None:
+        module = self._module()
+        if module is None or (self._handles and held is self._held):
+            return
+        self._held = held
+        there = {id(p): p for p in module.module.parameters() if p.requires_grad and id(p) in held}
+        for key in self._handles.keys() - there.keys():
+            self._handles.pop(key)[1].remove()
+        for key, parameter in there.items():
+            if key not in self._handles and type(parameter) in layout.PLAIN:
+                handle = parameter.register_post_accumulate_grad_hook(_Arrival(self, held[key][0].name))
+                self._handles[key] = parameter, handle
+
+    def stop(self) -> None:
+        for _, handle in self._handles.values():
+            handle.remove()
+        self._handles, self._held = {}, {}
+
+    @torch.no_grad()
+    def arrived(self, name: str, parameter: torch.Tensor) -> None:
+        """A gradient has been accumulated."""
+        module, task = self._module(), hooks.backward_pass()
+        gradient = parameter.grad
+        if module is None or task is None or gradient is None or gradient.layout is not torch.strided:
+            return
+        if task not in self._tasks:  # one may run inside another, to compute anew what was not kept
+            self._tasks.add(task)
+            hooks.after_backward(self._passed)
+        if module.gradient_as_bucket_view:
+            self.norms[name] = _norms([gradient])[0]
+        else:
+            self._arrived.append((name, parameter))
+
+    @torch.no_grad()
+    def _passed(self) -> None:
+        """The backward pass has come to its end, and nothing has been averaged yet."""
+        module, arrived = self._module(), self._arrived
+        self._arrived, self._tasks = [], set()
+        if module is None:
+            return
+        names = [name for name, p in arrived if p.grad is not None]
+        self.norms.update(zip(names, _norms([p.grad for _, p in arrived if p.grad is not None]), strict=True))
+        if module.require_forward_param_sync:  # DDP decides in the forward pass whether the backward pass averages
+            self._averaged += 1
+        self.whole = self._averaged == 1 and not self._late  # a second average is added to the first
+        self._late = False
+
+
+class _Arrival:
+    """The hook of one parameter. A copy of the parameter has one that does nothing."""
+
+    def __init__(self, replica: _Replica, name: str) -> None:
+        self._replica, self._name = replica, name
+
+    @_disable_dynamo
+    def __call__(self, parameter: torch.Tensor) -> None:
+        if not hooks.is_capturing():
+            guard.attempt("watch", self._replica.arrived, self._name, parameter)
+
+
+class _Sharded:
+    """One module of `fully_shard`, whose parameters are reduced and scattered together."""
+
+    def __init__(self, module: Any) -> None:
+        self.norms: dict[str, torch.Tensor] = {}
+        self.whole = True
+        self._module = weakref.ref(module)
+        self._names: dict[int, str] = {}
+        self._around: list[tuple[Any, _ReduceScatter]] = []
+
+    def forget(self) -> None:
+        self.norms, self.whole = {}, True
+
+    def look(self, held: Mapping[int, Sequence[Held]]) -> None:
+        module = self._module()
+        if module is None or self._around:
+            return
+        self._names = {}
+        for group in layout.sharded_groups(module):
+            for parameter in group.fsdp_params:
+                several = held.get(id(parameter.sharded_param))
+                if several:
+                    self._names[id(parameter)] = several[0].name
+            inner = getattr(group, "_reduce_scatter_comm", None)
+            if inner is not None and not isinstance(inner, _ReduceScatter):
+                group._reduce_scatter_comm = around = _ReduceScatter(inner, self)
+                self._around.append((group, around))
+
+    def stop(self) -> None:
+        for group, around in self._around:
+            if group._reduce_scatter_comm is around:
+                group._reduce_scatter_comm = around.inner
+        self._around = []
+
+    @torch.no_grad()
+    def reducing(self, buffer: torch.Tensor, world_size: int, parameters: Sequence[Any]) -> None:
+        """The gradients of some parameters are about to be reduced: in the buffer, a row a rank, they lie side by side."""
+        self.whole = self.whole and buffer.dtype in _UNDIVIDED
+        sizes = [parameter.padded_sharded_param_size.numel() for parameter in parameters]
+        named = [self._names.get(id(parameter)) for parameter in parameters]
+        rows = buffer.view(world_size, -1)
+        if sum(sizes) != rows.shape[1]:
+            sizes, named = [rows.shape[1]], [""]
+        pieces = zip(named, rows.split(sizes, 1), strict=True)
+        for name, piece in reversed([(name, piece) for name, piece in pieces if name is not None]):
+            norm = torch.linalg.vector_norm(piece, dtype=_wide(piece))
+            before = self.norms.get(name)
+            if before is not None:  # reduced in an earlier micro-batch too
+                norm, self.whole = torch.hypot(norm, before), self.whole and name == ""
+            self.norms[name] = norm
+
+
+class _ReduceScatter:
+    """Around what reduces the gradients of one group; passes everything through."""
+
+    def __init__(self, inner: Any, sharded: _Sharded) -> None:
+        self.inner, self._sharded = inner, sharded
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        caller = sys._getframe(1).f_locals.get("fsdp_params", ())
+        if not hooks.is_capturing():
+            guard.attempt("watch", self._see, kwargs, caller)
+        return self.inner(*args, **kwargs)
+
+    def _see(self, call: Mapping[str, Any], parameters: Sequence[Any]) -> None:
+        if "input_tensor" in call:
+            self._sharded.reducing(call["input_tensor"], call["group"].size(), parameters)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.inner, name)
+
+
+def _wide(tensor: torch.Tensor) -> torch.dtype:
+    return torch.float32 if tensor.dtype in _NARROW else tensor.dtype
+
+
+def _norms(gradients: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+    """One norm a tensor: one call for all of a type."""
+    found: list[torch.Tensor | None] = [None] * len(gradients)
+    for dtype, at in _by_type(gradients):
+        same = [gradients[i] for i in at]
+        norms = torch._foreach_norm(same, 2, torch.float32) if dtype in _NARROW else torch._foreach_norm(same)
+        for i, norm in zip(at, norms, strict=True):
+            found[i] = norm
+    return [norm for norm in found if norm is not None]
+
+
+def _by_type(tensors: Sequence[torch.Tensor]) -> Iterator[tuple[torch.dtype, list[int]]]:
+    for dtype in dict.fromkeys(tensor.dtype for tensor in tensors):
+        yield dtype, [i for i, tensor in enumerate(tensors) if tensor.dtype is dtype]
