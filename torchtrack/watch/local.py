@@ -16,6 +16,7 @@ import math
 import sys
 import weakref
 from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
 import torch
@@ -70,6 +71,19 @@ class LocalNorms:
         return {"kind": "gradient", "first": found[0], "names": found[:_NAMED], "count": len(found)}
 
 
+@dataclass
+class _Seen:
+    """What was seen in the backward passes of one step so far.
+
+    Attributes:
+        norms: by parameter, in the order in which the passes came to them.
+        whole: whether that is the rank's own gradient of the whole step.
+    """
+
+    norms: dict[str, torch.Tensor] = field(default_factory=dict)
+    whole: bool = True
+
+
 class LocalGradients:
     """Looks at this rank's gradients in the backward passes whose optimizer step will be sampled.
 
@@ -80,13 +94,13 @@ class LocalGradients:
     """
 
     def __init__(self, models: Iterable[nn.Module]) -> None:
+        self._seen = _Seen()
         modules = [module for model in models for module in model.modules()]
-        self._sources: list[_Replica | _Sharded] = [
-            _Replica(module) for module in modules if isinstance(module, DistributedDataParallel)
-        ]
+        replicas = [module for module in modules if isinstance(module, DistributedDataParallel)]
         fully_sharded = sys.modules.get("torch.distributed.fsdp")
-        if fully_sharded is not None:
-            self._sources += [_Sharded(module) for module in modules if isinstance(module, fully_sharded.FSDPModule)]
+        sharded = [m for m in modules if fully_sharded is not None and isinstance(m, fully_sharded.FSDPModule)]
+        self._sources: list[_Replica | _Sharded] = [_Replica(module, self._seen) for module in replicas]
+        self._sources += [_Sharded(module, self._seen) for module in sharded]
 
     def __bool__(self) -> bool:
         return bool(self._sources)
@@ -98,8 +112,8 @@ class LocalGradients:
             held: by id, the parameters to look at.
             due: whether the next step may be sampled.
         """
+        self._seen.norms, self._seen.whole = {}, True
         for source in self._sources:
-            source.forget()
             if due:
                 source.look(held)
             else:
@@ -118,33 +132,24 @@ class LocalGradients:
             names: of the parameters.
             scale: 0-dim; what the loss was multiplied by.
         """
-        norms: dict[str, torch.Tensor] = {}
-        whole = True
-        for source in self._sources:
-            seen = {name: norm for name, norm in source.norms.items() if not name or name in names}
-            if seen:
-                norms |= seen
-                whole = whole and source.whole
-        return LocalNorms(norms, scale, whole=whole) if norms else None
+        norms = {name: norm for name, norm in self._seen.norms.items() if not name or name in names}
+        return LocalNorms(norms, scale, whole=self._seen.whole) if norms else None
 
 
 class _Replica:
     """One `DistributedDataParallel`."""
 
-    def __init__(self, module: DistributedDataParallel) -> None:
-        self.norms: dict[str, torch.Tensor] = {}
-        self.whole = True
+    def __init__(self, module: DistributedDataParallel, seen: _Seen) -> None:
+        self._seen = seen
         self._module = weakref.ref(module)
         self._handles: dict[int, tuple[torch.Tensor, Any]] = {}
         self._held: Mapping[int, Sequence[Held]] = {}
         self._arrived: list[tuple[str, torch.Tensor]] = []
         self._tasks: set[int] = set()
-        self._averaged = 0
+        self._averaged: Mapping[str, torch.Tensor] | None = None
+        """What was being filled when a pass was averaged: a second average of one step is added to the first."""
         self._late = bool(module.static_graph)
         """Whether the pass to come is the first of a static graph, where DDP's callback comes before ours."""
-
-    def forget(self) -> None:
-        self.norms, self.whole, self._averaged = {}, True, 0
 
     def look(self, held: Mapping[int, Sequence[Held]]) -> None:
         module = self._module()
@@ -175,7 +180,7 @@ class _Replica:
             self._tasks.add(task)
             hooks.after_backward(self._passed)
         if module.gradient_as_bucket_view:
-            self.norms[name] = _norms([gradient])[0]
+            self._seen.norms[name] = _norms([gradient])[0]
         else:
             self._arrived.append((name, parameter))
 
@@ -187,11 +192,11 @@ class _Replica:
         if module is None:
             return
         names = [name for name, p in arrived if p.grad is not None]
-        self.norms.update(zip(names, _norms([p.grad for _, p in arrived if p.grad is not None]), strict=True))
+        self._seen.norms.update(zip(names, _norms([p.grad for _, p in arrived if p.grad is not None]), strict=True))
         if module.require_forward_param_sync:  # DDP decides in the forward pass whether the backward pass averages
-            self._averaged += 1
-        self.whole = self._averaged == 1 and not self._late  # a second average is added to the first
-        self._late = False
+            twice = self._averaged is self._seen.norms
+            self._seen.whole = self._seen.whole and not twice and not self._late
+            self._averaged, self._late = self._seen.norms, False
 
 
 class _Arrival:
@@ -209,15 +214,11 @@ class _Arrival:
 class _Sharded:
     """One module of `fully_shard`, whose parameters are reduced and scattered together."""
 
-    def __init__(self, module: Any) -> None:
-        self.norms: dict[str, torch.Tensor] = {}
-        self.whole = True
+    def __init__(self, module: Any, seen: _Seen) -> None:
+        self._seen = seen
         self._module = weakref.ref(module)
         self._names: dict[int, str] = {}
         self._around: list[tuple[Any, _ReduceScatter]] = []
-
-    def forget(self) -> None:
-        self.norms, self.whole = {}, True
 
     def look(self, held: Mapping[int, Sequence[Held]]) -> None:
         module = self._module()
@@ -242,8 +243,9 @@ class _Sharded:
 
     @torch.no_grad()
     def reducing(self, buffer: torch.Tensor, world_size: int, parameters: Sequence[Any]) -> None:
-        """The gradients of some parameters are about to be reduced: in the buffer, a row a rank, they lie side by side."""
-        self.whole = self.whole and buffer.dtype in _UNDIVIDED
+        """Gradients are about to be reduced: side by side in the buffer, which has a row for each rank."""
+        seen = self._seen
+        seen.whole = seen.whole and buffer.dtype in _UNDIVIDED
         sizes = [parameter.padded_sharded_param_size.numel() for parameter in parameters]
         named = [self._names.get(id(parameter)) for parameter in parameters]
         rows = buffer.view(world_size, -1)
@@ -252,10 +254,10 @@ class _Sharded:
         pieces = zip(named, rows.split(sizes, 1), strict=True)
         for name, piece in reversed([(name, piece) for name, piece in pieces if name is not None]):
             norm = torch.linalg.vector_norm(piece, dtype=_wide(piece))
-            before = self.norms.get(name)
-            if before is not None:  # reduced in an earlier micro-batch too
-                norm, self.whole = torch.hypot(norm, before), self.whole and name == ""
-            self.norms[name] = norm
+            before = seen.norms.get(name)
+            if before is not None:  # of another group, or reduced in an earlier micro-batch too
+                norm, seen.whole = torch.hypot(norm, before), seen.whole and name == ""
+            seen.norms[name] = norm
 
 
 class _ReduceScatter:

@@ -106,6 +106,8 @@ class Merger:
         self._held: dict[str, Region] = {}
         self._summands: dict[str, Summand] = {}
         self._rows: dict[RowKey, None] = {}
+        self._finite = True
+        """Whether this rank's own gradients were finite at the last sample that saw them."""
         self._telling = False
         """Whether what is remembered can tell replicas from tensors that are only equal so far."""
         self._thread = threading.Thread(target=self._main, name="torchtrack-watch", daemon=True)
@@ -380,17 +382,18 @@ class Merger:
                 self._recorder.number(name, value, step)
 
     def _write_local(self, sample: Sample, step: int) -> None:
-        """What this rank had before the ranks averaged: a metric of every rank, and where its gradients were not finite."""
+        """What this rank had before the ranks averaged: a metric of each rank, and where it was not finite."""
         local, sample.local = sample.local, None
         if local is None:
             return
         norm, found = local.norm(), local.nonfinite()
         if norm is not None:
             self._recorder.number("watch/local_grad_norm", norm, step)
-        if found is not None:
+        if found is not None and self._finite:  # once, not at every sample of a model that is lost
             event = {"time": sample.time_ns // 1000, "step": step, "type": "nonfinite"}
             event["json"] = json.dumps(found | {"sample": sample.number})
             self._recorder.put(records.Table.EVENTS, lambda: event)
+        self._finite = found is None
 
     def _speaks(self) -> bool:
         """Whether this rank logs what is one number for the whole job: the lowest does, and one that is alone."""

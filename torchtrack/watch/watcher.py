@@ -518,7 +518,7 @@ class Watcher:
         return self._in_backward.task >= 0 and self.schedule.is_due(self._in_backward.steps)
 
     def _take_local(self, sample: Sample, own: Sequence[Held], scale: object) -> None:
-        """What this rank's own gradients were; the loss scale is the optimizer's, or that of the scaler that steps it."""
+        """What this rank's own gradients were; the loss scale is the optimizer's or that of its scaler."""
         if self._local is not None:
             found = scale if isinstance(scale, torch.Tensor) else hooks.loss_scale()
             sample.local = self._local.take({held.name for held in own}, found)
