@@ -1,0 +1,130 @@
+"""The same training three times: a plain loop, transformers.Trainer with a restart, and an Accelerate loop.
+
+torchrun --nproc-per-node 2 train.py RUNS CHECKPOINTS
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from accelerate import Accelerator
+from models import ACCUMULATE, BATCH, CLIP, LR, SAVED_AT, STEPS, Classifier, Points, batch_of
+from torch.nn.parallel import DistributedDataParallel
+from torch.utils.data import DataLoader, SequentialSampler
+from transformers import Trainer, TrainingArguments
+
+import torchtrack
+import torchtrack_huggingface
+from torchtrack_huggingface import TorchtrackCallback, TorchtrackTracker
+
+RUNS, CHECKPOINTS = (Path(word) for word in sys.argv[1:3])
+WATCH: dict[str, Any] = {"log": "all", "log_freq": 1}
+POINTS = Points(BATCH * ACCUMULATE * STEPS * 2)
+
+
+class InOrder(Trainer):
+    """The Trainer as it is, on data in the order in which it lies."""
+
+    def _get_train_sampler(self, *args: Any, **kwargs: Any) -> Any:
+        return SequentialSampler(POINTS)
+
+
+def plain() -> None:
+    run = torchtrack.init(project="plain", dir=RUNS)
+    inner = Classifier()
+    model = DistributedDataParallel(inner)
+    optimizer = torch.optim.SGD(model.parameters(), lr=LR)
+    run.watch(model, **WATCH)
+    rank, size = dist.get_rank(), dist.get_world_size()
+    for step in range(STEPS):
+        losses = []
+        for micro in range(ACCUMULATE):
+            model.require_backward_grad_sync = micro == ACCUMULATE - 1
+            loss = model(**batch_of(POINTS, (step * ACCUMULATE + micro) * size + rank))[0] / ACCUMULATE
+            loss.backward()
+            losses.append(loss.detach())
+        norm = torch.nn.utils.clip_grad_norm_(model.parameters(), CLIP)
+        optimizer.step()
+        optimizer.zero_grad()
+        run.log({"train/loss": torch.stack(losses).sum(), "train/grad_norm": norm}, step=step + 1)
+    run.finish()
+
+
+def trainer(steps: int, callback: TorchtrackCallback | None, *, resume: bool, **more: Any) -> Trainer:
+    arguments = TrainingArguments(
+        output_dir=str(CHECKPOINTS),
+        per_device_train_batch_size=BATCH,
+        per_device_eval_batch_size=BATCH,
+        gradient_accumulation_steps=ACCUMULATE,
+        max_grad_norm=CLIP,
+        max_steps=steps,
+        logging_steps=1,
+        eval_strategy="steps",
+        eval_steps=1,
+        save_steps=SAVED_AT,
+        disable_tqdm=True,
+        use_cpu=True,
+        **{"report_to": "none", **more},
+    )
+    model = Classifier()
+    optimizer = torch.optim.SGD(model.parameters(), lr=LR)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda _: 1.0)
+    made = InOrder(
+        model=model,
+        args=arguments,
+        train_dataset=POINTS,
+        eval_dataset=POINTS,
+        callbacks=[callback] if callback else None,
+        optimizers=(optimizer, schedule),
+    )
+    made.train(resume_from_checkpoint=resume)
+    return made
+
+
+def accelerated() -> None:
+    tracker = TorchtrackTracker("accelerate", dir=RUNS)
+    accelerator = Accelerator(cpu=True, log_with=tracker, gradient_accumulation_steps=ACCUMULATE)
+    accelerator.init_trackers("not used", config={"lr": LR})
+    model = Classifier()
+    data = DataLoader(POINTS, batch_size=BATCH)
+    optimizer = torch.optim.SGD(model.parameters(), lr=LR)
+    model, optimizer, data = accelerator.prepare(model, optimizer, data)
+    tracker.tracker.watch(model, **WATCH)
+    step = 0
+    for batch in data:
+        with accelerator.accumulate(model):
+            accelerator.backward(model(**batch)[0])
+            if accelerator.sync_gradients:
+                step += 1
+                norm = accelerator.clip_grad_norm_(model.parameters(), CLIP)
+            optimizer.step()
+            optimizer.zero_grad()
+        if accelerator.sync_gradients:
+            accelerator.log({"train/grad_norm": norm, "process": float(accelerator.process_index)}, step=step)
+    for each in accelerator.trackers:
+        each.finish()
+
+
+def main() -> None:
+    dist.init_process_group("gloo")
+    torchtrack_huggingface.register()
+    plain()
+    init: dict[str, Any] = {"dir": RUNS, "id": "trainer", "resume": "allow"}
+    trainer(SAVED_AT, TorchtrackCallback("trainer", watch=WATCH, **init), resume=False)
+    torchtrack.finish()
+    made = trainer(STEPS, TorchtrackCallback("trainer", watch=WATCH, **init), resume=True)
+    made.predict(POINTS)
+    torchtrack.finish()
+    accelerated()
+    torchtrack.init(project="report_to", dir=RUNS)
+    trainer(2, None, resume=False, report_to="torchtrack", run_name="unused", save_strategy="no")
+    torchtrack.finish()
+    dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main()
