@@ -36,7 +36,7 @@ class TorchtrackCallback(TrainerCallback):
     """
 
     def __init__(
-        self, project: str | None = None, *, watch: Mapping[str, Any] | bool | None = None, **init: Any
+        self, project: str | None = None, *, watch: Mapping[str, Any] | Literal[False] | None = None, **init: Any
     ) -> None:
         self._beginning = Beginning("TorchtrackCallback", ({} if project is None else {"project": project}) | init)
         self._watch: dict[str, Any] | None = None if watch is False else dict(watch or {})

@@ -1,4 +1,4 @@
-"""The Accelerate tracker: what any process logs goes into the one run of the job."""
+"""The Accelerate tracker: what the main process logs and any process watches goes into the one run of the job."""
 
 from __future__ import annotations
 
@@ -11,10 +11,11 @@ from torchtrack_huggingface.beginning import Beginning
 
 
 class TorchtrackTracker(tracking.GeneralTracker):  # type: ignore[misc]  # Accelerate has no annotations
-    """Records on every process, into one run.
+    """Records into one run, on each process that uses it.
 
-    The run begins with `Accelerator.init_trackers` and ends with `Accelerator.end_training` or the process. A run that
-    the script has begun with `torchtrack.init` is used if no arguments are given, and is left open.
+    `Accelerator.log` and `init_trackers` reach the trackers of the main process alone; `tracker.log` and
+    `tracker.tracker` are there on all. The run begins when it is first needed and ends with `finish` or the process.
+    A run that the script has begun with `torchtrack.init` is used if no arguments are given, and is left open.
 
     Args:
         project: runs are listed by project.
@@ -38,7 +39,7 @@ class TorchtrackTracker(tracking.GeneralTracker):  # type: ignore[misc]  # Accel
         return self._beginning.run()
 
     def start(self) -> None:
-        """Begin the run, on every process."""
+        """Begin the run."""
         self._beginning.run()
 
     def store_init_configuration(self, values: dict[str, Any]) -> None:

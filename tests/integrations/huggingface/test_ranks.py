@@ -90,7 +90,7 @@ def test_config_has_the_arguments_of_the_training(runs: dict[str, Any]) -> None:
     assert runs["accelerate"].config["lr"] == LR
 
 
-def test_every_process_of_accelerate_records(runs: dict[str, Any]) -> None:
+def test_every_process_may_record_through_the_tracker(runs: dict[str, Any]) -> None:
     rows = runs["accelerate"].history(["process"], ranks="all").to_pylist()
 
     assert {(row["rank"], row["process"]) for row in rows} == {(0, 0.0), (1, 1.0)}

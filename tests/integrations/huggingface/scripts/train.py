@@ -12,13 +12,23 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from accelerate import Accelerator
-from models import ACCUMULATE, BATCH, CLIP, LR, SAVED_AT, STEPS, Classifier, Points, batch_of
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader, SequentialSampler
 from transformers import Trainer, TrainingArguments
 
 import torchtrack
 import torchtrack_huggingface
+from tests.integrations.huggingface.scripts.models import (
+    ACCUMULATE,
+    BATCH,
+    CLIP,
+    LR,
+    SAVED_AT,
+    STEPS,
+    Classifier,
+    Points,
+    batch_of,
+)
 from torchtrack_huggingface import TorchtrackCallback, TorchtrackTracker
 
 RUNS, CHECKPOINTS = (Path(word) for word in sys.argv[1:3])
@@ -104,9 +114,9 @@ def accelerated() -> None:
             optimizer.step()
             optimizer.zero_grad()
         if accelerator.sync_gradients:
-            accelerator.log({"train/grad_norm": norm, "process": float(accelerator.process_index)}, step=step)
-    for each in accelerator.trackers:
-        each.finish()
+            accelerator.log({"train/grad_norm": norm}, step=step)
+            tracker.log({"process": float(accelerator.process_index)}, step=step)
+    tracker.finish()
 
 
 def main() -> None:
