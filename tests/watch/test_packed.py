@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 
+from torchtrack.watch.agreement import agree
 from torchtrack.watch.layout import Region
+from torchtrack.watch.offer import Offer, read_offers
 from torchtrack.watch.packed import HEADER, MAX_COLUMNS, Packed
-from torchtrack.watch.plan import Offer, Plan, agree
+from torchtrack.watch.plan import Plan
 from torchtrack.watch.rows import MAXES, SUMS, Counted
 
 HELD = {"a": Region(4, "", 0, 4), "b": Region(6, "", 0, 6)}
@@ -14,12 +16,12 @@ ROWS = tuple((kind, name) for kind in ("gradient", "parameter") for name in "ab"
 
 
 def planned(offer: Offer) -> Plan:
-    plan = agree([offer, offer])
+    plan = agree(read_offers([offer.encode()] * 2))
     assert plan is not None
     return plan
 
 
-PLAN = planned(Offer(0, ROWS, HELD, {0: dict.fromkeys(HELD, "x")}))
+PLAN = planned(Offer(0, ROWS, HELD, {0: dict.fromkeys(HELD, 7)}))
 
 
 def counted(*tensors: tuple[str, str, int], planned: bool = True) -> Counted:

@@ -157,7 +157,7 @@ def planned(ranks: list[Rank]) -> Plan:
 
 def counted_by(plan: Plan, rank: int) -> dict[str, int]:
     """How many elements of each tensor a rank counts, where it counts any."""
-    shares = plan.shares_by_rank()[rank]
+    shares = plan.shares_of(rank)
     return {name: share.hi - share.lo for name, share in shares.items() if share.lo < share.hi}
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -270,7 +271,8 @@ def test_a_parameter_too_large_to_be_kept_is_counted_piece_by_piece(watched: Wat
 
 def test_no_rank_keeps_more_than_it_may_and_every_element_has_a_turn() -> None:
     sizes = [(f"{name}", rank, (7 * name + 5 * rank) % 40) for name in range(30) for rank in range(3)]
-    turns = take_turns(sizes, 16)
+    table = np.array([size for *_, size in sizes]).reshape(30, 3)
+    turns = take_turns([name for name, *_ in sizes[::3]], table, 16)
     loads: dict[tuple[int, int], int] = {}
     for name, rank, size in sizes:
         first, pieces = turns[name]
@@ -286,5 +288,5 @@ def test_what_is_kept_is_64_mib_of_float32() -> None:
 
 
 def test_what_no_plan_knows_of_is_kept_beside_what_is_planned_while_there_is_room() -> None:
-    assert take_turns([("a", 0, 5), ("b", 0, 6)], 16, 3, {0: 5}) == {"a": (3, 1), "b": (3, 1)}
-    assert take_turns([("a", 0, 5), ("b", 0, 7)], 16, 3, {0: 5}) == {"a": (3, 1), "b": (4, 1)}
+    assert take_turns(["a", "b"], np.array([[5], [6]]), 16, 3, load=5) == {"a": (3, 1), "b": (3, 1)}
+    assert take_turns(["a", "b"], np.array([[5], [7]]), 16, 3, load=5) == {"a": (3, 1), "b": (4, 1)}

@@ -12,8 +12,10 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final
 
+from torchtrack.watch.agreement import agree
 from torchtrack.watch.group import Group
-from torchtrack.watch.plan import Offer, Plan, agree
+from torchtrack.watch.offer import Offer, Received, read_offers
+from torchtrack.watch.plan import Plan
 
 if TYPE_CHECKING:
     from torchtrack.job import Job
@@ -63,7 +65,7 @@ class Meeting:
             if not self._store.check(offers):
                 self._wait(at_most_s=1.0)
                 return None
-            return self._decide([Offer.decode(bytes(self._store.get(key))) for key in offers])
+            return self._decide(read_offers([bytes(self._store.get(key)) for key in offers]))
         if not self._store.check([self._key("plan", self._rank)]):
             self._wait(at_most_s=1.0)
             return None
@@ -93,7 +95,7 @@ class Meeting:
     def _key(self, what: str, rank: int) -> str:
         return f"{self._prefix}/{self._generation}/{self._round}/{what}/{rank}"
 
-    def _decide(self, offers: list[Offer]) -> Plan | None:
+    def _decide(self, offers: list[Received]) -> Plan | None:
         """On rank 0: make the plan and tell every other rank its shares, or which samples were offered."""
         plan = agree(offers)
         if plan is None:
@@ -102,11 +104,10 @@ class Meeting:
                 self._store.set(self._key("plan", rank), _AGAIN + json.dumps(offered).encode())
             self._again(offered)
             return None
-        shares = plan.shares_by_rank()
         for rank in range(1, self._world_size):
-            self._store.set(self._key("plan", rank), plan.encode(shares[rank]))
+            self._store.set(self._key("plan", rank), plan.encode(rank))
         self._pause = _FIRST_PAUSE_S
-        return replace(plan, shares=shares[0])
+        return replace(plan, shares=plan.shares_of(0), division=plan.division and plan.division.counted())
 
     def _again(self, offered: list[int]) -> None:
         self.wanted = set(offered)

@@ -30,8 +30,9 @@ from torchtrack.watch.device_group import DeviceGroup
 from torchtrack.watch.group import FAILURES, Group, may_connect
 from torchtrack.watch.layout import KINDS, Region, Summand
 from torchtrack.watch.meeting import Meeting
+from torchtrack.watch.offer import Offer, row_digests
 from torchtrack.watch.packed import HEADER, Packed, Sums
-from torchtrack.watch.plan import OWN_ELEMENTS, Offer, Plan, RowKey, base_name, row_digests
+from torchtrack.watch.plan import OWN_ELEMENTS, Plan, RowKey, base_name
 from torchtrack.watch.rows import Counted, tensors_batch
 from torchtrack.watch.schedule import Schedule
 
@@ -102,7 +103,7 @@ class Merger:
         self._meeting: Meeting | None = None
         self._group: Group | DeviceGroup | None = None
         self._device_group = None if device is None else DeviceGroup(device, self._gives_up)
-        self._digests: dict[int, dict[str, str]] = {}
+        self._digests: dict[int, dict[str, int]] = {}
         self._held: dict[str, Region] = {}
         self._summands: dict[str, Summand] = {}
         self._rows: dict[RowKey, None] = {}

@@ -11,6 +11,7 @@ import weakref
 from collections.abc import Mapping, Sequence
 from typing import Final, NamedTuple
 
+import numpy as np
 import torch
 from torch.optim.optimizer import Optimizer
 
@@ -89,8 +90,9 @@ def _turns(places: Mapping[str, Place], plan: Plan | None) -> Turns:
     sizes = {name: place.cut[1] - place.cut[0] for name, place in places.items()}
     last = max((turn + pieces - 1 for turn, pieces in planned.values()), default=0)
     load = sum(-(-sizes[name] // n) for name, (turn, n) in planned.items() if turn + n - 1 == last)
-    here = ((name, 0, size) for name, size in sizes.items() if name not in planned)
-    return {**planned, **take_turns(here, KEPT_ELEMENTS, last, {0: load})}
+    here = [name for name in sizes if name not in planned]
+    table = np.array([[sizes[name]] for name in here], np.int64).reshape(-1, 1)
+    return {**planned, **take_turns(here, table, KEPT_ELEMENTS, last, load)}
 
 
 def _whose_turn(turns: Turns, number: int) -> list[tuple[str, int]]:
