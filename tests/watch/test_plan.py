@@ -136,7 +136,7 @@ def disorder(draw: st.DrawFn) -> list[Offer]:
 
 
 def regions_by_definition(name: str, offers: list[Offer]) -> list[tuple[str, Region, list[int]]]:
-    """Regions of a tensor, each with its key in the plan and the ranks that hold it: rank by rank, as the text has it."""
+    """Regions of a tensor, each with its key in the plan and the ranks that hold it."""
     holders = [rank for rank, each in enumerate(offers) if name in each.held and each.held[name].count]
     samples = sorted(offers[0].samples, reverse=True)
     sample = next((n for n in samples if any(name in offers[rank].samples[n] for rank in holders)), None)
@@ -166,10 +166,10 @@ def shares_by_definition(offers: list[Offer]) -> list[dict[str, Share]]:
     for name in "abcd":
         for key, region, ranks in regions_by_definition(name, offers):
             sets.setdefault(tuple(ranks), []).append((name, key, region))
-    for ranks, regions in sets.items():
+    for holders, regions in sets.items():
         elements = [(name, key, i) for name, key, region in regions for i in range(region.count)]
-        cuts = [len(elements) * i // len(ranks) for i in range(len(ranks) + 1)]
-        for place, rank in enumerate(ranks):
+        cuts = [len(elements) * i // len(holders) for i in range(len(holders) + 1)]
+        for place, rank in enumerate(holders):
             mine = elements[cuts[place] : cuts[place + 1]]
             for name, key, region in regions:
                 at = [i for n, k, i in mine if (n, k) == (name, key)] or [0]

@@ -76,7 +76,7 @@ def _distinct(texts: Iterable[list[Any]]) -> list[list[Any]]:
 def _digest(content: list[Any], division: Division) -> int:
     told = hashlib.blake2b(json.dumps([content, division.keys]).encode(), digest_size=6)
     for column in (division.name, division.rank, division.key, division.lo, division.hi):
-        told.update(np.ascontiguousarray(column))
+        told.update(column.tobytes())
     return int.from_bytes(told.digest(), "little")
 
 
@@ -118,7 +118,7 @@ def _held(names: Sequence[str], offers: Sequence[Received], newest: Sequence[int
     for rank, (offer, place) in enumerate(zip(offers, into, strict=True)):
         key[rank, place] = np.array([numbers[own] for own in offer.keys], np.int64)[offer.key]
         lo[rank, place], count[rank, place] = offer.lo, offer.count
-    open_ = (count > 0).any(axis=0)
+    open_: Bools = np.any(count > 0, axis=0, keepdims=True)[0]
     told = np.empty_like(digest)
     for sample in newest:
         if not open_.any():
@@ -126,12 +126,13 @@ def _held(names: Sequence[str], offers: Sequence[Received], newest: Sequence[int
         told[:] = NOT_COUNTED
         for rank, (offer, place) in enumerate(zip(offers, into, strict=True)):
             told[rank, place] = offer.samples[sample]
-        here = open_ & ((told != NOT_COUNTED) & (count > 0)).any(axis=0)
-        digest[:, here] = np.where(told == NOT_COUNTED, NOTHING_TOLD, told)[:, here]
+        here = open_ & np.any((told != NOT_COUNTED) & (count > 0), axis=0)
+        told[told == NOT_COUNTED] = NOTHING_TOLD
+        digest[:, here] = told[:, here]
         open_ &= ~here
-    name, rank = np.nonzero((count > 0).T & ~open_[:, None])
-    columns = (column[rank, name] for column in (key, lo, count, digest))
-    held = _Held(name, *columns, rank)
+    by, of = np.nonzero((count > 0).T & ~open_[:, None])
+    key, lo, count, digest = (column[of, by] for column in (key, lo, count, digest))
+    held = _Held(by, key, lo, count, digest, of)
     return keys, held.select(np.lexsort((held.digest, held.count, held.lo, held.key, held.name)))
 
 

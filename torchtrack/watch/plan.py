@@ -180,7 +180,7 @@ class Plan:
             world_size,
             digest,
             tuple(nodes),
-            tuple(Summed(*fields, tuple(ranks)) for *fields, ranks in summed),
+            tuple(Summed(name, n, key, count, dtype, tuple(ranks)) for name, n, key, count, dtype, ranks in summed),
             _shares(list(numels), keys, columns),
             turns={name: (first, pieces) for name, (first, pieces) in turns.items()},
         )
