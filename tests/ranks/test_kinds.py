@@ -19,7 +19,7 @@ from tests.ranks import training, wrappers
 from torchtrack import Histogram
 from torchtrack.api.tensors import parse_covers
 from torchtrack.testing import ranks
-from torchtrack.watch import plan, updates
+from torchtrack.watch import agreement, updates
 
 KINDS = ("update", "activation", "optimizer")
 MERGED = 2
@@ -69,7 +69,7 @@ def whole_of(tensors: dict[str, torch.Tensor]) -> dict[str, np.ndarray[Any, Any]
 def train_with_room(folder: Path, name: str, room: int) -> tuple[str, View]:
     """The same for more steps, as if a rank could keep so many elements of updates."""
     with pytest.MonkeyPatch.context() as patch:
-        for module in (plan, updates):
+        for module in (agreement, updates):
             patch.setattr(module, "KEPT_ELEMENTS", room)
         return train(folder, name, 40)
 
