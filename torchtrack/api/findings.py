@@ -75,9 +75,10 @@ def steps(
         marks: events that may explain something.
         facts: what is known of the model.
     """
-    metrics = _metrics(scalars)
-    ranks = _ranks(by_rank)
-    samples = _samples(one_stage(tensors, None))
+    metrics, ranks = _metrics(scalars), _ranks(by_rank)
+    samples: dict[int, list[dict[str, Tensors]]] = {}
+    for (at, _), rows in samples_of(tensors).items():
+        samples.setdefault(at, []).append(rows)
     marked: dict[int, list[str]] = {}
     for event in marks:
         marked.setdefault(event.step or 0, []).append(str(event.data.get("title") or event.type))
@@ -123,8 +124,9 @@ def _ranks(rows: pa.Table) -> dict[int, dict[str, dict[int, float]]]:
     }
 
 
-def _samples(rows: pa.Table) -> dict[int, list[dict[str, Tensors]]]:
-    """By step: each sample's rows by kind. A name comes once in each: two watches may share a sample's number."""
+def samples_of(rows: pa.Table) -> dict[tuple[int, int], dict[str, Tensors]]:
+    """By step, and number of the sample on this step: the rows of each kind, in the order of steps."""
+    rows = one_stage(rows, None)
     if not rows.num_rows:
         return {}
     kinds = rows.column("kind").cast(pa.string()).to_numpy(zero_copy_only=False)
@@ -138,7 +140,9 @@ def _samples(rows: pa.Table) -> dict[int, list[dict[str, Tensors]]]:
     for lo, hi in zip(starts.tolist(), [*starts[1:].tolist(), len(order)], strict=True):
         at, number, which = keys[:, lo].tolist()
         found.setdefault(at, {}).setdefault(number, {})[KINDS[which]] = block(rows.take(pa.array(order[lo:hi])))
-    return {at: [samples[number] for number in sorted(samples)] for at, samples in found.items()}
+    return {
+        (at, place): samples[number] for at, samples in found.items() for place, number in enumerate(sorted(samples))
+    }
 
 
 def block(rows: pa.Table) -> Tensors:

@@ -19,6 +19,8 @@ from torchtrack.api.streams import OWN_PREFIXES, StreamRows
 from torchtrack.histogram import Histogram
 from torchtrack.records import SCHEMAS, Table
 from torchtrack.stability import Finding, Rule, Step, default_rules
+from torchtrack.stability.difference import TOLERANCE, Difference, difference
+from torchtrack.stability.headroom import Headroom, headroom
 
 if TYPE_CHECKING:
     from torchtrack.api.source import Source
@@ -335,6 +337,40 @@ class Run:
         facts = findings.facts_of(event.data for event in self.events("model"))
         marks = self.events("mark")
         return findings.steps(self.history(keys), self.history(keys, ranks="all"), self.tensors(), marks, facts)
+
+    def diff(self, other: Run, tolerance: float = TOLERANCE) -> Difference:
+        """Where this run and another part: first step, kind and tensor, whatever the parallel layout of each.
+
+        Args:
+            other: a run of the same model.
+            tolerance: octaves of distance, and relative difference of norms, up to which tensors count as the same.
+
+        Raises:
+            ValueError: the runs have no sample or tensor in common.
+        """
+        first, second = (findings.samples_of(run.tensors()) for run in (self, other))
+        return difference(first, second, tolerance)
+
+    def headroom(
+        self,
+        format: str,
+        kind: str = "gradient",
+        name: str | None = None,
+        scale: float = 1.0,  # noqa: A002
+    ) -> list[Headroom]:
+        """What the newest sample of each tensor would lose in a narrow format: bounds, from the buckets.
+
+        Args:
+            format: "fp16", "bf16", "e4m3" or "e5m2".
+            kind: kind of the tensors.
+            name: of this name only, or of those that match it.
+            scale: what the values are multiplied by first.
+
+        Raises:
+            ValueError: no such format, or the scale is not finite and > 0.
+        """
+        newest = tensors.newest_sample(tensors.one_stage(self.tensors(kind, name), None))
+        return headroom(findings.block(newest), format, scale)
 
     # -- inside -------------------------------------------------------------------------------------------------------
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import click
 
+from torchtrack.cli.diff import diff
 from torchtrack.cli.export import export
 from torchtrack.cli.findings import findings
 from torchtrack.cli.fsck import fsck
@@ -23,5 +24,5 @@ def main() -> None:
     """
 
 
-for _command in (ls, show, findings, export, fsck, launch):
+for _command in (ls, show, findings, diff, export, fsck, launch):
     main.add_command(_command)
