@@ -353,15 +353,15 @@ class Run:
 
     def headroom(
         self,
-        format: str,
+        narrow: str,
         kind: str = "gradient",
         name: str | None = None,
-        scale: float = 1.0,  # noqa: A002
+        scale: float = 1.0,
     ) -> list[Headroom]:
         """What the newest sample of each tensor would lose in a narrow format: bounds, from the buckets.
 
         Args:
-            format: "fp16", "bf16", "e4m3" or "e5m2".
+            narrow: "fp16", "bf16", "e4m3" or "e5m2".
             kind: kind of the tensors.
             name: of this name only, or of those that match it.
             scale: what the values are multiplied by first.
@@ -370,7 +370,7 @@ class Run:
             ValueError: no such format, or the scale is not finite and > 0.
         """
         newest = tensors.newest_sample(tensors.one_stage(self.tensors(kind, name), None))
-        return headroom(findings.block(newest), format, scale)
+        return headroom(findings.block(newest), narrow, scale)
 
     # -- inside -------------------------------------------------------------------------------------------------------
 
