@@ -110,7 +110,7 @@ def test_update_returns_what_changed() -> None:
 def test_a_rule_that_fails_leaves_the_others_alone() -> None:
     class Broken(Scripted):
         def update(self, step: Step) -> Mapping[str, Sign | None]:
-            raise RuntimeError("no")
+            raise RuntimeError(f"no {step.step}")
 
     (one,) = steps.run(steps.scalars("scripted", [2, 2, 2]), [Broken("broken"), Scripted()])
     assert one.rule == "scripted"

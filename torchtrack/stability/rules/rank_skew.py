@@ -19,7 +19,7 @@ import numpy as np
 
 from torchtrack.stability.finding import Sign
 from torchtrack.stability.metrics import is_gradient_norm, is_training_loss
-from torchtrack.stability.robust import Rings, Steps, center_and_scale
+from torchtrack.stability.robust import SIGMA, Rings, Steps, quiet_median
 from torchtrack.stability.step import Floats, Step
 
 _WINDOW: Final = 16
@@ -35,7 +35,7 @@ class RankSkew:
     """One rank trains on something else."""
 
     name = "rank_skew"
-    patience = 2
+    patience = 4
     calm = 8
     causes = frozenset({"rank_skew", "loss_spike", "gradient_spike", "loss_divergence"})
 
@@ -62,12 +62,14 @@ class RankSkew:
         ratios, steps = self._ratios.setdefault(name, (Rings(_WINDOW), Steps(_WINDOW)))
         steps.push(step.step)
         rings = ratios.push(tuple(map(str, values)), logs)
+        spreads = SIGMA * quiet_median(np.abs(rings - quiet_median(rings)[:, None]))
+        spread = float(np.nanmax(np.append(spreads, 0.0)))  # of the widest: one window may be narrow by chance
         for i, rank in enumerate(values):
             key = f"{name}:{rank}"
             known = rings[i][np.isfinite(rings[i])]
             if len(known) < _LEAST:
                 continue
-            median, spread = center_and_scale(known)
+            median = float(np.median(known))
             error = _ERROR_OF_MEDIAN * spread / math.sqrt(len(known))
             size = abs(median) if len(values) > 2 else median
             looked[key] = None
