@@ -43,7 +43,7 @@ MIN_EXPONENT: Final = -56
 MAX_EXPONENT: Final = 24
 _OF_CHUNK = 1 << 20
 # The smallest positive and the largest number of the narrow formats.
-_LIMITS: Final = {
+FORMATS: Final = {
     "fp16": (2.0**-24, 65504.0),
     "bf16": (2.0**-133, (2.0 - 2.0**-7) * 2.0**127),
     "e4m3": (2.0**-9, 448.0),
@@ -384,11 +384,11 @@ class Histogram:
 
 
 def _limit(dtype: str, scale: float, *, largest: bool) -> float:
-    if dtype not in _LIMITS:
-        raise ValueError(f"unknown format {dtype!r}; one of {', '.join(map(repr, _LIMITS))}")
+    if dtype not in FORMATS:
+        raise ValueError(f"unknown format {dtype!r}; one of {', '.join(map(repr, FORMATS))}")
     if not (0.0 < scale < math.inf):
         raise ValueError(f"scale is finite and > 0, got {scale!r}")
-    return _LIMITS[dtype][largest] / scale
+    return FORMATS[dtype][largest] / scale
 
 
 def _shares(counts: _Floats, surely: npt.NDArray[np.bool_], maybe: npt.NDArray[np.bool_]) -> tuple[float, float]:

@@ -37,6 +37,7 @@ ARROWS: dict[str, set[str]] = {
     "recorder": {"columns", "journal", "records"},
     "sidecar": {"journal"},
     "watch": {"histogram", "records"},
+    "stability": {"histogram"},
     "values": {"columns", "histogram", "media", "recorder", "watch"},
     "logbook": {"background", "blobs", "columns", "histogram", "media", "recorder", "records", "redact", "values"},
     # the training script's side
@@ -60,7 +61,7 @@ ARROWS: dict[str, set[str]] = {
     "active": {"environment", "fields", "job", "naming", "run", "settings"},
     "launch": {"active", "run", "watch"},
     # the reader's side
-    "api": {"histogram", "journal", "naming", "records", "sidecar"},
+    "api": {"histogram", "journal", "naming", "records", "sidecar", "stability"},
     "cli": {"api", "journal", "launch", "records"},
     # everyone's
     "testing": {"histogram"},
@@ -68,7 +69,7 @@ ARROWS: dict[str, set[str]] = {
 }
 """Part -> the parts it may import, at its top or inside a function. "" is torchtrack/__init__.py."""
 
-WITHOUT_TORCH = ("api", "cli", "histogram", "job", "journal", "records", "recorder", "settings", "sidecar")
+WITHOUT_TORCH = ("api", "cli", "histogram", "job", "journal", "records", "recorder", "settings", "sidecar", "stability")
 
 
 def part_of(module: str) -> str:

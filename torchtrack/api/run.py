@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -11,13 +11,16 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from torchtrack.api import charts, facts, hints, history, summary, tensors
+from torchtrack.api import charts, facts, findings, hints, history, summary, tensors
 from torchtrack.api.facts import Attempt, Event
 from torchtrack.api.hints import did_you_mean
 from torchtrack.api.history import Part, Window
 from torchtrack.api.streams import OWN_PREFIXES, StreamRows
 from torchtrack.histogram import Histogram
 from torchtrack.records import SCHEMAS, Table
+from torchtrack.stability import Finding, Rule, Step, default_rules
+from torchtrack.stability.difference import TOLERANCE, Difference, difference
+from torchtrack.stability.headroom import Headroom, headroom
 
 if TYPE_CHECKING:
     from torchtrack.api.source import Source
@@ -314,9 +317,60 @@ class Run:
         events = [event for event in self._events() if type is None or event.type == type]
         return sorted(events, key=lambda event: (event.time, event.attempt, event.rank))
 
-    def findings(self) -> list[Event]:
-        """What the stability rules concluded: the events of type finding."""
-        return self.events("finding")
+    def findings(self, rules: Iterable[Rule] | None = None) -> list[Finding]:
+        """What the stability rules conclude of the rows, and what was recorded as a finding while the run ran.
+
+        Consequences are folded into the finding they follow from. Ordered by the step at which they began.
+
+        Args:
+            rules: fresh rules of your own to replay, instead of all that are installed; nothing recorded is added.
+        """
+        if rules is not None:
+            return findings.replay(rules, self.steps())
+        live = findings.recorded(self.events("finding"))
+        replayed = self._cached("findings", lambda: findings.replay(default_rules(), self.steps()))
+        return findings.together(live, replayed)
+
+    def steps(self) -> Iterator[Step]:
+        """Everything of the run step by step, as rules see it."""
+        keys = [key for key in self.keys() if not key.startswith(("system/", "_tt/"))]
+        facts = findings.facts_of(event.data for event in self.events("model"))
+        marks = self.events("mark")
+        return findings.steps(self.history(keys), self.history(keys, ranks="all"), self.tensors(), marks, facts)
+
+    def diff(self, other: Run, tolerance: float = TOLERANCE) -> Difference:
+        """Where this run and another part: first step, kind and tensor, whatever the parallel layout of each.
+
+        Args:
+            other: a run of the same model.
+            tolerance: octaves of distance, and relative difference of norms, up to which tensors count as the same.
+
+        Raises:
+            ValueError: the runs have no sample or tensor in common.
+        """
+        first, second = (findings.samples_of(run.tensors()) for run in (self, other))
+        return difference(first, second, tolerance)
+
+    def headroom(
+        self,
+        narrow: str,
+        kind: str = "gradient",
+        name: str | None = None,
+        scale: float = 1.0,
+    ) -> list[Headroom]:
+        """What the newest sample of each tensor would lose in a narrow format: bounds, from the buckets.
+
+        Args:
+            narrow: "fp16", "bf16", "e4m3" or "e5m2".
+            kind: kind of the tensors.
+            name: of this name only, or of those that match it.
+            scale: what the values are multiplied by first.
+
+        Raises:
+            ValueError: no such format, or the scale is not finite and > 0.
+        """
+        newest = tensors.newest_sample(tensors.one_stage(self.tensors(kind, name), None))
+        return headroom(findings.block(newest), narrow, scale)
 
     # -- inside -------------------------------------------------------------------------------------------------------
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import click
 
+from torchtrack.cli.diff import diff
 from torchtrack.cli.export import export
+from torchtrack.cli.findings import findings
 from torchtrack.cli.fsck import fsck
 from torchtrack.cli.launch import launch
 from torchtrack.cli.list import ls
@@ -22,5 +24,5 @@ def main() -> None:
     """
 
 
-for _command in (ls, show, export, fsck, launch):
+for _command in (ls, show, findings, diff, export, fsck, launch):
     main.add_command(_command)

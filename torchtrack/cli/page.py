@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
@@ -171,7 +171,9 @@ def _cut(name: str, room: int) -> str:
 
 
 def _findings(run: Run) -> Iterator[Any]:
-    findings = [(event.step, event.data) for event in [*run.findings(), *run.events("alert")]]
+    findings: list[tuple[int | None, Mapping[str, Any]]]
+    findings = [(finding.first_step, finding.as_dict()) for finding in run.findings()]
+    findings += [(event.step, event.data) for event in run.events("alert")]
     findings += [(event.step, {"severity": "warning", **event.data}) for event in run.events("warning")]
     if not findings:
         return

@@ -66,7 +66,7 @@ def _describe(run: Run, view: Any) -> dict[str, Any]:
         ],
         "config": run.config,
         "environment": run.environment,
-        "findings": [{"step": finding.step, **finding.data} for finding in run.findings()],
+        "findings": [finding.as_dict() for finding in run.findings()],
         "damages": [damage._asdict() | {"path": str(damage.path)} for damage in run.damages],
         "tensors": [] if view is None else [row.describe() for row in view.rows],
     }

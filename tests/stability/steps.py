@@ -1,0 +1,36 @@
+"""Steps as rules see them, made of plain numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import numpy as np
+
+from tests.api.journals import tensor_row
+from torchtrack.stability import Finding, Monitor, Rule, Step, Tensors, default_rules
+from torchtrack.stability.step import tensors_of
+
+
+def tensors(values: Mapping[str, Any], stage: str = "step") -> Tensors:
+    """The rows of one kind, of these values by name."""
+    rows = [tensor_row(0, name, held, stage=stage) for name, held in values.items()]
+    return tensors_of({column: [row[column] for row in rows] for column in rows[0]})
+
+
+def scalars(name: str, values: Iterable[float], start: int = 0) -> list[Step]:
+    """A metric, a value a step."""
+    return [Step(start + at, {name: value}) for at, value in enumerate(values)]
+
+
+def run(steps: Iterable[Step], rules: list[Rule] | None = None) -> list[Finding]:
+    """What the rules find."""
+    monitor = Monitor(default_rules() if rules is None else rules)
+    for step in steps:
+        monitor.update(step)
+    return monitor.findings
+
+
+def noise(count: int, size: float = 0.1, seed: int = 0) -> Any:
+    """Log-normal factors around 1."""
+    return np.exp(np.random.default_rng(seed).normal(0, size, count))

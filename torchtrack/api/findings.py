@@ -1,0 +1,153 @@
+"""Stored rows as the steps that the stability rules look at, and what the rules concluded."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, Final
+
+import numpy as np
+import pyarrow as pa
+
+from torchtrack.api.facts import Event
+from torchtrack.api.tensors import one_stage
+from torchtrack.stability import Facts, Finding, Monitor, Rule, Step, Tensors
+from torchtrack.stability.step import tensors_of
+
+KINDS: Final = ("gradient", "parameter", "update", "activation", "optimizer")
+_FORMATS: Final = {
+    "torch.float16": "fp16",
+    "torch.bfloat16": "bf16",
+    "torch.float8_e4m3fn": "e4m3",
+    "torch.float8_e5m2": "e5m2",
+}
+
+
+def replay(rules: Iterable[Rule], steps: Iterable[Step]) -> list[Finding]:
+    """What these rules find in a run."""
+    monitor = Monitor(rules)
+    for step in steps:
+        monitor.update(step)
+    return monitor.findings
+
+
+def recorded(events: Iterable[Event]) -> list[Finding]:
+    """What was concluded while the run ran: of each finding the last that was said, without consequences of others."""
+    newest = {}
+    for event in events:
+        finding = Finding.from_dict(event.data, event.step)
+        newest[finding.id] = finding
+    return [finding for finding in newest.values() if not finding.cause]
+
+
+def together(live: Sequence[Finding], replayed: Sequence[Finding]) -> list[Finding]:
+    """Both, in the order they began. A rule that was replayed has seen the whole run: what it said live is left out.
+
+    What it said live may be all there is of something that rows do not hold, so it stays where the replay has nothing.
+    """
+    known = {finding.rule for finding in replayed}
+    known |= {str(part["rule"]) for finding in replayed for part in finding.consequences}
+    kept = [finding for finding in live if finding.rule not in known]
+    return sorted([*replayed, *kept], key=lambda finding: (finding.first_step, finding.rule))
+
+
+def facts_of(models: Iterable[Mapping[str, Any]]) -> Facts:
+    """Order and formats of the parameters, from the events that describe the watched models."""
+    order: dict[str, None] = {}
+    formats = {}
+    for module in (module for model in models for module in model.get("modules", ())):
+        for parameter in module.get("parameters", ()):
+            name = f"{module.get('name')}.{parameter.get('name')}".lstrip(".")
+            order[name] = None
+            if parameter.get("dtype") in _FORMATS:
+                formats[name] = _FORMATS[parameter["dtype"]]
+    return Facts(tuple(order), formats)
+
+
+def steps(
+    scalars: pa.Table, by_rank: pa.Table, tensors: pa.Table, marks: Iterable[Event], facts: Facts
+) -> Iterator[Step]:
+    """Everything of a run step by step.
+
+    Args:
+        scalars: a history over all ranks.
+        by_rank: the same with a row a rank.
+        tensors: rows as `Run.tensors` returns them.
+        marks: events that may explain something.
+        facts: what is known of the model.
+    """
+    metrics, ranks = _metrics(scalars), _ranks(by_rank)
+    samples: dict[int, list[dict[str, Tensors]]] = {}
+    for (at, _), rows in samples_of(tensors).items():
+        samples.setdefault(at, []).append(rows)
+    marked: dict[int, list[str]] = {}
+    for event in marks:
+        marked.setdefault(event.step or 0, []).append(str(event.data.get("title") or event.type))
+    for step in sorted({*metrics, *samples, *marked}):
+        for number, sample in enumerate(samples.get(step, [{}])):
+            first = number == 0  # several optimizer steps may fall on one step of the run
+            yield Step(
+                step,
+                metrics.get(step, {}) if first else {},
+                ranks.get(step, {}) if first else {},
+                sample,
+                marked.get(step, ()) if first else (),
+                facts,
+            )
+
+
+def _metrics(rows: pa.Table) -> dict[int, dict[str, float]]:
+    """The metrics of each step that has any."""
+    steps = rows.column("step").to_numpy()
+    found: dict[int, dict[str, float]] = {step: {} for step in steps.tolist()}
+    for name in rows.column_names[2:]:
+        column = rows.column(name)
+        there = column.is_valid().to_numpy()
+        for step, value in zip(steps[there].tolist(), column.drop_null().to_pylist(), strict=True):
+            found[step][name] = value
+    return found
+
+
+def _ranks(rows: pa.Table) -> dict[int, dict[str, dict[int, float]]]:
+    """By step, metric and rank: what more than one rank logged."""
+    steps, ranks = rows.column("step").to_numpy(), rows.column("rank").to_numpy()
+    found: dict[int, dict[str, dict[int, float]]] = {}
+    for name in rows.column_names[3:]:
+        column = rows.column(name)
+        there = column.is_valid().to_numpy()
+        own = ranks[there]
+        if not len(own) or (own == own[0]).all():
+            continue
+        for step, rank, value in zip(steps[there].tolist(), own.tolist(), column.drop_null().to_pylist(), strict=True):
+            found.setdefault(step, {}).setdefault(name, {})[rank] = value
+    return {
+        step: {name: values for name, values in metrics.items() if len(values) > 1} for step, metrics in found.items()
+    }
+
+
+def samples_of(rows: pa.Table) -> dict[tuple[int, int], dict[str, Tensors]]:
+    """By step, and number of the sample on this step: the rows of each kind, in the order of steps."""
+    rows = one_stage(rows, None)
+    if not rows.num_rows:
+        return {}
+    kinds = rows.column("kind").cast(pa.string()).to_numpy(zero_copy_only=False)
+    step, sample = rows.column("step").to_numpy(), rows.column("sample").to_numpy()
+    kind = np.array([KINDS.index(k) if k in KINDS else -1 for k in kinds])
+    order = np.lexsort((kind, sample, step))
+    order = order[kind[order] >= 0]
+    keys = np.stack([step[order], sample[order], kind[order]])
+    starts = np.flatnonzero(np.append(True, (np.diff(keys, axis=1) != 0).any(axis=0))) if len(order) else order
+    found: dict[int, dict[int, dict[str, Tensors]]] = {}
+    for lo, hi in zip(starts.tolist(), [*starts[1:].tolist(), len(order)], strict=True):
+        at, number, which = keys[:, lo].tolist()
+        found.setdefault(at, {}).setdefault(number, {})[KINDS[which]] = block(rows.take(pa.array(order[lo:hi])))
+    return {
+        (at, place): samples[number] for at, samples in found.items() for place, number in enumerate(sorted(samples))
+    }
+
+
+def block(rows: pa.Table) -> Tensors:
+    """Rows of one kind and sample."""
+    columns = ("name", "stage", "count", "sum_sq", "min", "max", "zeros", "nans", "pos_infs", "neg_infs")
+    plain = {name: rows.column(name).to_pylist() for name in columns}
+    lists = {name: rows.column(name).to_pylist() for name in ("buckets", "counts")}
+    return tensors_of({**plain, **lists})

@@ -1,0 +1,48 @@
+"""What a metric is, by its name: the rules look at losses, gradient norms, loss scales and phases of a step."""
+
+from __future__ import annotations
+
+import functools
+import re
+from typing import Final
+
+_TRAINING: Final = r"(?:train|training|total|batch)"
+_OTHER: Final = r"(?:val|valid|validation|eval|test)"
+_LOSS: Final = r"loss(?:_step|_epoch)?$"
+_TRAINING_LOSS: Final = re.compile(rf"^(?:.*/)?(?:{_TRAINING}[_/.])*{_LOSS}", re.IGNORECASE)
+_VALIDATION: Final = re.compile(rf"(?:^|[_/.]){_OTHER}[_/.]", re.IGNORECASE)
+_VALIDATION_LOSS: Final = re.compile(rf"^(?:.*/)?(?:{_OTHER}[_/.])*{_LOSS}", re.IGNORECASE)
+_GRADIENT_NORM: Final = re.compile(r"(?:^|/)(?:grad|gradient|grads|total)_?norm$", re.IGNORECASE)
+_LOSS_SCALE: Final = re.compile(r"(?:^|[/_.])(?:loss|grad|amp)_?scale$|(?:^|/)scaler?(?:/scale)?$", re.IGNORECASE)
+_PHASE: Final = re.compile(r"^phase/(.+)_s$")
+
+
+@functools.lru_cache(maxsize=4096)
+def is_training_loss(name: str) -> bool:
+    """`loss`, `train/loss`, `train_loss` and the like; not `d_loss` and other parts, which may go either way."""
+    return bool(_TRAINING_LOSS.search(name)) and not _VALIDATION.search(name)
+
+
+@functools.lru_cache(maxsize=4096)
+def is_loss(name: str) -> bool:
+    """A training loss or one of validation."""
+    return is_training_loss(name) or bool(_VALIDATION_LOSS.search(name))
+
+
+@functools.lru_cache(maxsize=4096)
+def is_gradient_norm(name: str) -> bool:
+    """`watch/grad_norm`, and what people log themselves."""
+    return bool(_GRADIENT_NORM.search(name))
+
+
+@functools.lru_cache(maxsize=4096)
+def is_loss_scale(name: str) -> bool:
+    """The factor of a gradient scaler."""
+    return bool(_LOSS_SCALE.search(name))
+
+
+@functools.lru_cache(maxsize=4096)
+def phase_of(name: str) -> str:
+    """The phase whose seconds this is; empty if it is something else."""
+    found = _PHASE.match(name)
+    return found.group(1) if found else ""

@@ -1,0 +1,114 @@
+"""Medians of the recent past, of one metric or of many tensors at once: what is normal here."""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from typing import Final
+
+import numpy as np
+
+from torchtrack.stability.step import Floats, Ints
+
+SIGMA: Final = 1.4826
+"""The median absolute deviation of a normal distribution times this is its standard deviation."""
+
+
+def center_and_scale(values: Floats) -> tuple[float, float]:
+    """Median, and the standard deviation by the median absolute deviation."""
+    center = float(np.median(values))
+    return center, SIGMA * float(np.median(np.abs(values - center)))
+
+
+class Window:
+    """The last `size` values of a metric. Median and spread are looked up anew after each sixteenth of new values."""
+
+    def __init__(self, size: int) -> None:
+        self._values: deque[float] = deque(maxlen=size)
+        self._fresh = 0
+        self._known = (math.nan, math.nan)
+
+    def __len__(self) -> int:
+        return len(self._values)
+
+    def push(self, value: float) -> None:
+        """Add a value; one that is not finite is left out."""
+        if math.isfinite(value):
+            self._values.append(value)
+            self._fresh += 1
+
+    def normal(self) -> tuple[float, float]:
+        """Median and standard deviation of the values but for outliers; NaN if there are none."""
+        if self._values and self._fresh * 16 >= len(self._values):
+            self._known = center_and_scale(self.array())
+            self._fresh = 0
+        return self._known
+
+    def array(self) -> Floats:
+        """The values, oldest first."""
+        return np.array(self._values, np.float64)
+
+
+class Rings:
+    """The last `size` values of each of many tensors, NaN where there are none yet."""
+
+    def __init__(self, size: int) -> None:
+        self._size = size
+        self._places: dict[str, int] = {}
+        self._last: tuple[tuple[str, ...], Ints] = ((), np.zeros(0, np.int64))
+        self._values = np.full((0, size), np.nan)
+
+    def push(self, names: tuple[str, ...], values: Floats) -> Floats:
+        """Add a value a tensor. Returns all values of these tensors, [tensors, size], the newest last."""
+        places = self._index(names)
+        rings = np.roll(self._values[places], -1, axis=1)
+        rings[:, -1] = values
+        self._values[places] = rings
+        return rings
+
+    def _index(self, names: tuple[str, ...]) -> Ints:
+        if names != self._last[0]:
+            places = [self._places.setdefault(name, len(self._places)) for name in names]
+            missing = len(self._places) - len(self._values)
+            self._values = np.concatenate([self._values, np.full((missing, self._size), np.nan)])
+            self._last = names, np.array(places, np.int64)
+        return self._last[1]
+
+
+class Steps:
+    """The steps that the values of a ring are of."""
+
+    def __init__(self, size: int) -> None:
+        self._steps: deque[int] = deque(maxlen=size)
+
+    def push(self, step: int) -> None:
+        """Add a step."""
+        self._steps.append(step)
+
+    def since(self, ring: Floats, limit: float) -> int:
+        """The first step of the stretch up to now in which the values lie above a limit, but for single ones."""
+        steps = list(self._steps)
+        values = ring[-len(steps) :]
+        below = values < limit
+        pairs = np.flatnonzero(below[1:] & below[:-1])
+        start = int(pairs[-1]) + 2 if len(pairs) else 0
+        inside = [at for at in range(start, len(steps)) if values[at] >= limit]
+        return steps[inside[0]] if inside else steps[-1]
+
+
+def log2(values: Floats) -> Floats:
+    """Base-2 logarithm; NaN for what is not positive and finite."""
+    logs: Floats = np.full(len(values), np.nan)
+    good = (values > 0) & np.isfinite(values)
+    logs[good] = np.log2(values[good])
+    return logs
+
+
+def quiet_median(rings: Floats) -> Floats:
+    """The median of each row without its NaNs; NaN for a row of NaNs."""
+    counts = np.isfinite(rings).sum(axis=1)
+    ordered = np.sort(rings, axis=1)  # NaNs come last
+    rows = np.arange(len(rings))
+    low, high = np.maximum(counts - 1, 0) // 2, np.minimum(counts // 2, rings.shape[1] - 1)
+    medians: Floats = (ordered[rows, low] + ordered[rows, high]) / 2
+    return medians

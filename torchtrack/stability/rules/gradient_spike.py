@@ -1,0 +1,98 @@
+"""A gradient norm far above that of the steps before it.
+
+Reference: the robust z-score (Iglewicz and Hoaglin 1993) on the logarithm of the norm, since norms of gradients spread
+over orders of magnitude (Zhang et al. 2020, "Why are adaptive methods good for attention models?").
+
+Default: z >= 8 against the median of the last 64 values, of which there are at least 12. The spread is at least 0.25
+(in powers of two), so nothing below a factor of four is a spike. Falls are none.
+Evidence: the norm, the median, z, and the tensors that rose most.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Final
+
+import numpy as np
+
+from torchtrack.stability.finding import Sign
+from torchtrack.stability.metrics import is_gradient_norm
+from torchtrack.stability.robust import Rings, Window, log2, quiet_median
+from torchtrack.stability.step import Step
+
+_WINDOW: Final = 64
+_LEAST: Final = 12
+_Z: Final = 8.0
+_Z_OVER: Final = 4.0
+_FLOOR: Final = 0.25
+_TENSORS: Final = 32
+_NAMED: Final = 5
+_CALLED_HIGH: Final = 1.0
+
+
+class GradientSpike:
+    """The global norm jumps."""
+
+    name = "gradient_spike"
+    patience = 1
+    calm = 2
+    causes = frozenset(
+        {
+            "non_finite",
+            "loss_spike",
+            "loss_divergence",
+            "exploding_trend",
+            "update_ratio",
+            "dead_layer",
+            "loss_scale",
+            "clip_saturation",
+            "format_headroom",
+        }
+    )
+
+    def __init__(self) -> None:
+        self._windows: dict[str, Window] = {}
+        self._norms = Rings(_TENSORS)
+
+    def update(self, step: Step) -> Mapping[str, Sign | None]:
+        """Look at each metric that is a norm of gradients."""
+        risen = self._risen(step)
+        looked: dict[str, Sign | None] = {}
+        for name, value in step.scalars.items():
+            if is_gradient_norm(name) and 0 < value < math.inf:
+                looked[name] = self._look(name, value, risen, step)
+        return looked
+
+    def _look(self, name: str, value: float, risen: tuple[str, ...], step: Step) -> Sign | None:
+        window = self._windows.setdefault(name, Window(_WINDOW))
+        center, scale = window.normal()
+        log = math.log2(value)
+        z = (log - center) / max(scale, _FLOOR)
+        ready = len(window) >= _LEAST
+        window.push(log)
+        if not ready or z < _Z_OVER:
+            return None
+        usual = 2.0**center
+        where = f", most of all in {', '.join(risen)}" if risen else ""
+        return Sign(
+            why=f"{name} is {value:.3g} at step {step.step:,}, {value / usual:.3g} times its median {usual:.3g}"
+            f"{where}.",
+            look_at="The batch of this step, the learning rate before it, and whether clipping held it.",
+            value=z,
+            kind="gradient" if risen else "",
+            names=risen or (name,),
+            evidence={"norm": value, "median": usual, "z": round(z, 2), "metric": name},
+            opens=z >= _Z,
+        )
+
+    def _risen(self, step: Step) -> tuple[str, ...]:
+        """The tensors whose norm rose most over their own median."""
+        rows = step.tensors.get("gradient")
+        if rows is None:
+            return ()
+        logs = self._norms.push(rows.names, log2(rows.norm))
+        rise = logs[:, -1] - quiet_median(logs[:, :-1])
+        rise[np.isnan(rise)] = -math.inf
+        most = np.argsort(-rise, kind="stable")[:_NAMED]
+        return tuple(rows.names[i] for i in most if rise[i] >= _CALLED_HIGH)

@@ -1,0 +1,77 @@
+"""A loss far above that of the steps before it.
+
+Reference: loss spikes of large runs (Chowdhery et al. 2022, section 5.1; Molybog et al. 2023), by a robust z-score.
+
+Default: z >= 8 against the median of the last 64 values, of which there are at least 12. The spread is at least 2 % of
+where the loss began, so ripples of a loss that is nearly zero are none.
+Evidence: the value, the median, z.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Final
+
+from torchtrack.stability.finding import Sign
+from torchtrack.stability.metrics import is_loss
+from torchtrack.stability.robust import Window
+from torchtrack.stability.step import Step
+
+_WINDOW: Final = 64
+_LEAST: Final = 12
+_Z: Final = 8.0
+_Z_OVER: Final = 4.0
+_FLOOR: Final = 0.02
+
+
+class LossSpike:
+    """The loss jumps up."""
+
+    name = "loss_spike"
+    patience = 1
+    calm = 3
+    causes = frozenset(
+        {
+            "non_finite",
+            "loss_divergence",
+            "gradient_spike",
+            "exploding_trend",
+            "update_ratio",
+            "dead_layer",
+            "loss_scale",
+            "clip_saturation",
+            "format_headroom",
+        }
+    )
+
+    def __init__(self) -> None:
+        self._windows: dict[str, Window] = {}
+        self._began: dict[str, float] = {}
+
+    def update(self, step: Step) -> Mapping[str, Sign | None]:
+        """Look at each loss."""
+        return {
+            name: self._look(name, value, step)
+            for name, value in step.scalars.items()
+            if is_loss(name) and math.isfinite(value)
+        }
+
+    def _look(self, name: str, value: float, step: Step) -> Sign | None:
+        window = self._windows.setdefault(name, Window(_WINDOW))
+        began = self._began.setdefault(name, abs(value))
+        center, scale = window.normal()
+        floor = _FLOOR * max(abs(center), began) or 1e-12
+        z = (value - center) / max(scale, floor)
+        ready = len(window) >= _LEAST
+        window.push(value)
+        if not ready or z < _Z_OVER:
+            return None
+        return Sign(
+            why=f"{name} is {value:.4g} at step {step.step:,}, where its median was {center:.4g}.",
+            look_at="The batch of this step, the learning rate, and which gradients rose.",
+            value=z,
+            names=(name,),
+            evidence={"loss": value, "median": center, "z": round(z, 2)},
+            opens=z >= _Z,
+        )

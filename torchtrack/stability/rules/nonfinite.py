@@ -1,0 +1,106 @@
+"""Values that are NaN or infinite: which tensor had them first.
+
+Reference: IEEE 754, and the order in which a backward pass runs: a NaN that arises in the gradient of a layer is handed
+to every layer before it, so of the gradients that hold one at the first bad step, the last of the forward pass is where
+it arose. In parameters, activations and updates the first of the forward pass is.
+
+Default: a single element is enough. A step that a gradient scaler left out is only noted: scalers probe for overflow.
+Evidence: how many elements of which tensors.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from typing import Final
+
+import numpy as np
+
+from torchtrack.stability.finding import Sign
+from torchtrack.stability.metrics import is_gradient_norm, is_loss
+from torchtrack.stability.step import Step, Tensors
+
+_KINDS: Final = ("activation", "gradient", "update", "optimizer", "parameter")
+"""In the order in which a step computes them; rows of parameters are from before the update."""
+_MOST: Final = 16
+_LOOK_AT: Final = (
+    "The batch of this step and the operations of this layer (division, log, sqrt, exp, a mask that hides all); "
+    "torch.autograd.detect_anomaly shows the line."
+)
+
+
+class NonFinite:
+    """Any element that is no number, or an infinite one."""
+
+    name = "non_finite"
+    patience = 1
+    calm = 3
+    causes = frozenset(
+        {
+            *("non_finite", "loss_scale", "gradient_spike", "loss_spike", "loss_divergence", "exploding_trend"),
+            *("dead_layer", "update_ratio", "rank_skew", "format_headroom", "clip_saturation", "loss_plateau"),
+        }
+    )
+
+    def update(self, step: Step) -> Mapping[str, Sign | None]:
+        """Look at all rows, then at losses and gradient norms: a job that samples rarely sees these first."""
+        looked: dict[str, Sign | None] = {}
+        broken = [kind for kind in _KINDS if kind in step.tensors and step.tensors[kind].nonfinite.any()]
+        if "parameter" in broken:  # they were bad before this step's pass, whose values follow from them
+            broken.remove("parameter")
+            broken.insert(0, "parameter")
+        for kind in broken:
+            looked[kind] = _sign(kind, step.tensors[kind], step)
+        for kind in step.tensors:
+            looked.setdefault(kind, None)
+        for name, value in step.scalars.items():
+            if is_loss(name) or is_gradient_norm(name):
+                looked[name] = None if math.isfinite(value) else _of_metric(name, value, step)
+        return dict(_alone(looked))
+
+
+def _alone(looked: Mapping[str, Sign | None]) -> Iterator[tuple[str, Sign | None]]:
+    """Tensors before metrics, whose names add nothing to theirs."""
+    tensors = any(sign is not None and sign.kind for sign in looked.values())
+    for key, sign in looked.items():
+        yield key, None if tensors and sign is not None and not sign.kind else sign
+
+
+def _sign(kind: str, rows: Tensors, step: Step) -> Sign:
+    bad = np.flatnonzero(rows.nonfinite).tolist()
+    order = {name: place for place, name in enumerate(step.facts.order)}
+    backward = kind == "gradient"
+    if order:
+        bad.sort(key=lambda i: order.get(rows.names[i], len(order)), reverse=backward)
+    names = tuple(rows.names[i] for i in bad)
+    skipped = bool(rows.skipped[bad].all())
+    count = int(rows.nonfinite[bad[0]])
+    which = ", the first of the backward pass" if backward and order and len(names) > 1 else ""
+    others = f", and {len(names) - 1} more {kind}s hold such" if len(names) > 1 else ""
+    why = (
+        f"{count:,} of {int(rows.count[bad[0]]):,} elements of the {kind} {names[0]}{which}, are NaN or infinite at "
+        f"step {step.step:,}{others}{'; a gradient scaler left the step out' if skipped else ''}."
+    )
+    return Sign(
+        why=why.replace(f"{names[0]},", names[0]) if not which else why,
+        look_at="Nothing, unless it goes on: a scaler probes for overflow." if skipped else _LOOK_AT,
+        value=float(rows.nonfinite.sum()),
+        severity="info" if skipped else "critical",
+        kind=kind,
+        names=names[:_MOST],
+        evidence={"elements": {rows.names[i]: int(rows.nonfinite[i]) for i in bad[:_MOST]}, "tensors": len(names)},
+    )
+
+
+def _of_metric(name: str, value: float, step: Step) -> Sign:
+    ranks = tuple(rank for rank, own in step.ranks.get(name, {}).items() if not math.isfinite(own))
+    every = len(ranks) == len(step.ranks.get(name, {}))
+    return Sign(
+        why=f"{name} is {value} at step {step.step:,}.",
+        look_at=_LOOK_AT,
+        value=0.0,
+        severity="critical",
+        names=(name,),
+        ranks=() if every else ranks,
+        evidence={"value": str(value)},
+    )

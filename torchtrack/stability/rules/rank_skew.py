@@ -1,0 +1,104 @@
+"""A rank whose loss or gradients differ from those of the others, step after step.
+
+Reference: in data parallel training all ranks draw from one distribution, so their losses differ by chance alone: the
+median of many log ratios is then zero within its standard error.
+
+Default: over the last 16 steps the median ratio of a rank to the median of the others is 1.4 or more (2 or more for a
+norm, and with three ranks and more also so much less), and five standard errors from 1. Of two ranks the larger is
+named. Metrics: training losses and norms of gradients that more than one rank logs.
+Evidence: the ratio, its standard error, the rank's value and that of the others.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Final
+
+import numpy as np
+
+from torchtrack.stability.finding import Sign
+from torchtrack.stability.metrics import is_gradient_norm, is_training_loss
+from torchtrack.stability.robust import SIGMA, Rings, Steps, quiet_median
+from torchtrack.stability.step import Floats, Step
+
+_WINDOW: Final = 16
+_LEAST: Final = 10
+_LOSS: Final = math.log2(1.4)
+_NORM: Final = 1.0
+_OVER: Final = 0.6
+_ERRORS: Final = 5.0
+_ERROR_OF_MEDIAN: Final = 1.25
+
+
+class RankSkew:
+    """One rank trains on something else."""
+
+    name = "rank_skew"
+    patience = 4
+    calm = 8
+    causes = frozenset({"rank_skew", "loss_spike", "gradient_spike", "loss_divergence"})
+
+    def __init__(self) -> None:
+        self._ratios: dict[str, tuple[Rings, Steps]] = {}
+
+    def update(self, step: Step) -> Mapping[str, Sign | None]:
+        """Look at each metric of which there are values by rank."""
+        looked: dict[str, Sign | None] = {}
+        for name, values in step.ranks.items():
+            limit = _LOSS if is_training_loss(name) else _NORM if is_gradient_norm(name) else math.inf
+            if len(values) > 1 and math.isfinite(limit):
+                self._look(name, limit, values, step, looked)
+        return looked
+
+    def _look(
+        self, name: str, limit: float, values: Mapping[int, float], step: Step, looked: dict[str, Sign | None]
+    ) -> None:
+        own = np.array(list(values.values()), np.float64)
+        rest = others_median(own)
+        with np.errstate(all="ignore"):
+            logs = np.log2(own / rest)
+        logs[~np.isfinite(logs) | (own <= 0) | (rest <= 0)] = np.nan
+        ratios, steps = self._ratios.setdefault(name, (Rings(_WINDOW), Steps(_WINDOW)))
+        steps.push(step.step)
+        rings = ratios.push(tuple(map(str, values)), logs)
+        spreads = SIGMA * quiet_median(np.abs(rings - quiet_median(rings)[:, None]))
+        spread = float(np.nanmax(np.append(spreads, 0.0)))  # of the widest: one window may be narrow by chance
+        for i, rank in enumerate(values):
+            key = f"{name}:{rank}"
+            known = rings[i][np.isfinite(rings[i])]
+            if len(known) < _LEAST:
+                continue
+            median = float(np.median(known))
+            error = _ERROR_OF_MEDIAN * spread / math.sqrt(len(known))
+            size = abs(median) if len(values) > 2 else median
+            looked[key] = None
+            if size >= _OVER * limit and size >= _ERRORS * error:
+                since = steps.since(rings[i] * math.copysign(1.0, median), size / 2)
+                evidence = {"ratio": 2.0**median, "error": error, "own": float(own[i]), "others": float(rest[i])}
+                looked[key] = _sign(name, rank, evidence, step, since, opens=size >= limit)
+
+
+def others_median(values: Floats) -> Floats:
+    """Of each value the median of all the others."""
+    ordered = np.sort(values)
+    place = np.searchsorted(ordered, values)
+    # without the value at `place` the sorted others are `ordered` with that place skipped
+    low, high = (len(values) - 2) // 2, (len(values) - 1) // 2
+    medians: Floats = (ordered[low + (low >= place)] + ordered[high + (high >= place)]) / 2
+    return medians
+
+
+def _sign(name: str, rank: int, evidence: Mapping[str, float], step: Step, since: int, *, opens: bool) -> Sign:
+    ratio = evidence["ratio"]
+    return Sign(
+        why=f"{name} of rank {rank} has been {ratio:.2f} times that of the other ranks over the last {_WINDOW} steps, "
+        f"at step {step.step:,}.",
+        look_at="The data this rank reads, what its loss is divided by, and its hardware.",
+        value=max(ratio, 1 / ratio),
+        names=(name,),
+        ranks=(rank,),
+        evidence=evidence,
+        since=since,
+        opens=opens,
+    )
