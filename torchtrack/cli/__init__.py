@@ -9,6 +9,7 @@ from torchtrack.cli.fsck import fsck
 from torchtrack.cli.launch import launch
 from torchtrack.cli.list import ls
 from torchtrack.cli.show import show
+from torchtrack.cli.watch_run import watch_run
 from torchtrack.version import __version__
 
 
@@ -22,5 +23,5 @@ def main() -> None:
     """
 
 
-for _command in (ls, show, export, fsck, launch):
+for _command in (ls, show, export, fsck, launch, watch_run):
     main.add_command(_command)
