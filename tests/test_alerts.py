@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from datetime import timedelta
 
@@ -32,7 +33,7 @@ def test_no_title_within_its_wait_no_more_messages_than_the_limit_and_none_lost(
 
     assert told == sum(map(len, taken.values()))
     for times in taken.values():
-        assert all(b - a >= wait_s for a, b in zip(times, times[1:], strict=False))
+        assert all(b - a >= wait_s for a, b in itertools.pairwise(times))
     assert all(sum(at - 60 < other <= at for other in sent) <= PER_MINUTE for at in sent)
 
 
@@ -56,6 +57,6 @@ def test_wait_durations_are_seconds_or_timedeltas() -> None:
 def test_without_apprise_one_line_names_the_command(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(alerts.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(alerts.importlib.util, "find_spec", lambda _: None)
     begin(sidecar=True, mode="offline", alert_urls="json://127.0.0.1:1/").finish(quiet=True)
     assert "pip install 'torchtrack[alerts]'" in caplog.text

@@ -224,7 +224,7 @@ class Target:
         time.sleep(pause_s)
         kind = {"info": "info", "warning": "warning", "error": "failure"}[message.level]
         sent = guard.outcome(lambda: self._notifier.notify(message.body or message.title, message.title, kind))
-        return sent is True
+        return not isinstance(sent, Exception) and bool(sent)  # None or False, or an object that is false, is a failure
 
 
 def targets(addresses: Sequence[str], failed: Callable[[str], None]) -> list[Target]:
