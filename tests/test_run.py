@@ -203,15 +203,15 @@ def test_alerts_and_marks_are_events_at_the_current_step(run: Run, caplog: pytes
     read = finished(run)
 
     assert [(e.step, e.data["title"], e.data["text"], e.data["level"]) for e in read.events("alert")] == [
-        (7, "Loss is high", "look", "WARN"),
-        (7, "Odd", "", "INFO"),
+        (7, "Loss is high", "look", "warning"),
+        (7, "Odd", "", "info"),
     ]
     assert [(e.step, e.data["title"]) for e in read.events("mark")] == [(7, "warm-up ends")]
-    assert "alert(level=) takes one of INFO, WARN, ERROR; got 'LOUD'" in caplog.text
+    assert "alert(level=) takes one of 'info', 'warning', 'error'; got 'LOUD'" in caplog.text
 
 
 def test_strict_raises_a_wrong_level() -> None:
-    with begin(strict=True) as run, pytest.raises(ValueError, match="takes one of INFO"):
+    with begin(strict=True) as run, pytest.raises(ValueError, match="takes one of 'info'"):
         run.alert("x", level="LOUD")
 
 

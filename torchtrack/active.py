@@ -7,6 +7,7 @@ import logging
 import os
 import sys
 from collections.abc import Mapping, Sequence
+from datetime import timedelta
 from multiprocessing import parent_process
 from multiprocessing.util import Finalize, register_after_fork
 from typing import Any, Literal
@@ -53,6 +54,8 @@ def init(
     strict: bool | None = None,
     console: bool | None = None,
     sidecar: bool | None = None,
+    alert_urls: Sequence[str | os.PathLike[str]] | str | None = None,
+    alert_findings: Literal["info", "warning", "critical", "none"] | None = None,
     finish_timeout: float | None = None,
     system_interval: float | None = None,
 ) -> Run:
@@ -78,6 +81,9 @@ def init(
         strict: raise what log() would otherwise skip, count and warn of.
         console: record the lines written to stdout and stderr.
         sidecar: start the node's helper process, which learns how ranks end (default True).
+        alert_urls: where the sidecar delivers alerts: URLs of apprise (mail, Slack, webhooks) or its
+            configuration files.
+        alert_findings: the severity from which on findings are delivered: "info", "warning", "critical" or "none".
         finish_timeout: the most seconds finish() takes (default 10).
         system_interval: seconds between samples of system metrics (default 10; 0 turns them off).
 
@@ -104,6 +110,8 @@ def init(
         strict=strict,
         console=console,
         sidecar=sidecar,
+        alert_urls=alert_urls,
+        alert_findings=alert_findings,
         finish_timeout=finish_timeout,
         system_interval=system_interval,
     )
@@ -200,9 +208,9 @@ def define_metric(name: str, *args: Any, **kwargs: Any) -> None:
     _current("define_metric()").define_metric(name, *args, **kwargs)
 
 
-def alert(title: str, text: str = "", level: str = "INFO") -> None:
+def alert(title: str, text: str = "", level: str = "info", wait_duration: float | timedelta | None = None) -> None:
     """`Run.alert` of the active run."""
-    _current("alert()").alert(title, text, level)
+    _current("alert()").alert(title, text, level, wait_duration)
 
 
 def mark(title: str, text: str = "") -> None:

@@ -89,10 +89,12 @@ class Redactor:
 
     Args:
         environ: where to take the values of credential variables from; os.environ as it is now by default.
+        secrets: further texts to hide.
     """
 
-    def __init__(self, environ: Mapping[str, str] | None = None) -> None:
+    def __init__(self, environ: Mapping[str, str] | None = None, secrets: Iterable[str] = ()) -> None:
         spellings = set(_spellings(os.environ if environ is None else environ))
+        spellings.update(spelling for secret in secrets for spelling in _spelled(secret))
         # The longest first: of two secrets one of which begins with the other, the whole must go.
         longest_first = sorted(spellings, key=len, reverse=True)
         self._values = re.compile("|".join(map(re.escape, longest_first))) if longest_first else None
@@ -122,13 +124,20 @@ def _spellings(environ: Mapping[str, str]) -> Iterator[str]:
         lines = [line.strip() for line in value.splitlines()]
         parts = [part for part in lines if len(part) >= _MIN_SECRET_LINE_LENGTH] if len(lines) > 1 else []
         for secret in (value, value.strip(), *parts):
-            if len(secret) >= _MIN_SECRET_LENGTH:
-                yield secret
-                yield urllib.parse.quote(secret, safe="", errors="replace")
-                yield urllib.parse.quote(secret, errors="replace")
-                yield urllib.parse.quote_plus(secret, errors="replace")
-                yield repr(secret)[1:-1]
-                yield json.dumps(secret)[1:-1]
+            yield from _spelled(secret)
+    for url in environ.get("TORCHTRACK_ALERT_URLS", "").split(","):  # each of them lets its reader write to people
+        if "://" in url:
+            yield from _spelled(url.strip())
+
+
+def _spelled(secret: str) -> Iterator[str]:
+    if len(secret) >= _MIN_SECRET_LENGTH:
+        yield secret
+        yield urllib.parse.quote(secret, safe="", errors="replace")
+        yield urllib.parse.quote(secret, errors="replace")
+        yield urllib.parse.quote_plus(secret, errors="replace")
+        yield repr(secret)[1:-1]
+        yield json.dumps(secret)[1:-1]
 
 
 def _without_patterns(text: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import secrets
 import sys
@@ -9,10 +10,11 @@ import threading
 import time
 import weakref
 from collections.abc import Callable, Mapping, Sequence
+from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal
 
-from torchtrack import environment, guard
+from torchtrack import alerts, environment, guard
 from torchtrack.background import Background
 from torchtrack.console import ConsoleCapture
 from torchtrack.fields import Fields
@@ -38,8 +40,9 @@ if TYPE_CHECKING:
 Reduce = Literal["mean", "sum", "min", "max"]
 Watchable = Literal["gradients", "parameters", "updates", "activations", "optimizer"]
 
+logger = logging.getLogger("torchtrack")
+
 SUMMARIES: Final = ("last", "min", "max", "mean", "best", "none")
-LEVELS: Final = ("INFO", "WARN", "ERROR")
 _JOIN_BEFORE_OPEN_S: Final = 0.2
 _SIDECAR_INTERVAL_S: Final = 10.0
 _MERGE_SHARE: Final = 0.4
@@ -65,7 +68,7 @@ class Run:
         self.settings = settings
         self.disabled = job is None
         """Whether every call is accepted and nothing recorded."""
-        self._redactor = Redactor()
+        self._redactor = Redactor(secrets=[url for url in settings.alert_urls if "://" in url])
         self._job = job
         self._lock = threading.Lock()
         self._finished = False
@@ -126,7 +129,7 @@ class Run:
         background, settings = self._background, self.settings
         background.submit("environment", lambda: self._tell("environment", environment.slow()))
         if settings.sidecar:
-            self._sidecar = Sidecar(settings.dir)
+            self._sidecar = Sidecar(settings.dir, alerts=self._delivery())
             background.every(_SIDECAR_INTERVAL_S, "sidecar", self._register)
         if settings.system_interval > 0:
             local_rank = job.identity.local_rank
@@ -407,21 +410,25 @@ class Run:
             raise ValueError("define_metric(summary='best') needs goal='minimize' or goal='maximize'")
         self._event("metric", {"name": name, "step_metric": step_metric, "summary": summary, "goal": goal})
 
-    def alert(self, title: str, text: str = "", level: str = "INFO") -> None:
-        """Record something people should see.
+    def alert(
+        self, title: str, text: str = "", level: str = "info", wait_duration: float | timedelta | None = None
+    ) -> None:
+        """Record something people should see, and have it delivered to `alert_urls`. Never waits for that.
 
         Args:
             title: one line.
             text: details.
-            level: "INFO", "WARN" or "ERROR".
+            level: "info", "warning" or "error".
+            wait_duration: seconds, or a timedelta, for which another alert with this title is recorded but not
+                delivered (a minute by default).
         """
-        level = str(getattr(level, "value", level)).upper()
-        if level not in LEVELS:
-            self._refuse(
-                "alert", ValueError(f"alert(level=) takes one of {', '.join(LEVELS)}; got {level!r}; took 'INFO'")
-            )
-            level = "INFO"
-        self._event("alert", {"title": title, "text": text, "level": level})
+        named, wait_s = guard.outcome(alerts.level_of, level), guard.outcome(alerts.seconds_of, wait_duration)
+        for wrong in (named, wait_s):
+            if isinstance(wrong, Exception):
+                self._refuse("alert", wrong)
+        named = named if isinstance(named, str) else "info"
+        wait_s = wait_s if isinstance(wait_s, float) else alerts.DEFAULT_WAIT_S
+        self._event("alert", {"title": title, "text": text, "level": named, "wait_s": wait_s})
 
     def mark(self, title: str, text: str = "") -> None:
         """Mark the current step, such as "warm-up ends", so that charts can show it."""
@@ -551,6 +558,17 @@ class Run:
     def _about(self) -> dict[str, Any]:
         identity = self._who()
         return {"id": identity.id, **self._labels, "project": identity.project}
+
+    def _delivery(self) -> dict[str, object] | None:
+        """Where the sidecar is to take alerts, if anywhere; says so where it cannot."""
+        if not self.settings.alert_urls:
+            return None
+        why = alerts.missing()
+        if why is None:
+            return {"urls": list(self.settings.alert_urls), "findings": self.settings.alert_findings}
+        if self._who().local_rank == 0:
+            logger.warning("torchtrack: %s", why)
+        return None
 
     def _joined(self, identity: Identity) -> None:
         place = {

@@ -14,6 +14,9 @@ Resume = Literal["auto", "must", "allow", "never"]
 
 MODES: Final = ("offline", "disabled")
 RESUMES: Final = ("auto", "must", "allow", "never")
+SEVERITIES: Final = ("info", "warning", "critical", "none")
+_MAX_URLS: Final = 2500
+"""Characters of all addresses together: they go to the sidecar in one datagram."""
 ENVIRONMENT: Final = {
     "project": "TORCHTRACK_PROJECT",
     "name": "TORCHTRACK_NAME",
@@ -24,6 +27,7 @@ ENVIRONMENT: Final = {
     "dir": "TORCHTRACK_DIR",
     "mode": "TORCHTRACK_MODE",
     "sidecar": "TORCHTRACK_SIDECAR",
+    "alert_urls": "TORCHTRACK_ALERT_URLS",
 }
 """The environment variable of each setting that has one."""
 
@@ -63,6 +67,10 @@ class Settings:
     """Record the lines written to stdout and stderr."""
     sidecar: bool = True
     """Start the helper process of the node that learns how ranks end."""
+    alert_urls: tuple[str, ...] = field(default=(), repr=False)
+    """Where alerts go: URLs as apprise takes them, or configuration files of it. Secrets: never written anywhere."""
+    alert_findings: Literal["info", "warning", "critical", "none"] = "critical"
+    """The severity from which on a finding is an alert."""
     finish_timeout: float = 10.0
     """The most seconds finish() takes."""
     system_interval: float = 10.0
@@ -100,7 +108,7 @@ def environment_config() -> dict[str, Any]:
 
 
 def _parse(name: str, text: str, variable: str) -> Any:
-    if name == "tags":
+    if name in {"tags", "alert_urls"}:
         return [tag.strip() for tag in text.split(",") if tag.strip()]
     if name == "sidecar":
         return text.strip().lower() not in {"0", "false", "off", "no"}
@@ -142,14 +150,17 @@ def check(name: str, value: Any, source: str) -> Any:
         if not all(isinstance(tag, str) for tag in tags):
             raise TypeError(f"{source} takes a list of strings, got {value!r}")
         return tuple(dict.fromkeys(tags))
+    if name == "alert_urls":
+        return _addresses(value, source)
     if name == "dir":
         if not isinstance(value, (str, os.PathLike)):
             raise TypeError(f"{source} takes a path, got {type(value).__name__} {value!r}")
         if not os.fspath(value) or "\0" in os.fspath(value):
             raise ValueError(f"{source} takes the path of a folder, got {value!r}")
         return _path(value)
-    if name in {"mode", "resume"}:
-        return _choice(value, MODES if name == "mode" else RESUMES, source)
+    choices = {"mode": MODES, "resume": RESUMES, "alert_findings": SEVERITIES}
+    if name in choices:
+        return _choice(value, choices[name], source)
     if name in {"finish_timeout", "system_interval"}:
         if isinstance(value, bool) or not isinstance(value, (int, float)):
             raise TypeError(f"{source} takes seconds, got {type(value).__name__} {value!r}")
@@ -171,6 +182,21 @@ def _path(value: str | os.PathLike[str]) -> Path:
         return path.expanduser().absolute()
     except (OSError, RuntimeError):  # the working directory has been removed, or "~" is nobody's home
         return path
+
+
+def _addresses(value: Any, source: str) -> tuple[str, ...]:
+    """What is given is a secret, so no message repeats it."""
+    given = [value] if isinstance(value, (str, os.PathLike)) else value
+    each_given: list[Any] = list(given) if isinstance(given, Iterable) else [None]
+    if not all(isinstance(each, (str, os.PathLike)) for each in each_given):
+        raise TypeError(f"{source} takes a list of URLs as apprise takes them, or of paths of its configuration files")
+    texts = [os.fspath(each).strip() for each in each_given]
+    if not all(texts) or len(json.dumps(texts)) > _MAX_URLS:
+        raise ValueError(
+            f"{source} takes URLs of together at most {_MAX_URLS} characters, none empty; more of them go in a "
+            "configuration file of apprise, whose path is given here"
+        )
+    return tuple(text if "://" in text else str(_path(text)) for text in texts)
 
 
 def _choice(value: Any, allowed: tuple[str, ...], source: str) -> Any:

@@ -23,6 +23,7 @@ ARROWS: dict[str, set[str]] = {
     "blobs": set(),
     "naming": set(),
     "phases": set(),
+    "alerts": set(),
     # parts
     "background": set(),
     "console": set(),
@@ -35,13 +36,14 @@ ARROWS: dict[str, set[str]] = {
     "journal": {"records"},
     "columns": {"records"},
     "recorder": {"columns", "journal", "records"},
-    "sidecar": {"journal"},
+    "sidecar": {"alerts", "journal", "records"},
     "watch": {"histogram", "records"},
     "stability": {"histogram"},
     "values": {"columns", "histogram", "media", "recorder", "watch"},
     "logbook": {"background", "blobs", "columns", "histogram", "media", "recorder", "records", "redact", "values"},
     # the training script's side
     "run": {
+        "alerts",
         "background",
         "console",
         "environment",

@@ -11,6 +11,7 @@ from torchtrack.cli.fsck import fsck
 from torchtrack.cli.launch import launch
 from torchtrack.cli.list import ls
 from torchtrack.cli.show import show
+from torchtrack.cli.watch_run import watch_run
 from torchtrack.version import __version__
 
 
@@ -24,5 +25,5 @@ def main() -> None:
     """
 
 
-for _command in (ls, show, findings, diff, export, fsck, launch):
+for _command in (ls, show, findings, diff, watch_run, export, fsck, launch):
     main.add_command(_command)

@@ -14,6 +14,7 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
 
@@ -37,14 +38,23 @@ class Sidecar:
         directory: the runs folder.
         heartbeat_s: time between heartbeats, if this rank is the one that starts the sidecar.
         timeout_s: the longest that a call takes.
+        alerts: where the alerts of this rank go, `urls`, and from which severity on `findings` do; None for nowhere.
     """
 
-    def __init__(self, directory: Path, *, heartbeat_s: float = 10.0, timeout_s: float = 1.0) -> None:
+    def __init__(
+        self,
+        directory: Path,
+        *,
+        heartbeat_s: float = 10.0,
+        timeout_s: float = 1.0,
+        alerts: Mapping[str, object] | None = None,
+    ) -> None:
         self.errors = 0
         """How many calls found no sidecar."""
         self._directory = directory.absolute()
         self._heartbeat_s = heartbeat_s
         self._timeout_s = timeout_s
+        self._alerts = alerts
         self._start_at = 0.0
         self._starter: subprocess.Popen[bytes] | None = None
         self._closed = not supported()
@@ -61,7 +71,7 @@ class Sidecar:
             rank: that writes the stream.
             world_size: ranks of the run: above some hundreds the sidecar gathers their finished journal files.
         """
-        place = {"rank": rank, "world_size": world_size}
+        place: dict[str, object] = {"rank": rank, "world_size": world_size, "alerts": self._alerts}
         return self._call({"do": "register", "stream": stream, "uid": uid, "pid": pid, **place}, start=True)
 
     def joined(self, stream: str, uid: str) -> bool:

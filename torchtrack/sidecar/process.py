@@ -27,6 +27,7 @@ from torchtrack.journal.frame import Kind
 from torchtrack.journal.origin import origin
 from torchtrack.journal.writer import Writer
 from torchtrack.sidecar import gathering
+from torchtrack.sidecar.courier import Courier
 
 PROTOCOL: Final = 1
 MAX_REQUEST: Final = 4096
@@ -96,6 +97,7 @@ class Sidecar:
         self._leave_at = time.monotonic() + _FIRST_REQUEST_S
         self._beat_at = time.monotonic() + heartbeat_s
         self._gathering = gathering.Gathering(directory, lambda: self._stop_at is not None)
+        self._courier = Courier(directory)
 
     def run(self) -> None:
         """Serve until no registered process is left, or SIGTERM."""
@@ -114,6 +116,7 @@ class Sidecar:
         for uid in list(self._writers):
             self._seal(uid, "left")
         guard.attempt("gathering journals", self._gathering.finish)
+        guard.attempt("leaving the courier", self._courier.close)
 
     def _terminate(self, *_: object) -> None:
         # The ranks are often terminated in the same moment; their exits are worth a short wait.
@@ -151,6 +154,9 @@ class Sidecar:
         rank, world_size = request.get("rank"), request.get("world_size")
         if what == "register" and isinstance(rank, int) and isinstance(world_size, int):
             watched.rank, watched.world_size = rank, world_size  # a rank may learn late which it is
+        alerts = request.get("alerts")
+        if what == "register" and isinstance(alerts, dict):
+            guard.attempt("following alerts", self._courier.follow, stream, watched.uid, watched.rank, alerts)
         if what == "joined" and _HEX.fullmatch(uid) and uid != watched.uid:
             before, watched.uid = watched.uid, uid
             self._seal_if_unused(before)
@@ -185,6 +191,7 @@ class Sidecar:
                 self._poll.unregister(watched.pidfd)
                 os.close(watched.pidfd)
             self._write_exit(stream, watched, end)
+            guard.attempt("the last alerts", self._courier.ended, stream)
             for written in _gathered(stream, watched):
                 self._gathering.ended(written)
         if ended and not self._watched:
@@ -204,6 +211,7 @@ class Sidecar:
         for uid, streams in live.items():
             record = json.dumps({"time_ns": time.time_ns(), "streams": streams})
             self._writer(uid).append(Kind.HEARTBEAT, record.encode())
+        guard.attempt("looking after the courier", self._courier.look)
         self._gathering.look([each for stream, watched in self._watched.items() for each in _gathered(stream, watched)])
 
     def _writer(self, uid: str) -> Writer:

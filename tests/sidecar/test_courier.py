@@ -1,0 +1,97 @@
+"""A real run with a real sidecar tells a real server."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import torchtrack
+from tests.runs import begin
+
+
+class Hook:
+    """A webhook on loopback; with `gate` closed it takes a request and never answers."""
+
+    def __init__(self) -> None:
+        self.got: list[dict[str, Any]] = []
+        self.asked = threading.Event()
+        self.gate = threading.Event()
+        self.gate.set()
+        hook = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_POST(self) -> None:
+                body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+                hook.asked.set()
+                hook.gate.wait(60)
+                hook.got.append(body)
+                self.send_response(200)
+                self.end_headers()
+
+            def log_message(self, *args: object) -> None:
+                pass
+
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.url = f"json://user:very-secret-word@127.0.0.1:{self._server.server_port}/"
+        self._thread = threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.02})
+        self._thread.start()
+
+    def close(self) -> None:
+        self.gate.set()
+        self._server.shutdown()
+        self._thread.join()
+        self._server.server_close()
+
+
+@pytest.fixture
+def hooks() -> Iterator[list[Hook]]:
+    made = [Hook(), Hook()]
+    yield made
+    for hook in made:
+        hook.close()
+
+
+def test_alerts_reach_a_target_while_another_hangs_and_finish_does_not_wait(
+    node: Any, hooks: list[Hook], tmp_path: Path
+) -> None:
+    good, hanging = hooks
+    hanging.gate.clear()
+    run = begin(dir=tmp_path, sidecar=True, alert_urls=[hanging.url, good.url], config={"hook": good.url})
+    run.alert("Loss is high", "look", "warning")
+    run.alert("Loss is high", "again")
+    run._event("finding", {"rule": "nonfinite", "severity": "critical", "first_step": 3, "why": "NaN in layer 2"})
+    run._event("finding", {"rule": "skew", "severity": "warning", "first_step": 3})
+    node.eventually(hanging.asked.is_set)
+    run.finish(quiet=True)
+    assert not hanging.got
+    node.eventually(lambda: len(good.got) >= 2)
+
+    first, second = good.got
+    assert first["title"].endswith("Loss is high")
+    assert (first["type"], "look" in first["message"]) == ("warning", True)
+    assert "nonfinite since step 3" in second["title"]
+    assert len(torchtrack.Api(tmp_path).run(run.uid).events("alert")) == 2
+    written = b"".join(path.read_bytes() for path in tmp_path.rglob("*") if path.is_file())
+    assert b"very-secret-word" not in written
+
+
+def test_an_alert_is_not_told_twice_when_the_sidecar_is_replaced(node: Any, hooks: list[Hook], tmp_path: Path) -> None:
+    good = hooks[0]
+    run = begin(dir=tmp_path, sidecar=True, alert_urls=[good.url])
+    run.alert("one", wait_duration=0)
+    node.eventually(lambda: len(good.got) == 1)
+    sidecar = node.sidecar()
+    sidecar.kill()
+    node.eventually(lambda: not sidecar.is_running())
+    run._register()
+    run.alert("two", wait_duration=0)
+    node.eventually(lambda: len(good.got) >= 2)
+    run.finish(quiet=True)
+
+    assert [got["title"].split("] ")[-1] for got in good.got] == ["one", "two"]
