@@ -343,7 +343,7 @@ def test_texts_logs_and_findings_come_with_rank_and_attempt(runs: Path, journal:
     assert (text["step"], text["name"], text["text"], text["rank"], text["attempt"]) == (4, "prompt", "hello", 3, 2)
     assert run.logs().column("line").to_pylist() == ["epoch 1"]
     (finding,) = run.findings()
-    assert (finding.step, finding.rank, finding.data["rule"]) == (4, 3, "spike")
+    assert (finding.first_step, finding.severity, finding.rule) == (4, "warning", "spike")
     assert run.media().num_rows == 0
 
 

@@ -79,7 +79,7 @@ def test_show_json_is_strict_json(cli: Cli, runs: Path) -> None:
     assert shown["config"]["model"] == {"width": 64}
     assert shown["summary"]["loss"] == "NaN"
     assert [tensor["name"] for tensor in shown["tensors"]] == ["layers.2.weight", "layers.10.weight"]
-    assert shown["findings"][0]["rule"] == "loss_spike"
+    assert "loss_spike" in [finding["rule"] for finding in shown["findings"]]
     assert shown["attempts"][0]["world_size"] == 2
 
 
