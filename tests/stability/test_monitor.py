@@ -83,7 +83,7 @@ def test_of_two_that_open_at_once_the_rule_that_comes_first_is_the_cause() -> No
 
 def test_a_note_that_becomes_grave_is_a_finding_of_its_own() -> None:
     rule = Scripted(severity="info")
-    monitor = Monitor([rule])  # type: ignore[list-item]
+    monitor = Monitor([rule])
     for step in steps.scalars("scripted", [2, 2, 2]):
         monitor.update(step)
     rule.severity = "warning"
