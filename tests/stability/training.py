@@ -107,7 +107,7 @@ def train_on_ranks(folder: Path, steps: int, *, fault: str = "", wrapper: str = 
         run.phase("forward")
         loss = nn.functional.cross_entropy(trained(x), y) * (2.0 if fault == "doubles" and broken else 1.0)
         if fault == "nan" and broken and step == AT:
-            hook = net.get_parameter("2.weight").register_hook(
+            hook = net.get_parameter("2.weight").register_hook(  # type: ignore[no-untyped-call]
                 lambda gradient: gradient.masked_fill(gradient == gradient.max(), torch.nan)
             )
         run.phase("backward")

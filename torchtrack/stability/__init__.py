@@ -3,9 +3,9 @@
 The same code runs in a training process, on a thread beside it, and over stored runs.
 """
 
-from torchtrack.stability.finding import SEVERITIES, Finding, Severity, Sign
+from torchtrack.stability.finding import Finding, Severity, Sign
 from torchtrack.stability.monitor import Monitor, Rule
 from torchtrack.stability.rules import default_rules
 from torchtrack.stability.step import Facts, Step, Tensors
 
-__all__ = ["SEVERITIES", "Facts", "Finding", "Monitor", "Rule", "Severity", "Sign", "Step", "Tensors", "default_rules"]
+__all__ = ["Facts", "Finding", "Monitor", "Rule", "Severity", "Sign", "Step", "Tensors", "default_rules"]
