@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import itertools
 import math
 from datetime import timedelta
@@ -57,6 +58,6 @@ def test_wait_durations_are_seconds_or_timedeltas() -> None:
 def test_without_apprise_one_line_names_the_command(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(alerts.importlib.util, "find_spec", lambda _: None)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda _: None)
     begin(sidecar=True, mode="offline", alert_urls="json://127.0.0.1:1/").finish(quiet=True)
     assert "pip install 'torchtrack[alerts]'" in caplog.text
