@@ -389,3 +389,13 @@ def test_plain_leaves_secrets_to_the_user() -> None:
 def test_plain_hides_secrets_of_the_environment_in_what_it_cuts(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TT_API_KEY", CANARY)
     assert CANARY[:6] not in plain(Named("x" * 985 + CANARY))
+
+
+def test_addresses_of_alerts_are_hidden_each_by_itself() -> None:
+    redactor = Redactor({"TORCHTRACK_ALERT_URLS": "slack://T1/T2/T3, json://host/hook"}, secrets=["tgram://bot/chat"])
+
+    assert redactor.value(["slack://T1/T2/T3", "x json://host/hook", "tgram://bot/chat"]) == [
+        "[redacted]",
+        "x [redacted]",
+        "[redacted]",
+    ]

@@ -35,6 +35,7 @@ VARIABLES: dict[str, tuple[str, Any, Any, Any]] = {
     "dir": ("/env", Path("/env"), "/arg", Path("/arg")),
     "mode": ("disabled", "disabled", "offline", "offline"),
     "sidecar": ("off", False, True, True),
+    "alert_urls": ("json://a, /b.yml", ("json://a", "/b.yml"), "json://c", ("json://c",)),
 }
 
 
@@ -55,6 +56,13 @@ def test_an_argument_wins_over_its_variable_which_wins_over_the_default(
     assert getattr(Settings.resolve(), name) != meaning
 
 
+def test_addresses_of_alerts_are_in_no_text_of_the_settings_nor_in_an_error() -> None:
+    assert "json://" not in repr(Settings.resolve(alert_urls="json://token"))
+    with pytest.raises(ValueError, match="characters") as raised:
+        Settings.resolve(alert_urls=["json://token", ""])
+    assert "token" not in str(raised.value)
+
+
 @pytest.mark.parametrize(("text", "on"), [("0", False), ("False", False), ("no", False), ("1", True), ("true", True)])
 def test_the_sidecar_variable_is_read_as_people_write_it(text: str, on: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TORCHTRACK_SIDECAR", text)
@@ -72,6 +80,7 @@ TYPES = [
     ("tags", 5, "tags= takes a list of strings, got 5"),
     ("tags", ["a", 1], "tags= takes a list of strings, got"),
     ("dir", 7, "dir= takes a path, got int 7"),
+    ("alert_urls", ["json://a", 7], "alert_urls= takes a list of URLs"),
     ("strict", 1, "strict= takes True or False, got int 1"),
     ("console", "yes", "console= takes True or False, got str 'yes'"),
     ("sidecar", "yes", "sidecar= takes True or False, got str 'yes'"),
@@ -81,7 +90,7 @@ TYPES = [
     ("mesh", ["dp"], "mesh= takes coordinates like"),
     ("mesh", {"dp": "0"}, "mesh= takes coordinates like"),
     ("mesh", {0: 0}, "mesh= takes coordinates like"),
-    ("colour", "red", "init() got the unknown argument 'colour'; it takes config, console, dir"),
+    ("colour", "red", "init() got the unknown argument 'colour'; it takes alert_findings, alert_urls, config"),
 ]
 VALUES = [
     ("project", "", "project= takes a string of 1 to 256 characters, got ''"),
@@ -95,6 +104,8 @@ VALUES = [
     ("mode", "of", "mode= takes one of 'offline', 'disabled'; got 'of'"),
     ("mode", "online", 'mode= got "online", but this version has no server'),
     ("mode", 3, "mode= takes one of"),
+    ("alert_urls", ["json://" + "x" * 3000], "together at most 2500 characters"),
+    ("alert_findings", "bad", "alert_findings= takes one of 'info', 'warning', 'critical', 'none'; got 'bad'"),
     ("resume", "yes", "resume= takes one of 'auto', 'must', 'allow', 'never'; got 'yes'"),
     ("finish_timeout", -1, "finish_timeout= takes seconds, zero or more, got -1"),
     ("finish_timeout", float("nan"), "zero or more, got nan"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -12,7 +13,10 @@ from typing import Any
 import pytest
 
 import torchtrack
-from tests.runs import begin
+from tests.rules.source import ROOT
+from tests.runs import begin, script
+
+GUIDE = ROOT / "docs" / "guides" / "alerts.md"
 
 
 class Hook:
@@ -95,3 +99,14 @@ def test_an_alert_is_not_told_twice_when_the_sidecar_is_replaced(node: Any, hook
     run.finish(quiet=True)
 
     assert [got["title"].split("] ")[-1] for got in good.got] == ["one", "two"]
+
+
+def test_the_guides_program_runs(node: Any, hooks: list[Hook], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (program,) = re.findall(r"^```python\n(.+?)^```", GUIDE.read_text(), re.MULTILINE | re.DOTALL)
+    assert "json://localhost:8080/hook" in program
+    monkeypatch.setenv("TORCHTRACK_SIDECAR", "1")
+    done = script(program.replace("json://localhost:8080/hook", hooks[0].url), tmp_path)
+    assert done.returncode == 0, done.stderr
+    node.eventually(lambda: hooks[0].got)
+    assert hooks[0].got[0]["type"] == "warning"
+    node.directory = tmp_path / "runs"  # whose sidecar is to be ended
