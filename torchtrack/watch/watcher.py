@@ -24,6 +24,7 @@ from torchtrack.watch.layout import Held, Shard
 from torchtrack.watch.moments import moments
 from torchtrack.watch.plan import Plan
 from torchtrack.watch.reduce import Merger
+from torchtrack.watch.replicas import Checks, Replicas
 from torchtrack.watch.sample import Part, Sample
 from torchtrack.watch.schedule import Schedule
 from torchtrack.watch.updates import Kept, Updates, changes
@@ -113,6 +114,7 @@ class Watcher:
         include: patterns (as in fnmatch) of names to watch; empty for all.
         exclude: patterns of names to leave out.
         device: where ranks merge with the backend that training uses; None for the host.
+        checksum_every: samples from one comparison of replicas to the next; 0 for none.
     """
 
     def __init__(
@@ -126,6 +128,7 @@ class Watcher:
         include: Sequence[str] = (),
         exclude: Sequence[str] = (),
         device: torch.device | None = None,
+        checksum_every: int = 0,
     ) -> None:
         self.models = list(models)
         self.kinds = tuple(kinds)
@@ -150,6 +153,7 @@ class Watcher:
         self._counter = Counter(timed=schedule.budget is not None)
         self._host_s = 0.0
         self.merger = Merger(recorder, job, ordinal, self.kinds, schedule, device)
+        self._replicas = Replicas(checksum_every, self.merger.comparison)
         if self.kinds:
             self.merger.start()
             hooks.add(self, after_steps=not {"update", "activation"}.isdisjoint(self.kinds))
@@ -471,6 +475,7 @@ class Watcher:
                 for key, moment in moments(optimizer, held.parameter)
             ]
         self._add(sample, todo, None)
+        self._check_replicas(sample, optimizer, count)
         if sample.plan is None and not self.merger.alone:
             sample.held |= {held.name: held.region(held.parameter) for held in every}
         sample.summands = {h.name: self._counter.summands.pop(h.name) for h in own if h.name in self._counter.summands}
@@ -486,6 +491,22 @@ class Watcher:
         if "update" in self.kinds and not sample.skipped:
             self._keep(sample, optimizer, own)
         self._charge(begin, sample)
+
+    def _check_replicas(self, sample: Sample, optimizer: Optimizer, count: _Count | None) -> None:
+        """Take checksums of what the step is about to change, if it is their turn."""
+        if self.merger.alone:
+            return
+        self._replicas.look(self.models)
+        steps = self._in_backward.steps if count is None else count.steps
+        if not self._replicas.is_due(optimizer, sample.plan, steps - 1, self.schedule.interval):
+            return
+        by_id = self._holdings.last
+        held = [held for p in _parameters(optimizer) for held in by_id.get(id(p), ())]
+        held += self._unowned(count, by_id) if count is not None else []
+        if sample.checks is None:
+            sample.checks = Checks()
+            self._replicas.buffers(self.models, self._holdings.wants, sample.checks)
+        self._replicas.parameters(held, self.models, sample.checks)
 
     def _renew_activations(self) -> None:
         """Between two steps: look at the forward passes of the next one if it will be sampled."""
