@@ -5,7 +5,7 @@
     2  MAX   of groups with unequal digests: of each checksum and its negative, so which tensors differ
     3  SUM   of those: the checksums of each rank, so who is the odd one
 
-Healthy ranks make number 1 alone, 33 numbers a rank. All ranks take part in each, since all see the same result.
+Healthy ranks make number 1 alone, 32 numbers a rank. All ranks take part in each, since all see the same result.
 
 A tensor that differs is a finding if it was a replica: it was equal before, with an equal gradient; or its gradients
 are equal, so that ranks average them; or DistributedDataParallel keeps it equal. Else it is each rank's own (experts),
@@ -65,6 +65,8 @@ class _Known:
 class _Sample(Protocol):
     """What a comparison needs to know of the sample that the checksums are of."""
 
+    number: int
+
     @property
     def ticket(self) -> Ticket:
         """The step it will carry."""
@@ -113,6 +115,8 @@ class Found:
     compared: bool = False
     more: int = 0
     """Tensors that are not in `differing`."""
+    warns: bool = False
+    """Whether nothing differed before: a warning is one line of the run."""
     differing: list[Differing] = field(default_factory=list)
 
     def write(self, recorder: Recorder, step: int, time_ns: int, *, speaks: bool) -> None:
@@ -130,7 +134,8 @@ class Found:
             content = self.event()
             row = {"time": time_ns // 1000, "step": step, "type": "replica_divergence", "json": json.dumps(content)}
             recorder.put(records.Table.EVENTS, lambda: row)
-            logger.warning("torchtrack watch at step %d: %s", step, content["text"])
+            if self.warns:
+                logger.warning("torchtrack watch at step %d: %s", step, content["text"])
 
     def event(self) -> dict[str, Any]:
         """The content of a "replica_divergence" event."""
@@ -150,10 +155,15 @@ class Found:
 
 
 def _sentence(one: Differing, count: int) -> str:
-    who = f"rank {', '.join(map(str, one.odd))} of" if one.odd else "ranks"
+    ranks = f"{len(one.ranks)} ranks" if one.odd or len(one.ranks) > _NAMED else f"ranks {_listed(one.ranks)}"
+    who = f"on rank {_listed(one.odd)} of {ranks}" if one.odd else f"between {ranks}"
     others = f" and {count - 1} more" if count > 1 else ""
-    since = f", equal last at step {one.equal.step}" if one.equal is not None else ", never seen equal"
-    return f"{one.kind} {one.name}{others} differs on {who} {', '.join(map(str, one.ranks))}{since} ({one.reason})"
+    since = f"equal last at step {one.equal.step}" if one.equal is not None else "never seen equal"
+    return f"{one.kind} {one.name}{others} differs {who}, {since} ({one.reason})"
+
+
+def _listed(ranks: Sequence[int]) -> str:
+    return ", ".join(map(str, ranks))
 
 
 class Comparison:
@@ -169,6 +179,7 @@ class Comparison:
         """Names of tensors that no other rank holds, or not the same part of."""
         self._known: dict[str, _Known] = {}
         self._holders = np.zeros(_SLOTS)
+        self._warned = False
 
     def forget(self) -> None:
         """A new plan: what others hold may have changed."""
@@ -212,10 +223,14 @@ class Comparison:
                 _was_equal(row, sample.ticket, same_gradient=True)
         found = Found(compared=bool(several))
         if unequal:
-            chosen = [
-                (signatures.get(s, []), sorted(several[s]), int(next(iter(several[s].values()))[0])) for s in unequal
-            ]
-            self._drill(chosen[:_DRILLED], reduce, place, sample.ticket, found)
+            unequal.sort(key=lambda signature: zlib.crc32(f"{signature} {sample.number}".encode()))  # each has its turn
+            groups = []
+            for signature in unequal[:_DRILLED]:
+                ranks = sorted(several[signature])
+                groups.append((signatures.get(signature, []), ranks, int(several[signature][ranks[0]][0])))
+            self._drill(groups, reduce, place, sample.ticket, found)
+        found.warns = bool(found.differing) and not self._warned
+        self._warned |= found.warns
         self.settled = frozenset(name for name, known in self._known.items() if known.settled)
         return found
 

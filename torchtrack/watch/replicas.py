@@ -132,7 +132,7 @@ class Replicas:
 
     def parameters(self, held: Sequence[Held], models: Sequence[tuple[str, nn.Module]], checks: Checks) -> None:
         """Add what is here of these parameters."""
-        promises = [promise for prefix, model in models if (promise := _promise(prefix, model)) is not None]
+        promised = set[int]().union(*(_promised(model) for _, model in models))
         settled, alone = self._comparison.settled, self._comparison.alone
         found: list[_Read] = []
         for one in (one for one in held if one.name not in alone):
@@ -143,8 +143,7 @@ class Replicas:
             if not region.count:
                 continue
             identity = f"{one.name} {region.lo}+{region.count}/{region.numel} {local.dtype} {_order(local)}"
-            is_promised = any(one.name.startswith(prefix) and one.name not in but for prefix, but in promises)
-            entry = Entry("parameter", one.name, region.key, identity, is_promised)
+            entry = Entry("parameter", one.name, region.key, identity, id(one.parameter) in promised)
             gradient = one.parameter.grad if one.name not in settled else None
             found.append((entry, local, None if gradient is None else _bits(one, gradient)))
         checks.add(found)
@@ -193,8 +192,9 @@ def _bits(held: Held, tensor: torch.Tensor) -> torch.Tensor | None:
     if type(tensor) not in layout.PLAIN and layout.is_partial(tensor):
         return None
     local = held.local(tensor)
-    readable = local.layout is torch.strided and not local.is_meta and not local.is_complex() and not local.is_neg()
-    return local if readable and not local.is_quantized else None
+    if type(local) not in layout.PLAIN or local.layout is not torch.strided or local.is_meta:
+        return None
+    return None if local.is_complex() or local.is_neg() or local.is_quantized else local
 
 
 def _order(local: torch.Tensor) -> str:
@@ -202,13 +202,13 @@ def _order(local: torch.Tensor) -> str:
     return "" if local.is_contiguous() else str(local.stride())
 
 
-def _promise(prefix: str, model: nn.Module) -> tuple[str, set[str]] | None:
-    """Prefix and exceptions of the parameters that DistributedDataParallel keeps equal; None without it."""
+def _promised(model: nn.Module) -> set[int]:
+    """Ids of the parameters that DistributedDataParallel keeps equal on all ranks, late ones included."""
     while not isinstance(model, nn.parallel.DistributedDataParallel):
         inner = getattr(model, "_orig_mod", None)
         if not isinstance(inner, nn.Module):
-            return None
+            return set()
         model = inner
     if model.process_group.size() != torch.distributed.get_world_size():
-        return None  # ranks of other groups hold something else
-    return prefix, {prefix + layout.strip(name) for name in model.parameters_to_ignore}
+        return set()  # ranks of other groups hold something else
+    return {id(p) for name, p in model.module.named_parameters() if name not in model.parameters_to_ignore}

@@ -475,7 +475,7 @@ class Watcher:
                 for key, moment in moments(optimizer, held.parameter)
             ]
         self._add(sample, todo, None)
-        self._check_replicas(sample, optimizer, count)
+        guard.attempt("the comparison of replicas", self._check_replicas, sample, optimizer, count)
         if sample.plan is None and not self.merger.alone:
             sample.held |= {held.name: held.region(held.parameter) for held in every}
         sample.summands = {h.name: self._counter.summands.pop(h.name) for h in own if h.name in self._counter.summands}
