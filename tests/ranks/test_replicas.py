@@ -266,7 +266,17 @@ def test_a_buffer_that_nothing_writes_to_is_held_against_the_others(tmp_path: Pa
     assert at <= event["step"] < at + EVERY
 
 
-def test_statistics_that_each_rank_writes_by_itself_are_left_alone(tmp_path: Path) -> None:
+def write_its_own(trained: Trained) -> None:
+    trained.watch.module.mask.mul_(1.0 + dist.get_rank())
+
+
+def test_what_each_rank_writes_by_itself_is_left_alone(tmp_path: Path) -> None:
+    build = partial(buffered, broadcasts=False)
+    uid, _ = ranks(2, init=True).run(train, tmp_path, build, write_its_own)[0]
+    assert events(tmp_path, uid) == []
+
+
+def test_statistics_that_are_broadcast_before_the_forward_pass_are_left_alone(tmp_path: Path) -> None:
     uid, _ = ranks(2, init=True).run(train, tmp_path, partial(buffered, broadcasts=True))[0]
     assert events(tmp_path, uid) == []
     assert set(differ(tmp_path, uid).values()) == {0.0}

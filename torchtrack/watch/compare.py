@@ -331,7 +331,10 @@ def _halves(number: int) -> tuple[float, float]:
 
 def _was_equal(row: _Row, ticket: Ticket, *, same_gradient: bool) -> None:
     known, is_buffer = row.known, row.entry.kind == "buffer"
-    if known.own or (is_buffer and row.value == WRITTEN):
+    if is_buffer and row.value == WRITTEN:  # by all ranks: what was equal before says nothing about what is there now
+        known.equal, known.settled = None, False
+        return
+    if known.own:
         return
     known.equal, known.differs = ticket, False
     known.settled |= is_buffer or (same_gradient and row.gradient != 0)
