@@ -64,7 +64,7 @@ def train_now(folder: Path, build: Callable[[], Trained], *faults: Fault) -> tup
             break
         left.pop(0)(trained)
         at.append(step + 1)
-        until = merged.item() + 2 * EVERY + 1
+        until = merged.item() + 8 * EVERY  # another plan may be asked for again only after some samples
     uid = run.uid
     run.finish()
     return uid, at
@@ -99,7 +99,7 @@ def test_one_flipped_bit_is_found_within_a_period_and_its_rank_named(
     assert (event["tensor"], event["kind"]) == ("1.up.weight", "parameter")
     assert (event["ranks"], event["odd_ranks"]) == (list(range(world_size)), odd)
     assert at <= event["step"] < at + EVERY
-    assert event["equal_last_step"] == event["step"] - EVERY < at
+    assert at - EVERY <= event["equal_last_step"] < at
     assert (event["more"], len(event["tensors"]), event["by"]) == (0, 1, 0)
     told = differ(tmp_path, uid)
     assert told == {step: float(step >= at) for step in told}
@@ -145,14 +145,15 @@ def test_a_replica_of_a_shard_that_parts_is_named(tmp_path: Path) -> None:
 
 def test_a_tensor_beside_tensor_parallelism_that_parts_is_named(tmp_path: Path) -> None:
     size, build = wrappers.WRAPPERS["tensor parallel"]
-    uid, _ = ranks(size, init=True).run(train, tmp_path, build, partial(flip_on, 1, "0.norm.weight"))[0]
-    assert events(tmp_path, uid)[0]["tensors"][0] == {
+    uid, [at] = ranks(size, init=True).run(train, tmp_path, build, partial(flip_on, 1, "0.norm.weight"))[0]
+    first, *_ = events(tmp_path, uid)[0]["tensors"]
+    assert at - EVERY <= first.pop("equal_last_step") < at
+    assert first == {
         "tensor": "0.norm.weight",
         "kind": "parameter",
         "ranks": [0, 1],
         "odd_ranks": [],
         "reason": "was equal",
-        "equal_last_step": events(tmp_path, uid)[0]["step"] - EVERY,
     }
 
 
