@@ -297,6 +297,7 @@ class Run:
         exclude: str | Sequence[str] | None = None,
         budget: float | None = None,
         reduce: Literal["host", "device"] = "host",
+        checksum_every: int = 10,
     ) -> Watcher | None:
         """Record histograms and norms of parameters and gradients over all ranks, every `log_freq` optimizer steps.
 
@@ -319,6 +320,8 @@ class Run:
                 `log_freq` steps. What it came to is in `_tt/watch0/interval` and `_tt/watch0/share`.
             reduce: "host" merges ranks over a private gloo group beside training. "device" uses the backend that
                 training uses: only if all ranks call watch and take every sample; it may wait for them.
+            checksum_every: at every so many samples ranks compare checksums of the parameters and buffers that they
+                hold alike; 0 never. See `watch/replicas_differ`.
 
         Returns:
             What to tell of tensors that no torch optimizer steps, with `Watcher.observe`; None if nothing is recorded.
@@ -348,6 +351,7 @@ class Run:
             exclude=exclude,
             budget=budget,
             reduce=reduce,
+            checksum_every=checksum_every,
             recorder=self._recorder,
             job=self._job,
             ordinal=self._watches,

@@ -30,6 +30,8 @@ WRONG: dict[str, tuple[type[Exception], str, tuple[Any, ...], dict[str, Any]]] =
     "log_freq zero": (ValueError, "takes 1 .every optimizer step. or more, got 0", (LINEAR,), {"log_freq": 0}),
     "reduce unknown": (ValueError, '"host" or "device", got .nccl.', (LINEAR,), {"reduce": "nccl"}),
     "reduce without a job": (ValueError, "needs torch.distributed.init_process_group", (LINEAR,), {"reduce": "device"}),
+    "checksum_every negative": (ValueError, "takes 0 .never. or more, got -1", (LINEAR,), {"checksum_every": -1}),
+    "checksum_every as a bool": (TypeError, "whole number of samples, got bool", (LINEAR,), {"checksum_every": True}),
     "budget above one": (ValueError, "between 0 and 1, such as 0.01 for 1 %, got 2", (LINEAR,), {"budget": 2}),
     "budget zero": (ValueError, "between 0 and 1", (LINEAR,), {"budget": 0.0}),
     "budget as text": (TypeError, "such as 0.01, got str", (LINEAR,), {"budget": "1%"}),

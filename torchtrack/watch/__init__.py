@@ -34,6 +34,7 @@ def start(
     exclude: str | Sequence[str] | None,
     budget: Any,
     reduce: Any,
+    checksum_every: Any,
     recorder: Recorder,
     job: Job | None,
     ordinal: int,
@@ -50,6 +51,7 @@ def start(
         exclude: patterns of names to leave out.
         budget: the share of the training time that samples may take, instead of `log_freq`; None for none.
         reduce: "host", or "device" for the backend that training uses.
+        checksum_every: samples from one comparison of replicas to the next; 0 for none.
         recorder: where rows go.
         job: the other ranks.
         ordinal: number of this watch in the run.
@@ -74,6 +76,10 @@ def start(
         raise ValueError(f"watch(budget=) takes a share between 0 and 1, such as 0.01 for 1 %, got {budget}")
     if reduce not in ("host", "device"):
         raise ValueError(f'watch(reduce=) takes "host" or "device", got {reduce!r}')
+    if isinstance(checksum_every, bool) or not isinstance(checksum_every, int):
+        raise TypeError(f"watch(checksum_every=) takes a whole number of samples, got {_describe(checksum_every)}")
+    if checksum_every < 0:
+        raise ValueError(f"watch(checksum_every=) takes 0 (never) or more, got {checksum_every}")
     kinds = _kinds(log)
     given = _name(name)
     include, exclude = _patterns("include", include), _patterns("exclude", exclude)
@@ -99,6 +105,7 @@ def start(
         include,
         exclude,
         device,
+        checksum_every,
     )
 
 

@@ -15,9 +15,9 @@ from torchtrack.watch.rows import MAXES, SUMS, Counted
 if TYPE_CHECKING:
     from torchtrack.watch.sample import Sample
 
-HEADER: Final = 7
+HEADER: Final = 8
 """Numbers before the rows of the MAX buffer: sample, -sample, plan, -plan, whether a rank asks for another plan, the
-interval a rank wants, and the latest step of a rank."""
+interval a rank wants, the latest step of a rank, and what a rank asks of a comparison of replicas."""
 MAX_COLUMNS: Final = MAXES + 1
 STAGES: Final = ("step", "pre_clip", "skipped")
 

@@ -26,6 +26,7 @@ import torch
 
 from torchtrack import guard, records
 from torchtrack.histogram import NUM_BUCKETS
+from torchtrack.watch.compare import Comparison
 from torchtrack.watch.device_group import DeviceGroup
 from torchtrack.watch.group import FAILURES, Group, may_connect
 from torchtrack.watch.layout import KINDS, Region, Summand
@@ -84,6 +85,7 @@ class Merger:
         self.dropped_samples = 0
         self.merged_samples = 0
         self.next_sample = 0
+        self.comparison = Comparison()
         self._recorder = recorder
         self._job = job
         self._ordinal = ordinal
@@ -241,10 +243,22 @@ class Merger:
             if merged is not None:
                 self._retain(sample, merged)
             self._emit(sample, rest, norms=False)
+        if header[7]:
+            self._compare(sample, header[7])
         if header[4] and sample.number >= self._replan_at:
             # A tensor that no plan can hold would ask again and again: each time it is heard later.
             self._replan_at, self._replan_pause = sample.number + self._replan_pause, 2 * self._replan_pause
             self._disband(write_retained=False)
+
+    def _compare(self, sample: Sample, asked: float) -> None:
+        """Hold what should be equal on all ranks against each other. Its rows are merged by then, whatever happens."""
+        assert self._group is not None  # noqa: S101
+        place = self._group.rank, self._group.world_size
+        try:
+            sample.found = self.comparison.compare(sample.checks, asked, self._all_reduce, place, sample)
+        except FAILURES as error:
+            logger.debug("torchtrack did not compare the replicas: %s", error)
+            self._disband(write_retained=True)
 
     def _retain(self, sample: Sample, merged: Counted) -> None:
         """Keep what rank 0 should have written by now: if that is lost, this rank writes it. Twice counts once."""
@@ -262,7 +276,16 @@ class Merger:
             packed.maxes[:] = own
             header = packed.maxes[:HEADER]
             schedule = self._schedule.wanted(), self._schedule.now
-            header[:] = sample.number, -sample.number, self.plan.digest, -self.plan.digest, packed.replan, *schedule
+            asks = self.comparison.asks(sample.checks)
+            header[:] = (
+                sample.number,
+                -sample.number,
+                self.plan.digest,
+                -self.plan.digest,
+                packed.replan,
+                *schedule,
+                asks,
+            )
             self._all_reduce(packed.maxes, "max")
             if header[0] == -header[1]:
                 return header if header[2] == -header[3] else None
@@ -343,6 +366,7 @@ class Merger:
         start = np.array([float(self.next_sample + missed + _START_MARGIN)])
         self._all_reduce(start, "max")
         assert self._group is not None  # noqa: S101
+        self.comparison.forget()
         return self._group, replace(plan, start=max(plan.start, int(start[0])))
 
     def _disband(self, *, write_retained: bool) -> None:
@@ -373,6 +397,8 @@ class Merger:
                 if batch is not None:
                     self._recorder.put(records.Table.TENSORS, lambda batch=batch: batch, batch.nbytes)  # type: ignore[misc]
             self._write_local(sample, step)
+            if sample.found is not None:
+                sample.found.write(self._recorder, step, sample.time_ns, speaks=self._speaks())
             if not self._speaks():
                 continue
             values = [(name, copy.value()) for name, copy in sample.scalars]

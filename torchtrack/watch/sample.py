@@ -15,11 +15,13 @@ from torchtrack.watch.rows import SUMS, Counted
 
 if TYPE_CHECKING:
     from torchtrack.recorder import Ticket
+    from torchtrack.watch.compare import Found
     from torchtrack.watch.drain import HostCopy
     from torchtrack.watch.layout import Region, Summand
     from torchtrack.watch.local import LocalNorms
     from torchtrack.watch.place import Place
     from torchtrack.watch.plan import Plan, RowKey
+    from torchtrack.watch.replicas import Checks
 
 
 @dataclass(slots=True)
@@ -87,6 +89,8 @@ class Sample:
         max_norm: the norm that gradients were clipped to, where the coefficient has to be told from the merged norm.
         local: this rank's own gradients, before they were averaged.
         found_inf: whether the scaler will leave the step out.
+        checks: checksums of what ranks should hold alike; None at most samples.
+        found: what their comparison has shown.
         host_s: how long counting held up the training thread.
         events: on the device, before and behind each kernel, where they are timed.
     """
@@ -103,6 +107,8 @@ class Sample:
     max_norm: float | None = None
     local: LocalNorms | None = None
     found_inf: HostCopy | None = None
+    checks: Checks | None = None
+    found: Found | None = None
     skipped: bool = False
     dropped: bool = False
     host_s: float = 0.0
@@ -122,7 +128,12 @@ class Sample:
     def drop(self) -> None:
         """Let go of all that was counted: a turn goes on with zeros in its place."""
         self.dropped, self.picks, self.summands, self.scalars = True, [], {}, []
-        self.found_inf, self.local, self.events = None, None, []
+        self.found_inf, self.checks, self.local, self.events = None, None, None, []
+
+    @property
+    def finite(self) -> bool:
+        """Whether the scaler lets the step be; once `ready`."""
+        return not self.skipped and (self.found_inf is None or self.found_inf.value() == 0)
 
     def cost_s(self) -> float:
         """What it cost: the time of the training thread or that of the device, whichever is longer; once `ready`."""
@@ -136,12 +147,13 @@ class Sample:
             and all(copy.ready() for _, copy in (*self.scalars, *self.summands.values()))
             and (self.found_inf is None or self.found_inf.ready())
             and (self.local is None or self.local.ready())
+            and (self.checks is None or self.checks.ready())
         )
 
     def counted(self) -> Counted:
         """All rows, on the host; what was counted in several pieces is added up."""
         parts = [part.counted(rows) for part, rows in self.picks if rows]
         counted = Counted.joined(parts).added_up()
-        if self.skipped or (self.found_inf is not None and self.found_inf.value() > 0):
+        if not self.finite:
             counted.stages = ["skipped"] * len(counted.keys)
         return counted

@@ -25,6 +25,7 @@ from torchtrack.watch.local import LocalGradients
 from torchtrack.watch.moments import moments
 from torchtrack.watch.plan import Plan
 from torchtrack.watch.reduce import Merger
+from torchtrack.watch.replicas import Checks, Replicas
 from torchtrack.watch.sample import Part, Sample
 from torchtrack.watch.schedule import Schedule
 from torchtrack.watch.updates import Kept, Updates, changes
@@ -114,6 +115,7 @@ class Watcher:
         include: patterns (as in fnmatch) of names to watch; empty for all.
         exclude: patterns of names to leave out.
         device: where ranks merge with the backend that training uses; None for the host.
+        checksum_every: samples from one comparison of replicas to the next; 0 for none.
     """
 
     def __init__(
@@ -127,6 +129,7 @@ class Watcher:
         include: Sequence[str] = (),
         exclude: Sequence[str] = (),
         device: torch.device | None = None,
+        checksum_every: int = 0,
     ) -> None:
         self.models = list(models)
         self.kinds = tuple(kinds)
@@ -153,6 +156,7 @@ class Watcher:
         self._counter = Counter(timed=schedule.budget is not None)
         self._host_s = 0.0
         self.merger = Merger(recorder, job, ordinal, self.kinds, schedule, device)
+        self._replicas = Replicas(checksum_every, self.merger.comparison)
         if self.kinds:
             self.merger.start()
             if "gradient" in self.kinds:
@@ -477,6 +481,7 @@ class Watcher:
                 for key, moment in moments(optimizer, held.parameter)
             ]
         self._add(sample, todo, None)
+        guard.attempt("the comparison of replicas", self._check_replicas, sample, optimizer, count)
         if sample.plan is None and not self.merger.alone:
             sample.held |= {held.name: held.region(held.parameter) for held in every}
         sample.summands = {h.name: self._counter.summands.pop(h.name) for h in own if h.name in self._counter.summands}
@@ -494,6 +499,22 @@ class Watcher:
         if "update" in self.kinds and not sample.skipped:
             self._keep(sample, optimizer, own)
         self._charge(begin, sample)
+
+    def _check_replicas(self, sample: Sample, optimizer: Optimizer, count: _Count | None) -> None:
+        """Take checksums of what the step is about to change, if it is their turn."""
+        if self.merger.alone:
+            return
+        self._replicas.look(self.models)
+        steps = self._in_backward.steps if count is None else count.steps
+        if not self._replicas.is_due(optimizer, sample.plan, steps - 1, self.schedule.interval):
+            return
+        by_id = self._holdings.last
+        held = [held for p in _parameters(optimizer) for held in by_id.get(id(p), ())]
+        held += self._unowned(count, by_id) if count is not None else []
+        if sample.checks is None:
+            sample.checks = Checks()
+            self._replicas.buffers(self.models, self._holdings.wants, sample.checks)
+        self._replicas.parameters(held, self.models, sample.checks)
 
     @property
     def _looks_ahead(self) -> bool:
