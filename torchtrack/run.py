@@ -294,6 +294,7 @@ class Run:
         exclude: str | Sequence[str] | None = None,
         budget: float | None = None,
         reduce: Literal["host", "device"] = "host",
+        blackbox: bool = True,
     ) -> Watcher | None:
         """Record histograms and norms of parameters and gradients over all ranks, every `log_freq` optimizer steps.
 
@@ -316,6 +317,8 @@ class Run:
                 `log_freq` steps. What it came to is in `_tt/watch0/interval` and `_tt/watch0/share`.
             reduce: "host" merges ranks over a private gloo group beside training. "device" uses the backend that
                 training uses: only if all ranks call watch and take every sample; it may wait for them.
+            blackbox: keep norm, absmax and non-finite count of every gradient at every step in a file of this node, which
+                the sidecar puts into the run if the process ends other than well.
 
         Returns:
             What to tell of tensors that no torch optimizer steps, with `Watcher.observe`; None if nothing is recorded.
@@ -349,6 +352,7 @@ class Run:
             job=self._job,
             ordinal=self._watches,
             prefixes=self._prefixes,
+            blackbox=self._stream if blackbox and self._sidecar is not None else None,
         )
         self._watches += 1
         self._watchers.append(watcher)
@@ -371,6 +375,8 @@ class Run:
             held = [model for _, model in watcher.models]
             if chosen is None or any(model is mine for model in chosen for mine in held):
                 self._watchers.remove(watcher)
+                if watcher.blackbox is not None:
+                    guard.attempt("unwatch()", watcher.blackbox.stop)
                 guard.attempt("unwatch()", watcher.stop, self.settings.finish_timeout, _PATIENCE_S["finish"])
                 if not watcher.join(_UNWATCH_S):
                     self._unwatched.append(watcher)
@@ -490,6 +496,8 @@ class Run:
         until = time.monotonic() + self.settings.finish_timeout * _WATCH_SHARE
         watchers, self._watchers = self._watchers, []
         for watcher in watchers:
+            if watcher.blackbox is not None:
+                guard.attempt("the black box", watcher.blackbox.stop, keep=reason == "exception")
             guard.attempt("unwatch()", watcher.stop, within, _PATIENCE_S.get(reason, _PATIENCE_OF_FAILURES_S))
         for watcher in [*watchers, *self._unwatched]:
             guard.attempt("unwatch()", watcher.join, max(0.1, until - time.monotonic()))

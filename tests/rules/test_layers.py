@@ -36,7 +36,7 @@ ARROWS: dict[str, set[str]] = {
     "columns": {"records"},
     "recorder": {"columns", "journal", "records"},
     "sidecar": {"journal"},
-    "watch": {"histogram", "records"},
+    "watch": {"histogram", "journal", "records"},
     "values": {"columns", "histogram", "media", "recorder", "watch"},
     "logbook": {"background", "blobs", "columns", "histogram", "media", "recorder", "records", "redact", "values"},
     # the training script's side

@@ -17,6 +17,7 @@ from torchtrack.api.hints import did_you_mean
 from torchtrack.api.history import Part, Window
 from torchtrack.api.streams import OWN_PREFIXES, StreamRows
 from torchtrack.histogram import Histogram
+from torchtrack.journal import ring
 from torchtrack.records import SCHEMAS, Table
 
 if TYPE_CHECKING:
@@ -24,6 +25,19 @@ if TYPE_CHECKING:
     from torchtrack.journal.reader import Damage
 
 Ranks = Literal["mean", "all"] | int
+
+_BLACKBOX = pa.schema(
+    [
+        ("step", pa.int64()),
+        ("time", pa.timestamp("us", tz="UTC")),
+        ("rank", pa.int64()),
+        ("attempt", pa.int64()),
+        ("name", pa.string()),
+        ("norm", pa.float32()),
+        ("absmax", pa.float32()),
+        ("nonfinite", pa.uint32()),
+    ]
+)
 
 
 class Run:
@@ -313,6 +327,23 @@ class Run:
         """What ranks said about the run, in the order of time; of one type if given."""
         events = [event for event in self._events() if type is None or event.type == type]
         return sorted(events, key=lambda event: (event.time, event.attempt, event.rank))
+
+    def blackbox(self) -> pa.Table:
+        """The last steps of every rank that did not end well: step, time, rank, attempt, name, norm, absmax, nonfinite."""
+        rows = []
+        for stream in self._streams():
+            for folder in {each.path.parent.parent for each in self._streams()}:
+                for path in sorted((folder / "nodes").glob(f"{stream.key}-*.ttb")):
+                    names, records, _ = ring.read(path.read_bytes())
+                    for record in records:
+                        time = np.datetime64(record.time_ns // 1000, "us").item()
+                        rows += [
+                            (record.step, time, stream.rank, stream.attempt, name, *row)
+                            for name, row in zip(names, record.rows.tolist(), strict=True)
+                            if row[2] != ring.ABSENT
+                        ]
+        columns = list(zip(*rows, strict=True)) or [()] * len(_BLACKBOX)
+        return pa.table([pa.array(values, field.type) for values, field in zip(columns, _BLACKBOX, strict=True)], _BLACKBOX)
 
     def findings(self) -> list[Event]:
         """What the stability rules concluded: the events of type finding."""
