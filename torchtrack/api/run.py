@@ -343,7 +343,9 @@ class Run:
                             if row[2] != ring.ABSENT
                         ]
         columns = list(zip(*rows, strict=True)) or [()] * len(_BLACKBOX)
-        return pa.table([pa.array(values, field.type) for values, field in zip(columns, _BLACKBOX, strict=True)], _BLACKBOX)
+        return pa.table(
+            [pa.array(values, field.type) for values, field in zip(columns, _BLACKBOX, strict=True)], _BLACKBOX
+        )
 
     def findings(self) -> list[Event]:
         """What the stability rules concluded: the events of type finding."""

@@ -29,7 +29,9 @@ for step in range(12):
     ddp(torch.randn(8, 16)).square().mean().backward()
     if step == 11:
         ddp.module[0].bias.grad[:3] = float("nan")
-    truth += [[step, n, float(p.grad.norm()), int((~p.grad.isfinite()).sum())] for n, p in ddp.module.named_parameters()]
+    truth += [
+        [step, n, float(p.grad.norm()), int((~p.grad.isfinite()).sum())] for n, p in ddp.module.named_parameters()
+    ]
     optimizer.step()
     optimizer.zero_grad()
     run.log({"loss": 0.0})
