@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import json
 import math
-import tempfile
 import time
 from pathlib import Path
 
 import pytest
 
 import torchtrack
+from torchtrack.journal import ring
 from torchtrack.testing import torchrun
 
 SCRIPT = Path(__file__).parent / "scripts" / "blackbox.py"
 
 
 def files() -> set[Path]:
-    return {path for place in ("/dev/shm", tempfile.gettempdir()) for path in Path(place).glob("torchtrack-*.ttb")}
+    return {path for place in ring.places() for path in place.glob("torchtrack-*.ttb")}
 
 
 @pytest.mark.parametrize("how", ["term", "abort", "kill"])

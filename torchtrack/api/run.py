@@ -329,7 +329,7 @@ class Run:
         return sorted(events, key=lambda event: (event.time, event.attempt, event.rank))
 
     def blackbox(self) -> pa.Table:
-        """The last steps of every rank that did not end well: step, time, rank, attempt, name, norm, absmax, nonfinite."""
+        """The last steps of every rank that did not end well, a row each step and gradient that lay on the rank."""
         rows = []
         for stream in self._streams():
             for folder in {each.path.parent.parent for each in self._streams()}:
