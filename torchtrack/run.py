@@ -317,8 +317,8 @@ class Run:
                 `log_freq` steps. What it came to is in `_tt/watch0/interval` and `_tt/watch0/share`.
             reduce: "host" merges ranks over a private gloo group beside training. "device" uses the backend that
                 training uses: only if all ranks call watch and take every sample; it may wait for them.
-            blackbox: keep norm, absmax and non-finite count of every gradient at every step in a file of this node, which
-                the sidecar puts into the run if the process ends other than well.
+            blackbox: keep norm, absmax and non-finite count of every gradient at every step in a file of this node,
+                which the sidecar puts into the run if the process ends other than well.
 
         Returns:
             What to tell of tensors that no torch optimizer steps, with `Watcher.observe`; None if nothing is recorded.

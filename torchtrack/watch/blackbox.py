@@ -2,8 +2,8 @@
 
     hooks (every step) -> two multi-tensor launches -> HostCopy -> journal.ring -> salvaged by the sidecar
 
-Values are those of the gradients that lie on this rank, as the step uses them. On an accelerator nothing waits: a step is
-written when its copy has arrived, as a rule at the next one, and the count says only whether there is any.
+Values are those of the gradients that lie on this rank, as the step uses them. On an accelerator nothing waits: a step
+is written when its copy has arrived, as a rule at the next one, and the count says only whether there is any.
 """
 
 from __future__ import annotations
