@@ -298,6 +298,7 @@ class Run:
         budget: float | None = None,
         reduce: Literal["host", "device"] = "host",
         checksum_every: int = 10,
+        blackbox: bool = False,
     ) -> Watcher | None:
         """Record histograms and norms of parameters and gradients over all ranks, every `log_freq` optimizer steps.
 
@@ -322,6 +323,8 @@ class Run:
                 training uses: only if all ranks call watch and take every sample; it may wait for them.
             checksum_every: at every so many samples ranks compare checksums of the parameters and buffers that they
                 hold alike; 0 never. See `watch/replicas_differ`.
+            blackbox: keep norm, absmax and non-finite count of every gradient at every step in a file of this node,
+                which the sidecar puts into the run if the process ends other than well.
 
         Returns:
             What to tell of tensors that no torch optimizer steps, with `Watcher.observe`; None if nothing is recorded.
@@ -356,6 +359,7 @@ class Run:
             job=self._job,
             ordinal=self._watches,
             prefixes=self._prefixes,
+            blackbox=self._stream if blackbox and self._sidecar is not None else None,
         )
         self._watches += 1
         self._watchers.append(watcher)
@@ -378,6 +382,8 @@ class Run:
             held = [model for _, model in watcher.models]
             if chosen is None or any(model is mine for model in chosen for mine in held):
                 self._watchers.remove(watcher)
+                if watcher.blackbox is not None:
+                    guard.attempt("unwatch()", watcher.blackbox.stop)
                 guard.attempt("unwatch()", watcher.stop, self.settings.finish_timeout, _PATIENCE_S["finish"])
                 if not watcher.join(_UNWATCH_S):
                     self._unwatched.append(watcher)
@@ -501,6 +507,8 @@ class Run:
         until = time.monotonic() + self.settings.finish_timeout * _WATCH_SHARE
         watchers, self._watchers = self._watchers, []
         for watcher in watchers:
+            if watcher.blackbox is not None:
+                guard.attempt("the black box", watcher.blackbox.stop, keep=reason == "exception")
             guard.attempt("unwatch()", watcher.stop, within, _PATIENCE_S.get(reason, _PATIENCE_OF_FAILURES_S))
         for watcher in [*watchers, *self._unwatched]:
             guard.attempt("unwatch()", watcher.join, max(0.1, until - time.monotonic()))

@@ -37,7 +37,7 @@ ARROWS: dict[str, set[str]] = {
     "columns": {"records"},
     "recorder": {"columns", "journal", "records"},
     "sidecar": {"alerts", "journal", "records"},
-    "watch": {"histogram", "records"},
+    "watch": {"histogram", "journal", "records"},
     "stability": {"histogram"},
     "values": {"columns", "histogram", "media", "recorder", "watch"},
     "logbook": {"background", "blobs", "columns", "histogram", "media", "recorder", "records", "redact", "values"},

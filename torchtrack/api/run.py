@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from torchtrack.api import charts, facts, findings, hints, history, summary, tensors
+from torchtrack.api import blackbox, charts, facts, findings, hints, history, summary, tensors
 from torchtrack.api.facts import Attempt, Event
 from torchtrack.api.hints import did_you_mean
 from torchtrack.api.history import Part, Window
@@ -371,6 +371,13 @@ class Run:
         """
         newest = tensors.newest_sample(tensors.one_stage(self.tensors(kind, name), None))
         return headroom(findings.block(newest), narrow, scale)
+
+    def blackbox(self) -> pa.Table:
+        """The last steps of every rank that did not end well: a row a step and gradient that lay on the rank.
+
+        Columns: step, time, rank, attempt, name, norm, absmax, nonfinite. Empty unless `watch(blackbox=True)` was asked.
+        """
+        return blackbox.table(self._streams())
 
     # -- inside -------------------------------------------------------------------------------------------------------
 

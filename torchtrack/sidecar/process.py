@@ -26,7 +26,7 @@ from torchtrack import guard
 from torchtrack.journal.frame import Kind
 from torchtrack.journal.origin import origin
 from torchtrack.journal.writer import Writer
-from torchtrack.sidecar import gathering
+from torchtrack.sidecar import gathering, salvage
 from torchtrack.sidecar.courier import Courier
 
 PROTOCOL: Final = 1
@@ -200,7 +200,13 @@ class Sidecar:
     def _write_exit(self, stream: str, watched: _Watched, end: _Exit) -> None:
         status = {"code": end.code, "signal": end.signal, "time_ns": end.time_ns}
         self._writer(watched.uid).meta({"type": "exit", "stream": stream, "pid": watched.pid, **status})
+        guard.attempt("salvaging a black box", self._salvage, stream, watched.uid)
         self._seal_if_unused(watched.uid)
+
+    def _salvage(self, stream: str, uid: str) -> None:
+        files = salvage.salvage(stream, self._directory / uid / "nodes")
+        if files:
+            self._writer(uid).meta({"type": "blackbox", "stream": stream, "files": files})
 
     def _beat(self) -> None:
         self._beat_at = time.monotonic() + self._heartbeat_s

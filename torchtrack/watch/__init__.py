@@ -13,6 +13,7 @@ import torch.distributed as dist
 from torch import nn
 
 from torchtrack.watch import kernels, layout
+from torchtrack.watch.blackbox import BlackBox
 from torchtrack.watch.layout import Shard
 from torchtrack.watch.schedule import Schedule
 from torchtrack.watch.watcher import KINDS, Watcher
@@ -39,6 +40,7 @@ def start(
     job: Job | None,
     ordinal: int,
     prefixes: MutableMapping[nn.Module, str],
+    blackbox: int | None = None,
 ) -> Watcher:
     """Check the arguments of `Run.watch` and begin to watch.
 
@@ -56,6 +58,7 @@ def start(
         job: the other ranks.
         ordinal: number of this watch in the run.
         prefixes: the prefix of every model this run has watched; the new ones are added.
+        blackbox: the stream whose black box is kept; None for none.
 
     Raises:
         TypeError: something that is no module, or an argument of the wrong type.
@@ -95,7 +98,7 @@ def start(
     if kinds:
         for place in {p.device for module in modules for p in module.parameters()}:
             kernels.prepare(place)
-    return Watcher(
+    watcher = Watcher(
         list(zip(chosen, modules, strict=True)),
         kinds,
         Schedule(log_freq, None if budget is None else float(budget)),
@@ -107,6 +110,10 @@ def start(
         device,
         checksum_every,
     )
+    if kinds and blackbox is not None:
+        rank = job.identity.rank if job is not None else 0
+        watcher.blackbox = BlackBox(watcher.models, recorder, blackbox, ordinal, rank, include, exclude)
+    return watcher
 
 
 def describe(models: Sequence[tuple[str, nn.Module]]) -> dict[str, Any]:

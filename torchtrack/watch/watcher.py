@@ -33,6 +33,7 @@ from torchtrack.watch.updates import Kept, Updates, changes
 if TYPE_CHECKING:
     from torchtrack.job import Job
     from torchtrack.recorder import Recorder
+    from torchtrack.watch.blackbox import BlackBox
 
 KINDS: Final = {
     "gradients": "gradient",
@@ -135,6 +136,7 @@ class Watcher:
         self.kinds = tuple(kinds)
         self.schedule = schedule
         self.samples = 0
+        self.blackbox: BlackBox | None = None
         self._recorder = recorder
         self._holdings = Holdings(models, include, exclude)
         self._counts: weakref.WeakKeyDictionary[Optimizer, _Count] = weakref.WeakKeyDictionary()

@@ -1,0 +1,175 @@
+"""The black box's file: the last steps of one rank, in memory of the node that outlives the process.
+
+    8 bytes magic, u32 length of the description, u32 its crc, the description (JSON), padding to 8, then the records
+
+Record number i lies in slot i % slots: u64 number + 1, i64 step, i64 wall time (ns), u32 crc of the rest, u32 zero, then
+float32 norm, float32 absmax and uint32 non-finite count of every row. A record that was being written when the process
+died has a wrong crc and is left out. The writer makes no system call after the file has been made.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import mmap
+import os
+import shutil
+import stat
+import struct
+import tempfile
+import zlib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
+
+MAGIC: Final = b"TTRING01"
+MAX_BYTES: Final = 64 << 20
+STEPS: Final = 256
+"""So many steps are kept, fewer where they would not fit."""
+ABSENT: Final = 0xFFFFFFFF
+"""The count of a row that had no gradient."""
+_HEAD: Final = struct.Struct("<8sII")
+_RECORD: Final = struct.Struct("<QqqII")
+_ROW: Final = [("norm", "<f4"), ("absmax", "<f4"), ("nonfinite", "<u4")]
+_ROW_BYTES: Final = 12
+_SHARE: Final = 8
+"""Shared memory is used if so many times the size is free: data loaders need it too."""
+
+
+class Record(NamedTuple):
+    """One step as it was read."""
+
+    number: int
+    step: int
+    time_ns: int
+    rows: npt.NDArray[Any]
+
+
+def places() -> list[Path]:
+    """Folders of this node that a ring may lie in: shared memory, else where temporary files go."""
+    return [Path("/dev/shm"), Path(tempfile.gettempdir())]  # noqa: S108  # names are random and opened exclusively
+
+
+def prefix(stream: int | str) -> str:
+    """What the names of a stream's files begin with."""
+    return f"torchtrack-{stream if isinstance(stream, str) else f'{stream:016x}'}"
+
+
+def left_by(stream: str) -> list[Path]:
+    """The files that a stream left on this node, of this user only."""
+    found = [path for place in places() for path in sorted(place.glob(f"{prefix(stream)}-*"))]
+    return [path for path in dict.fromkeys(found) if _is_ours(path)]
+
+
+def _is_ours(path: Path) -> bool:
+    with contextlib.suppress(OSError):
+        status = path.lstat()
+        return stat.S_ISREG(status.st_mode) and status.st_uid == os.getuid() and status.st_size <= MAX_BYTES
+    return False
+
+
+class Ring:
+    """Writes the ring of one rank. **Threads:** one at a time; never waits once made.
+
+    Args:
+        stream: whose it is.
+        ordinal: number of the watch.
+        names: of the rows.
+        about: what else a reader or the sidecar is told.
+
+    Raises:
+        OSError: there is no room on the node.
+        ValueError: not even one record fits.
+    """
+
+    def __init__(self, stream: int, ordinal: int, names: Sequence[str], about: dict[str, Any]) -> None:
+        import numpy as np
+
+        self._size = -(-(_RECORD.size + len(names) * _ROW_BYTES) // 8) * 8
+        described = json.dumps({**about, "names": list(names), "record": self._size}).encode()
+        self._at = -(-(_HEAD.size + len(described)) // 8) * 8
+        self._slots = min(STEPS, (MAX_BYTES - self._at) // self._size)
+        if self._slots < 1:
+            raise ValueError(f"{len(names)} tensors are too many for a black box of {MAX_BYTES} bytes")
+        self.rows = np.zeros(len(names), _ROW)
+        self.path = self._make(f"{prefix(stream)}-{ordinal}.ttb", self._at + self._slots * self._size)
+        self._map[: _HEAD.size] = _HEAD.pack(MAGIC, len(described), zlib.crc32(described))
+        self._map[_HEAD.size : _HEAD.size + len(described)] = described
+
+    def _make(self, name: str, size: int) -> Path:
+        shared, other = places()
+        enough = shared.is_dir() and shutil.disk_usage(shared).free > size * _SHARE
+        path = (shared if enough else other) / name
+        file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        try:
+            os.posix_fallocate(file, 0, size)  # else a full node would end the process with SIGBUS
+            self._map = mmap.mmap(file, size)
+        except OSError:
+            path.unlink()
+            raise
+        finally:
+            os.close(file)
+        return path
+
+    def write(self, number: int, step: int, time_ns: int, rows: npt.NDArray[Any]) -> None:
+        """Write a record, or write it anew."""
+        data = rows.tobytes()
+        crc = zlib.crc32(data, zlib.crc32(_RECORD.pack(number + 1, step, time_ns, 0, 0)))
+        at = self._at + number % self._slots * self._size
+        self._map[at : at + _RECORD.size] = _RECORD.pack(number + 1, step, time_ns, crc, 0)
+        self._map[at + _RECORD.size : at + _RECORD.size + len(data)] = data
+
+    def close(self, *, remove: bool) -> None:
+        """Unmap it; what is left goes to the sidecar unless it is removed."""
+        self._map.close()
+        if remove:
+            self.path.unlink(missing_ok=True)
+
+
+def describe(data: bytes) -> dict[str, Any]:
+    """What a ring says of itself.
+
+    Raises:
+        ValueError: it is none, or damaged.
+    """
+    if len(data) < _HEAD.size:
+        raise ValueError("too short for a black box")
+    magic, length, crc = _HEAD.unpack_from(data)
+    text = data[_HEAD.size : _HEAD.size + length]
+    if magic != MAGIC or zlib.crc32(text) != crc:
+        raise ValueError("no black box, or a damaged one")
+    described: dict[str, Any] = json.loads(text)
+    return described
+
+
+def read(data: bytes) -> tuple[list[str], list[Record], int]:
+    """Names of the rows, the whole records in order, and how many were torn.
+
+    Raises:
+        ValueError: the file is no ring, or damaged at its head.
+    """
+    described = describe(data)
+    names, size = described["names"], described["record"]
+    at = -(-(_HEAD.size + _HEAD.unpack_from(data)[1]) // 8) * 8
+    records, torn = [], 0
+    for record in _records(data, at, size, len(names)):
+        if record is None:
+            torn += 1
+        else:
+            records.append(record)
+    return names, sorted(records, key=lambda record: record.number), torn
+
+
+def _records(data: bytes, at: int, size: int, rows: int) -> Iterator[Record | None]:
+    import numpy as np
+
+    for begin in range(at, len(data) - size + 1, size):
+        number, step, time_ns, crc, _ = _RECORD.unpack_from(data, begin)
+        if not number:
+            continue
+        body = data[begin + _RECORD.size : begin + _RECORD.size + rows * _ROW_BYTES]
+        whole = zlib.crc32(body, zlib.crc32(_RECORD.pack(number, step, time_ns, 0, 0))) == crc
+        yield Record(number - 1, step, time_ns, np.frombuffer(body, _ROW)) if whole else None
