@@ -2,9 +2,9 @@
 
     8 bytes magic, u32 length of the description, u32 its crc, the description (JSON), padding to 8, then the records
 
-Record number i lies in slot i % slots: u64 number + 1, i64 step, i64 wall time (ns), u32 crc of the rest, u32 zero, then
-float32 norm, float32 absmax and uint32 non-finite count of every row. A record that was being written when the process
-died has a wrong crc and is left out. The writer makes no system call after the file has been made.
+Record number i lies in slot i % slots: u64 number + 1, i64 step, i64 time in ns, u32 crc of the rest, u32 zero, then
+float32 norm, float32 absmax and uint32 non-finite count of every row. A record that was being written when the
+process died has a wrong crc and is left out. The writer makes no system call after the file has been made.
 """
 
 from __future__ import annotations
