@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
 import re
 import threading
 from collections.abc import Iterator
@@ -10,6 +12,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 import torchtrack
@@ -53,6 +56,17 @@ class Hook:
         self._server.server_close()
 
 
+def couriers(folder: Path) -> list[psutil.Process]:
+    """The couriers of a runs folder that live."""
+    found = []
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error):
+            command = process.cmdline()
+            if "torchtrack.sidecar.courier" in command and str(folder) in command:
+                found.append(process)
+    return found
+
+
 @pytest.fixture
 def hooks() -> Iterator[list[Hook]]:
     made = [Hook(), Hook()]
@@ -93,10 +107,15 @@ def test_an_alert_is_not_told_twice_when_the_sidecar_is_replaced(node: Any, hook
     sidecar = node.sidecar()
     sidecar.kill()
     node.eventually(lambda: not sidecar.is_running())
-    run._register()
+    node.eventually(lambda: not couriers(tmp_path))
+    again = run._sidecar
+    assert again is not None
+    node.eventually(lambda: again.register(f"{run._stream:016x}", run.uid, os.getpid()))  # not at once after a start
     run.alert("two", wait_duration=0)
     node.eventually(lambda: len(good.got) >= 2)
     run.finish(quiet=True)
+    node.sidecar().terminate()
+    node.eventually(lambda: not couriers(tmp_path))
 
     assert [got["title"].split("] ")[-1] for got in good.got] == ["one", "two"]
 
