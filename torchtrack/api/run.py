@@ -375,7 +375,7 @@ class Run:
     def blackbox(self) -> pa.Table:
         """The last steps of every rank that did not end well: a row a step and gradient that lay on the rank.
 
-        Columns: step, time, rank, attempt, name, norm, absmax, nonfinite. Empty unless `watch(blackbox=True)` was asked.
+        Columns: step, time, rank, attempt, name, norm, absmax, nonfinite. Empty without `watch(blackbox=True)`.
         """
         return blackbox.table(self._streams())
 
