@@ -11,6 +11,7 @@ import pyarrow as pa
 from torchtrack.api.facts import Event
 from torchtrack.api.tensors import one_stage
 from torchtrack.stability import Facts, Finding, Monitor, Rule, Step, Tensors
+from torchtrack.stability.noise_scale import NoiseScale, noise_scale
 from torchtrack.stability.step import tensors_of
 
 KINDS: Final = ("gradient", "parameter", "update", "activation", "optimizer")
@@ -48,6 +49,29 @@ def together(live: Sequence[Finding], replayed: Sequence[Finding]) -> list[Findi
     known |= {str(part["rule"]) for finding in replayed for part in finding.consequences}
     kept = [finding for finding in live if finding.rule not in known]
     return sorted([*replayed, *kept], key=lambda finding: (finding.first_step, finding.rule))
+
+
+def noise_scale_of(own: pa.Table, averaged: pa.Table, ranks: int) -> NoiseScale | None:
+    """The gradient noise scale of a run.
+
+    Args:
+        own: `rank`, `step` and `watch/local_grad_norm`, a row a step and rank.
+        averaged: `step`, `watch/grad_norm` and maybe `batch_size`, a row a step.
+        ranks: how many there are: a step counts that all of them have.
+    """
+    rows = own.select(["step", "rank", "watch/local_grad_norm"]).drop_null()
+    means = averaged.filter(averaged["watch/grad_norm"].is_valid())
+    by_step: dict[int, dict[int, float]] = {}
+    for step, rank, norm in zip(*(column.to_pylist() for column in rows.columns), strict=True):
+        by_step.setdefault(step, {})[rank] = norm
+    steps = means["step"].to_pylist()
+    common = [i for i, step in enumerate(steps) if len(by_step.get(step, ())) == ranks]
+    if not common:
+        return None
+    local = [[by_step[steps[i]][rank] for rank in sorted(by_step[steps[i]])] for i in common]
+    mean = means["watch/grad_norm"].to_numpy()[common]
+    sizes = means["batch_size"].drop_null().to_numpy() if "batch_size" in means.column_names else np.empty(0)
+    return noise_scale(local, mean, float(sizes.mean()) / ranks if len(sizes) else None)
 
 
 def facts_of(models: Iterable[Mapping[str, Any]]) -> Facts:

@@ -21,6 +21,7 @@ from torchtrack.records import SCHEMAS, Table
 from torchtrack.stability import Finding, Rule, Step, default_rules
 from torchtrack.stability.difference import TOLERANCE, Difference, difference
 from torchtrack.stability.headroom import Headroom, headroom
+from torchtrack.stability.noise_scale import NoiseScale
 
 if TYPE_CHECKING:
     from torchtrack.api.source import Source
@@ -371,6 +372,26 @@ class Run:
         """
         newest = tensors.newest_sample(tensors.one_stage(self.tensors(kind, name), None))
         return headroom(findings.block(newest), narrow, scale)
+
+    def noise_scale(self, start: int | None = None, stop: int | None = None) -> NoiseScale | None:
+        """The gradient noise scale over sampled steps: from which batch size on more samples a step stop paying.
+
+        From `watch/local_grad_norm` of every rank and `watch/grad_norm`; in samples too where `batch_size` (of a step,
+        on all ranks) was logged. Ranks are taken to have batches of one size.
+
+        Args:
+            start: the first step.
+            stop: the step after the last.
+
+        Returns:
+            None without several ranks that recorded their own norms at enough common steps.
+        """
+        known = set(self.keys())
+        if not {"watch/local_grad_norm", "watch/grad_norm"} <= known:
+            return None
+        own = self.history("watch/local_grad_norm", "all", start, stop)
+        averaged = self.history(sorted({"watch/grad_norm", "batch_size"} & known), "mean", start, stop)
+        return findings.noise_scale_of(own, averaged, self.world_size)
 
     def blackbox(self) -> pa.Table:
         """The last steps of every rank that did not end well: a row a step and gradient that lay on the rank.
