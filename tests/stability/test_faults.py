@@ -92,7 +92,8 @@ def test_a_nan_on_one_rank_is_found_in_the_tensor_it_came_from(tmp_path: Path) -
     uid = ranks(2, init=True).run(train_on_ranks, tmp_path, AT + 5, fault="nan")[0]
     found = torchtrack.Api(tmp_path).run(uid).findings()
     blamed = by_rule(found)["non_finite"]
-    assert (blamed.first_step, blamed.names) == (AT, ("2.weight",))
+    assert (blamed.first_step, blamed.names, blamed.ranks) == (AT, ("2.weight",), (1,))
+    assert "rank 1" in blamed.why
     assert only_critical(found) == ["non_finite"]
 
 

@@ -12,9 +12,11 @@ from torchtrack.api.facts import Event
 from torchtrack.api.tensors import one_stage
 from torchtrack.stability import Facts, Finding, Monitor, Rule, Step, Tensors
 from torchtrack.stability.noise_scale import NoiseScale, noise_scale
-from torchtrack.stability.step import tensors_of
+from torchtrack.stability.step import Seen, tensors_of
 
 KINDS: Final = ("gradient", "parameter", "update", "activation", "optimizer")
+SEEN: Final = frozenset(("nonfinite", "replica_divergence"))
+"""Events that rules look at."""
 _FORMATS: Final = {
     "torch.float16": "fp16",
     "torch.bfloat16": "bf16",
@@ -88,7 +90,7 @@ def facts_of(models: Iterable[Mapping[str, Any]]) -> Facts:
 
 
 def steps(
-    scalars: pa.Table, by_rank: pa.Table, tensors: pa.Table, marks: Iterable[Event], facts: Facts
+    scalars: pa.Table, by_rank: pa.Table, tensors: pa.Table, events: Iterable[Event], facts: Facts
 ) -> Iterator[Step]:
     """Everything of a run step by step.
 
@@ -96,7 +98,7 @@ def steps(
         scalars: a history over all ranks.
         by_rank: the same with a row a rank.
         tensors: rows as `Run.tensors` returns them.
-        marks: events that may explain something.
+        events: marks, which may explain something, and what `watch` saw on the ranks.
         facts: what is known of the model.
     """
     metrics, ranks = _metrics(scalars), _ranks(by_rank)
@@ -104,9 +106,13 @@ def steps(
     for (at, _), rows in samples_of(tensors).items():
         samples.setdefault(at, []).append(rows)
     marked: dict[int, list[str]] = {}
-    for event in marks:
-        marked.setdefault(event.step or 0, []).append(str(event.data.get("title") or event.type))
-    for step in sorted({*metrics, *samples, *marked}):
+    seen: dict[int, list[Seen]] = {}
+    for event in events:
+        if event.type == "mark":
+            marked.setdefault(event.step or 0, []).append(str(event.data.get("title") or event.type))
+        elif event.type in SEEN:
+            seen.setdefault(event.step or 0, []).append(Seen(event.rank, event.type, event.data))
+    for step in sorted({*metrics, *samples, *marked, *seen}):
         for number, sample in enumerate(samples.get(step, [{}])):
             first = number == 0  # several optimizer steps may fall on one step of the run
             yield Step(
@@ -115,6 +121,7 @@ def steps(
                 ranks.get(step, {}) if first else {},
                 sample,
                 marked.get(step, ()) if first else (),
+                seen.get(step, ()) if first else (),
                 facts,
             )
 

@@ -336,8 +336,7 @@ class Run:
         """Everything of the run step by step, as rules see it."""
         keys = [key for key in self.keys() if not key.startswith(("system/", "_tt/"))]
         facts = findings.facts_of(event.data for event in self.events("model"))
-        marks = self.events("mark")
-        return findings.steps(self.history(keys), self.history(keys, ranks="all"), self.tensors(), marks, facts)
+        return findings.steps(self.history(keys), self.history(keys, ranks="all"), self.tensors(), self.events(), facts)
 
     def diff(self, other: Run, tolerance: float = TOLERANCE) -> Difference:
         """Where this run and another part: first step, kind and tensor, whatever the parallel layout of each.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -65,6 +65,14 @@ class Facts:
     """Of parameters that are kept in a narrow format: "fp16", "bf16", "e4m3" or "e5m2"."""
 
 
+class Seen(NamedTuple):
+    """An event of `watch`: "nonfinite" or "replica_divergence", with what it says."""
+
+    rank: int
+    type: str
+    data: Mapping[str, Any]
+
+
 @dataclass(frozen=True)
 class Step:
     """One step of the run."""
@@ -78,6 +86,8 @@ class Step:
     """Rows by kind, if the step was sampled."""
     marks: Sequence[str] = ()
     """What the user marked here."""
+    seen: Sequence[Seen] = ()
+    """What `watch` saw on the ranks themselves, before rows were merged."""
     facts: Facts = Facts()  # frozen
 
 

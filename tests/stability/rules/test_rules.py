@@ -11,6 +11,7 @@ import pytest
 from tests.stability import steps
 from torchtrack.stability import Facts, Step
 from torchtrack.stability.rules import default_rules
+from torchtrack.stability.step import Seen
 
 RNG = np.random.default_rng(0)
 WEIGHT = RNG.normal(0, 0.1, 400)
@@ -211,3 +212,22 @@ def test_every_rule_says_what_it_is_based_on() -> None:
     for rule in default_rules():
         page = __import__(type(rule).__module__, fromlist=["_"]).__doc__ or ""
         assert all(f"{word}:" in page or f"{word}," in page for word in ("Reference", "Default", "Evidence")), rule.name
+
+
+def test_a_nan_is_blamed_on_the_rank_that_had_it_before_the_average() -> None:
+    bad = {"a": np.full(4, math.nan), "b": np.full(4, math.nan), "c": WEIGHT}
+    seen = [Seen(3, "nonfinite", {"kind": "gradient", "first": "b", "names": ["b"], "count": 1})]
+    (one,) = steps.run([Step(5, tensors={"gradient": steps.tensors(bad)}, seen=seen)])
+
+    assert (one.rule, one.first_step, one.ranks) == ("non_finite", 5, (3,))
+    assert one.names[0] == "b"
+    assert "before the average they were those of rank 3" in one.why
+
+
+@pytest.mark.parametrize(("odd", "named"), [([2], (2,)), ([], (0, 1))])
+def test_replicas_that_part_are_a_critical_finding_with_the_odd_rank(odd: list[int], named: tuple[int, ...]) -> None:
+    said = {"tensor": "a", "kind": "parameter", "ranks": [0, 1], "odd_ranks": odd, "text": "a differs."}
+    (one,) = steps.run([Step(7, seen=[Seen(0, "replica_divergence", said)]), Step(8), Step(9)])
+
+    assert (one.rule, one.severity, one.first_step) == ("replica_divergence", "critical", 7)
+    assert (one.names, one.ranks, one.why) == (("a",), named, "a differs.")

@@ -18,12 +18,14 @@ from torchtrack.stability.rules.loss_scale import LossScale
 from torchtrack.stability.rules.loss_spike import LossSpike
 from torchtrack.stability.rules.nonfinite import NonFinite
 from torchtrack.stability.rules.rank_skew import RankSkew
+from torchtrack.stability.rules.replica_divergence import ReplicaDivergence
 from torchtrack.stability.rules.straggler import Straggler
 from torchtrack.stability.rules.update_ratio import UpdateRatio
 
 ENTRY_POINT: Final = "torchtrack.rules"
 _OWN: Final[tuple[type[Rule], ...]] = (
     NonFinite,
+    ReplicaDivergence,
     Straggler,
     RankSkew,
     DeadLayer,

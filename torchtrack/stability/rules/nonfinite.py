@@ -72,14 +72,18 @@ def _sign(kind: str, rows: Tensors, step: Step) -> Sign:
     backward = kind == "gradient"
     if order:
         bad.sort(key=lambda i: order.get(rows.names[i], len(order)), reverse=backward)
+    blamed = [seen for seen in step.seen if seen.type == "nonfinite" and seen.data.get("kind") == kind]
+    firsts = {str(seen.data.get("first")) for seen in blamed}
+    bad.sort(key=lambda i: rows.names[i] not in firsts)
     names = tuple(rows.names[i] for i in bad)
     skipped = bool(rows.skipped[bad].all())
     count = int(rows.nonfinite[bad[0]])
-    which = ", the first of the backward pass" if backward and order and len(names) > 1 else ""
+    ranks = tuple(sorted({seen.rank for seen in blamed}))
+    which = ", the first of the backward pass" if backward and (order or blamed) and len(names) > 1 else ""
     others = f", and {len(names) - 1} more {kind}s hold such" if len(names) > 1 else ""
     why = (
         f"{count:,} of {int(rows.count[bad[0]]):,} elements of the {kind} {names[0]}{which}, are NaN or infinite at "
-        f"step {step.step:,}{others}{'; a gradient scaler left the step out' if skipped else ''}."
+        f"step {step.step:,}{others}{_on(ranks)}{'; a gradient scaler left the step out' if skipped else ''}."
     )
     return Sign(
         why=why.replace(f"{names[0]},", names[0]) if not which else why,
@@ -88,8 +92,16 @@ def _sign(kind: str, rows: Tensors, step: Step) -> Sign:
         severity="info" if skipped else "critical",
         kind=kind,
         names=names[:_MOST],
+        ranks=ranks,
         evidence={"elements": {rows.names[i]: int(rows.nonfinite[i]) for i in bad[:_MOST]}, "tensors": len(names)},
     )
+
+
+def _on(ranks: tuple[int, ...]) -> str:
+    """Whose they were before the average, if it is known."""
+    if not ranks:
+        return ""
+    return f"; before the average they were those of rank{'s' * (len(ranks) > 1)} {', '.join(map(str, ranks))}"
 
 
 def _of_metric(name: str, value: float, step: Step) -> Sign:
