@@ -44,6 +44,8 @@ logger = logging.getLogger("torchtrack")
 
 SUMMARIES: Final = ("last", "min", "max", "mean", "best", "none")
 _JOIN_BEFORE_OPEN_S: Final = 0.2
+_JOIN_BEFORE_END_S: Final = 3.0
+"""A run of a few steps may end before rank 0 has said which it is: its rows would be a run of their own."""
 _SIDECAR_INTERVAL_S: Final = 10.0
 _MERGE_SHARE: Final = 0.4
 _WATCH_SHARE: Final = 0.7
@@ -475,6 +477,8 @@ class Run:
         deadline, now = time.monotonic() + self.settings.finish_timeout, time.time_ns()
         if self._console is not None:
             self._console.stop()
+        if self._job is not None and reason in _PATIENCE_S:
+            self._job.wait(min(_JOIN_BEFORE_END_S, self.settings.finish_timeout / 2))
         self._end_watching(reason)
         self._background.submit(
             "sidecar", lambda: self._sidecar and self._sidecar.ended(f"{self._stream:016x}", reason)
