@@ -345,6 +345,8 @@ class Run:
                 "watch", RuntimeError("watch() after finish() records nothing; call it before, or start a new run")
             )
             return None
+        if not isinstance(blackbox, bool):
+            raise TypeError(f"watch(blackbox=) takes True or False, got {type(blackbox).__name__} {blackbox!r:.60}")
         from torchtrack.watch import describe, start
 
         watcher = start(

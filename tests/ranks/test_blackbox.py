@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 import math
-import time
 from pathlib import Path
 
 import pytest
 
 import torchtrack
+from tests.runs import until
 from torchtrack.journal import ring
 from torchtrack.testing import torchrun
 
@@ -25,9 +25,7 @@ def test_a_killed_run_leaves_the_last_steps_of_every_rank(tmp_path: Path, how: s
     folder = tmp_path / "runs"
     assert torchrun(SCRIPT, str(folder), how, env={"TORCHTRACK_SIDECAR": "1"}).returncode != 0
     [run] = torchtrack.Api(folder).runs()
-    deadline = time.monotonic() + 20
-    while {row["rank"] for row in run.blackbox().to_pylist()} != {0, 1} and time.monotonic() < deadline:
-        time.sleep(0.05)
+    until(lambda: {row["rank"] for row in run.blackbox().to_pylist()} == {0, 1})
     for rank in range(2):
         truth = json.loads(Path(f"{folder}-{rank}.json").read_text())
         rows = [row for row in run.blackbox().to_pylist() if row["rank"] == rank]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -149,3 +150,32 @@ def test_tensors_of_one_name_that_differ_between_ranks_are_parts_of_a_larger_who
     uid = ranks(2, init=True).run(unequal_tensors, tmp_path, equal_at_first)[0]
     last: dict[str, Any] = torchtrack.Api(tmp_path).run(uid).tensors("parameter", "0.weight").to_pylist()[-1]
     assert (last["count"], last["numel"], last["coverage"]) == (2 * 640, 2 * 640, 1.0)
+
+
+def ends_before_rank_zero_begins(folder: Path) -> str:
+    """Rank 1 is ending already when rank 0 begins to look for the run that both go on with."""
+    rank = dist.get_rank()
+    if rank == 0:
+        dist.barrier()
+    run = torchtrack.init(dir=folder, id="again", resume="must", system_interval=0.0, sidecar=False)
+    run.log({"loss": float(rank)}, step=10)
+    ending = threading.Thread(target=run.finish)
+    ending.start()
+    if rank == 1:
+        ending.join(0.7)  # as far as it comes without rank 0
+        dist.barrier()
+    ending.join()
+    return run.uid
+
+
+def test_a_rank_that_ends_before_rank_zero_has_begun_is_of_the_same_run(tmp_path: Path) -> None:
+    before = torchtrack.init(dir=tmp_path, id="again", system_interval=0.0, sidecar=False)
+    before.log({"loss": 5.0}, step=0)
+    before.finish()
+    [uid] = set(ranks(2, init=True).run(ends_before_rank_zero_begins, tmp_path))
+    [run] = torchtrack.Api(tmp_path).runs()
+
+    assert run.uid == uid == before.uid
+    assert [attempt.ranks for attempt in run.attempts] == [(0,), (0, 1)]
+    losses = run.history(["loss"], ranks="all", start=10)["loss"].to_pylist()
+    assert sorted(losses) == [0.0, 1.0]

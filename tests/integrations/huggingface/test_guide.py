@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import re
 from pathlib import Path
 
@@ -30,7 +29,6 @@ def test_the_guides_programs_run(tmp_path: Path) -> None:
 
 
 @pytest.mark.peers
-@pytest.mark.skipif(importlib.util.find_spec("trl") is None, reason="TRL is not installed")
 def test_the_guides_program_for_trl_runs(tmp_path: Path) -> None:
     program = tmp_path / "guide.py"
     program.write_text(PROGRAMS[-1])
