@@ -46,6 +46,21 @@ def test_history_has_one_row_a_step_with_a_float64_column_a_key_and_null_where_n
     assert rows(history, "step", "acc", "loss") == [(0, 0.1, 3.0), (1, None, 2.0)]
 
 
+@pytest.mark.parametrize("name", ["step", "time", "rank", "attempt"])
+def test_a_metric_named_as_a_column_of_the_table_is_beside_it(runs: Path, journal: Make, name: str) -> None:
+    with journal() as rank:
+        rank.log(7, {name: 70.0, "loss": 1.0})
+    run = the_run(runs)
+
+    for table in (run.history(), run.history(ranks="all"), run.history(attempts="all"), run.history(raw=True)):
+        assert table.column("step").to_pylist() == [7]
+        assert table.column(f"logged/{name}").to_pylist() == [70.0]
+    assert run.history(name).column_names == ["step", "time", f"logged/{name}"]
+    assert run.series(name).column("max").to_pylist() == [70.0]
+    assert run.summary == {"loss": 1.0, name: 70.0}
+    assert run.findings() == []
+
+
 def test_nan_is_not_null_and_keeps_every_bit(runs: Path, journal: Make) -> None:
     payloads = [0x7FF8000000000001, 0xFFF80000DEADBEEF, 0x7FF8000000000000, 0x8000000000000000, 0x0000000000000001]
     values = [struct.unpack("<d", struct.pack("<Q", bits))[0] for bits in payloads]

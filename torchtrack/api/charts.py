@@ -32,13 +32,13 @@ def _starts(size: int, most: int) -> Ints:
     return np.arange(columns) * size // max(columns, 1)
 
 
-def series(rows: pa.Table, key: str, max_points: int) -> pa.Table:
-    """A history of one metric in at most `max_points` buckets of steps.
+def series(rows: pa.Table, max_points: int) -> pa.Table:
+    """A history of one metric (its last column) in at most `max_points` buckets of steps.
 
     min, max and mean are over finite values (null if there are none); the others are counted in `nonfinite`.
     """
-    rows = rows.filter(rows.column(key).is_valid())
-    step, value = rows.column("step").to_numpy(), rows.column(key).to_numpy()
+    rows = rows.filter(rows.column(-1).is_valid())
+    step, value = rows.column("step").to_numpy(), rows.column(-1).to_numpy()
     leads = np.flatnonzero(np.diff(step, prepend=step[:1] - 1))
     starts = leads[_starts(len(leads), max_points)]
     names = ["step", "last_step", "min", "max", "mean", "count", "nonfinite"]

@@ -22,6 +22,8 @@ _NEVER: Final = np.iinfo(np.int64).max
 _OPERATIONS: Final = {_MEAN: np.add, _SUM: np.add, _MIN: np.minimum, _MAX: np.maximum}
 _TIME: Final = pa.timestamp("us", tz="UTC")
 _NAME: Final = pa.dictionary(pa.int32(), pa.string())
+OWN_COLUMNS: Final = ("step", "time", "rank", "attempt")
+"""What a table says of each row; not all of them are in every table."""
 LONG: Final = pa.schema(
     [
         ("step", pa.int64()),
@@ -209,8 +211,13 @@ def _combined(parts: Sequence[Part], keys: Sequence[tuple[str, int]], window: Wi
     return pa.table([pa.array(axis.steps), pa.array(time).cast(_TIME), *columns], names=["step", "time", *_names(keys)])
 
 
+def column_name(metric: str) -> str:
+    """The column of a metric; one that is named as a column of the table's own lies under `logged/`."""
+    return f"logged/{metric}" if metric in OWN_COLUMNS else metric
+
+
 def _names(keys: Sequence[tuple[str, int]]) -> list[str]:
-    return [name for name, _ in keys]
+    return [column_name(name) for name, _ in keys]
 
 
 _NOTHING: Final = Points(np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros(0), np.zeros(0, np.int8))

@@ -191,7 +191,8 @@ class Run:
                 A row holds what one rank logged at one step and moment; a metric logged twice makes a second row.
 
         Returns:
-            Columns `step`, `time` (UTC; of the lowest rank), `rank` and `attempt` where asked for, then the metrics.
+            Columns `step`, `time` (UTC; of the lowest rank), `rank` and `attempt` where asked for, then the metrics. A
+            metric with one of these four names is in the column `logged/step`, say.
 
         Raises:
             ValueError: a metric or rank is not there, or an argument is none of the allowed ones.
@@ -217,7 +218,7 @@ class Run:
 
         Columns: step (the first), last_step, min, max, mean (over finite values), count (of them), nonfinite.
         """
-        return charts.series(self.history([key], ranks=ranks), key, _positive("max_points", max_points))
+        return charts.series(self.history([key], ranks=ranks), _positive("max_points", max_points))
 
     @property
     def summary(self) -> dict[str, Any]:

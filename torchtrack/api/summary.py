@@ -47,9 +47,9 @@ def values(
             continue
         last = _last_step(parts, code, cuts) if kind == "last" else None
         window = Window(last, None if last is None else last + 1, cuts)
-        column = combined(parts, [(name, code)], window).column(name).drop_null().to_numpy()
+        column = combined(parts, [(name, code)], window).column(-1).drop_null().to_numpy()
         if last is not None and not len(column):  # parts of that step's value are missing
-            column = combined(parts, [(name, code)], Window(cuts=cuts)).column(name).drop_null().to_numpy()
+            column = combined(parts, [(name, code)], Window(cuts=cuts)).column(-1).drop_null().to_numpy()
         if len(column):
             yield name, _reduced(kind, column)
 
