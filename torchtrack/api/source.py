@@ -168,7 +168,7 @@ class Source:
 
     def unread(self) -> list[Rows]:
         """Files that look like journals and could not be placed."""
-        return [stream for stream in self._streams.values() if not stream.known and stream.path.stat().st_size]
+        return [stream for stream in self._streams.values() if stream.unread]
 
 
 def _adopt(streams: Sequence[Rows]) -> None:
@@ -203,6 +203,13 @@ class Api:
             )
         self._source = Source(Folder(path))
         self._runs: dict[str, Run] = {}
+
+    @classmethod
+    def of(cls, source: Source) -> Api:
+        """Reads the runs of a source."""
+        api = cls.__new__(cls)
+        api._source, api._runs = source, {}
+        return api
 
     def runs(self, project: str | None = None, filters: Mapping[str, Any] | None = None) -> list[Run]:
         """The runs, newest first.

@@ -266,6 +266,11 @@ class Rows:
         return bool(self.opening)
 
     @property
+    def unread(self) -> bool:
+        """Whether there is a file of which nothing could be read."""
+        return not self.known and self.path.is_file() and self.path.stat().st_size > 0
+
+    @property
     def loose(self) -> bool:
         """Whether a record may still come that moves this stream to another run."""
         return self.role == "rank" and self.joined is None and self.seal is None
