@@ -5,6 +5,7 @@
     |-- NoActiveRunError       torchtrack.log(...) and friends before init() or after finish()
     |-- JournalError           a journal cannot be read
     |   `-- FormatVersionError it was written by a newer torchtrack than this one
+    |-- StoreError             a server's store refused or failed; what it holds can be built anew from the journals
     `-- MissingDependencyError an optional package is needed; the message names the pip command (also an ImportError)
 
 Wrong arguments raise the built-in TypeError and ValueError, at the call, before anything is touched.
@@ -38,3 +39,7 @@ class FormatVersionError(JournalError):
 
 class MissingDependencyError(TorchtrackError, ImportError):
     """An optional package is not installed."""
+
+
+class StoreError(TorchtrackError):
+    """A store of the server refused or failed. It is a view: what it holds can be built anew from the journals."""

@@ -64,6 +64,7 @@ ARROWS: dict[str, set[str]] = {
     "launch": {"active", "run", "watch"},
     # the reader's side
     "api": {"histogram", "journal", "naming", "records", "sidecar", "stability"},
+    "server": {"api", "histogram", "journal", "naming", "records", "stability"},
     "cli": {"api", "journal", "launch", "records"},
     # everyone's
     "testing": {"histogram"},
@@ -71,7 +72,19 @@ ARROWS: dict[str, set[str]] = {
 }
 """Part -> the parts it may import, at its top or inside a function. "" is torchtrack/__init__.py."""
 
-WITHOUT_TORCH = ("api", "cli", "histogram", "job", "journal", "records", "recorder", "settings", "sidecar", "stability")
+WITHOUT_TORCH = (
+    "api",
+    "cli",
+    "histogram",
+    "job",
+    "journal",
+    "records",
+    "recorder",
+    "settings",
+    "sidecar",
+    "stability",
+    "server",
+)
 
 
 def part_of(module: str) -> str:

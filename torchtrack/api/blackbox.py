@@ -11,7 +11,7 @@ import pyarrow as pa
 from torchtrack.journal import ring
 
 if TYPE_CHECKING:
-    from torchtrack.api.streams import StreamRows
+    from torchtrack.api.streams import Rows
 
 _SCHEMA: Final = pa.schema(
     [
@@ -27,7 +27,7 @@ _SCHEMA: Final = pa.schema(
 )
 
 
-def table(streams: Iterable[StreamRows]) -> pa.Table:
+def table(streams: Iterable[Rows]) -> pa.Table:
     """What these streams' processes left, a row a step and gradient."""
     rows = []
     streams = list(streams)

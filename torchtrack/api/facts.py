@@ -10,7 +10,7 @@ from typing import Any
 
 import pyarrow.compute as pc
 
-from torchtrack.api.streams import StreamRows
+from torchtrack.api.streams import Rows
 from torchtrack.api.tensors import select
 from torchtrack.records import Table
 from torchtrack.sidecar.state import State
@@ -50,7 +50,7 @@ class Event:
     data: Mapping[str, Any]
 
 
-def attempt(number: int, streams: Sequence[StreamRows], state: State) -> Attempt:
+def attempt(number: int, streams: Sequence[Rows], state: State) -> Attempt:
     """One launch, from the streams of its ranks; what forked children do after it is not the rank's."""
     streams = _of_ranks(streams)
     return Attempt(
@@ -65,17 +65,17 @@ def attempt(number: int, streams: Sequence[StreamRows], state: State) -> Attempt
     )
 
 
-def world_size(streams: Sequence[StreamRows]) -> int:
+def world_size(streams: Sequence[Rows]) -> int:
     """How many ranks an attempt has."""
     return max(int(stream.place.get("world_size") or 1) for stream in _of_ranks(streams))
 
 
-def _of_ranks(streams: Sequence[StreamRows]) -> Sequence[StreamRows]:
+def _of_ranks(streams: Sequence[Rows]) -> Sequence[Rows]:
     """Without the streams of forked children, unless there are no others."""
     return [stream for stream in streams if not stream.parent] or streams
 
 
-def first_step(streams: Sequence[StreamRows]) -> int | None:
+def first_step(streams: Sequence[Rows]) -> int | None:
     """The first step of an attempt, from which on it hides earlier ones; None if it has none.
 
     It is that of the user's metrics, else of other things the user logged, else of the lowest rank's tensors: what
@@ -89,7 +89,7 @@ def first_step(streams: Sequence[StreamRows]) -> int | None:
     return min(sampled)[1] if sampled else None
 
 
-def _other_steps(stream: StreamRows) -> Iterator[int]:
+def _other_steps(stream: Rows) -> Iterator[int]:
     """The first steps of the texts, media and histograms that the user logged."""
     histograms = select(stream.table(Table.TENSORS), "logged", None)
     for rows in (stream.table(Table.TEXTS), stream.table(Table.MEDIA), histograms):
@@ -103,7 +103,7 @@ def when(time_ns: int) -> datetime:
     return datetime.fromtimestamp(time_ns / 1e9, timezone.utc)
 
 
-def events(streams: Sequence[StreamRows]) -> Iterator[Event]:
+def events(streams: Sequence[Rows]) -> Iterator[Event]:
     """All events of some streams, one stream after the other, as they were written; no JSON object: left out."""
     for stream in streams:
         for row in stream.table(Table.EVENTS).to_pylist():

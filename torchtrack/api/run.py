@@ -15,7 +15,7 @@ from torchtrack.api import blackbox, charts, facts, findings, hints, history, su
 from torchtrack.api.facts import Attempt, Event
 from torchtrack.api.hints import did_you_mean
 from torchtrack.api.history import Part, Window
-from torchtrack.api.streams import OWN_PREFIXES, StreamRows
+from torchtrack.api.streams import OWN_PREFIXES, Rows
 from torchtrack.histogram import Histogram
 from torchtrack.records import SCHEMAS, Table
 from torchtrack.stability import Finding, Rule, Step, default_rules
@@ -402,7 +402,7 @@ class Run:
 
     # -- inside -------------------------------------------------------------------------------------------------------
 
-    def _sync(self) -> list[StreamRows]:
+    def _sync(self) -> list[Rows]:
         self._uid, streams = self._source.refresh(self._uid)
         version = tuple(stream.version for stream in streams)
         if version != self._version:
@@ -410,14 +410,14 @@ class Run:
             self._cache.clear()
         return streams
 
-    def _streams(self) -> list[StreamRows]:
+    def _streams(self) -> list[Rows]:
         """The ranks' streams: by attempt and rank, forked children after their rank, then as they were opened."""
         streams = [stream for stream in self._sync() if stream.role == "rank"]
         return sorted(streams, key=lambda s: (s.attempt, s.rank, bool(s.parent), s.opened, str(s.path)))
 
-    def _attempts(self) -> dict[int, list[StreamRows]]:
+    def _attempts(self) -> dict[int, list[Rows]]:
         """The streams of each attempt, oldest first."""
-        groups: dict[int, list[StreamRows]] = {}
+        groups: dict[int, list[Rows]] = {}
         for stream in self._streams():
             groups.setdefault(stream.attempt, []).append(stream)
         return groups

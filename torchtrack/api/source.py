@@ -12,10 +12,10 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 from torchtrack.api.run import Run
-from torchtrack.api.streams import Names, StreamRows
+from torchtrack.api.streams import Names, Rows, StreamRows
 from torchtrack.errors import RunNotFoundError
 from torchtrack.journal.reader import find_streams
 from torchtrack.sidecar.state import State, StreamFacts, run_state
@@ -23,19 +23,51 @@ from torchtrack.sidecar.state import State, StreamFacts, run_state
 SHORTEST_PREFIX: Final = 4
 
 
-class Source:
-    """The streams below a path and the runs they make up."""
+class Carrier(Protocol):
+    """Where streams lie."""
+
+    @property
+    def label(self) -> str:
+        """What to call this place in a message."""
+
+    def find(self, folder: Path | None = None) -> list[Path]:
+        """The first file of every stream, or of those in the folder of one run."""
+
+    def open(self, path: Path, names: Names) -> Rows:
+        """One of them."""
+
+
+class Folder:
+    """Streams in files: a folder of runs, one run's folder, or a single journal."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self.label = str(path)
+
+    def find(self, folder: Path | None = None) -> list[Path]:
+        """The first file of every stream, or of those in the folder of one run."""
+        if folder is None:
+            return find_streams(self.path)
+        return find_streams(folder) if self.path.is_dir() else []
+
+    def open(self, path: Path, names: Names) -> Rows:
+        """One of them."""
+        return StreamRows(path, names)
+
+
+class Source:
+    """Streams of one carrier, and the runs they make up."""
+
+    def __init__(self, carrier: Carrier) -> None:
+        self.carrier = carrier
         self.names = Names()
-        self._streams: dict[Path, StreamRows] = {}
-        self._groups: dict[str, list[StreamRows]] = {}
+        self._streams: dict[Path, Rows] = {}
+        self._groups: dict[str, list[Rows]] = {}
         self._aliases: dict[str, str] = {}
         self._still = False
 
     @contextmanager
-    def still(self) -> Iterator[dict[str, list[StreamRows]]]:
+    def still(self) -> Iterator[dict[str, list[Rows]]]:
         """Look for all that is new, then look no more: the streams of each run, as of one moment."""
         groups = self.refresh_all()
         before, self._still = self._still, True
@@ -44,15 +76,15 @@ class Source:
         finally:
             self._still = before
 
-    def refresh_all(self) -> dict[str, list[StreamRows]]:
+    def refresh_all(self) -> dict[str, list[Rows]]:
         """Look for new streams and new frames everywhere; the streams of each run by uid."""
         if self._still:
             return self._groups
-        self._poll([self._stream(path) for path in find_streams(self.path)])
+        self._poll([self._stream(path) for path in self.carrier.find()])
         self._group()
         return self._groups
 
-    def refresh(self, uid: str) -> tuple[str, list[StreamRows]]:
+    def refresh(self, uid: str) -> tuple[str, list[Rows]]:
         """Look for what is new of one run: its folders, its streams, and streams that may turn out to be its own.
 
         Returns:
@@ -61,14 +93,14 @@ class Source:
         streams = self._groups.get(self._aliases.get(uid, uid), [])
         if self._still:
             return self._aliases.get(uid, uid), streams
-        folders = {stream.path.parent.parent for stream in streams} if self.path.is_dir() else set()
-        mine = [self._stream(path) for folder in folders for path in find_streams(folder)]
+        folders = {stream.path.parent.parent for stream in streams}
+        mine = [self._stream(path) for folder in folders for path in self.carrier.find(folder)]
         if self._poll([*mine, *(stream for stream in self._streams.values() if stream.loose)]):
             self._group()
         uid = self._aliases.get(uid, uid)
         return uid, self._groups.get(uid, [])
 
-    def state(self, streams: Sequence[StreamRows]) -> State:
+    def state(self, streams: Sequence[Rows]) -> State:
         """What became of the processes that wrote some rank streams."""
         exits, beats = self._node_records()
         facts = []
@@ -104,12 +136,12 @@ class Source:
                     beats[key] = max(int(beat.get("time_ns", 0)), beats.get(key, 0))
         return exits, beats
 
-    def _stream(self, path: Path) -> StreamRows:
+    def _stream(self, path: Path) -> Rows:
         if path not in self._streams:
-            self._streams[path] = StreamRows(path, self.names)
+            self._streams[path] = self.carrier.open(path, self.names)
         return self._streams[path]
 
-    def _poll(self, streams: Iterable[StreamRows]) -> bool:
+    def _poll(self, streams: Iterable[Rows]) -> bool:
         changed = False
         for stream in set(streams):
             before = stream.version
@@ -134,12 +166,12 @@ class Source:
         matches = {uid for uid in self._groups if uid.startswith(prefix)}
         return sorted(matches | {uid for alias, uid in self._aliases.items() if alias.startswith(prefix)})
 
-    def unread(self) -> list[StreamRows]:
+    def unread(self) -> list[Rows]:
         """Files that look like journals and could not be placed."""
-        return [stream for stream in self._streams.values() if not stream.known and stream.path.stat().st_size]
+        return [stream for stream in self._streams.values() if stream.unread]
 
 
-def _adopt(streams: Sequence[StreamRows]) -> None:
+def _adopt(streams: Sequence[Rows]) -> None:
     """Tell forked children the stream of their rank: they may have been forked before the ranks agreed."""
     by_key = {stream.key: stream for stream in streams}
     for stream in streams:
@@ -169,8 +201,15 @@ class Api:
             raise FileNotFoundError(
                 f"{path}: no such folder; runs are written to `dir` of init, TORCHTRACK_DIR, or ./torchtrack-runs"
             )
-        self._source = Source(path)
+        self._source = Source(Folder(path))
         self._runs: dict[str, Run] = {}
+
+    @classmethod
+    def of(cls, source: Source) -> Api:
+        """Reads the runs of a source."""
+        api = cls.__new__(cls)
+        api._source, api._runs = source, {}
+        return api
 
     def runs(self, project: str | None = None, filters: Mapping[str, Any] | None = None) -> list[Run]:
         """The runs, newest first.
@@ -206,7 +245,7 @@ class Api:
             return self._run(uids[0])
         if uids:
             raise RunNotFoundError(_ambiguous(name, [run for run in runs if run.uid in uids]))
-        raise RunNotFoundError(_not_found(name, runs, self._source.path))
+        raise RunNotFoundError(_not_found(name, runs, self._source.carrier.label))
 
     @property
     def unread(self) -> dict[Path, str]:
@@ -238,7 +277,7 @@ def _ambiguous(name: str, runs: Sequence[Run]) -> str:
     return f"{name!r} is {len(runs)} runs; give the uid of one:\n  {options}"
 
 
-def _not_found(name: str, runs: Sequence[Run], path: Path) -> str:
+def _not_found(name: str, runs: Sequence[Run], path: str) -> str:
     if not runs:
         return f"no run {name!r}: there are no runs in {path}"
     labels = {label: run for run in reversed(runs) for label in (run.id, run.name, f"{run.project}/{run.id}", run.uid)}

@@ -156,24 +156,197 @@ def _all_valid(rows: pa.Table, names: tuple[str, ...]) -> pa.Array:
     return pa.array(valid)
 
 
-class StreamRows:
-    """A stream and its rows so far."""
+class Rows:
+    """A stream and its rows so far, wherever they come from: what the records say is read the same way.
+
+    A subclass fills in the attributes below, and says what `poll` and `_fresh` do.
+    """
 
     def __init__(self, path: Path, names: Names) -> None:
         self.path = path
+        """Of the first journal file; relative to the folder of runs if it lies on a server."""
         self.version = 0
-        self.elder: StreamRows | None = None
+        """Grows with every change."""
+        self.elder: Rows | None = None
         """Of a forked child: the stream of the rank itself, which says where this one belongs."""
         self._names = names
+        self._forget_rows()
+
+    def _forget_rows(self) -> None:
+        self.scalars = Scalars(self._names)
+        self._tables: dict[records.Table, pa.Table] = {}
+
+    def poll(self) -> None:
+        """Take what was written since the last poll."""
+        raise NotImplementedError
+
+    def _fresh(self, table: records.Table) -> list[pa.Table]:
+        """Rows of a table that were not asked for before, in the order written."""
+        raise NotImplementedError
+
+    # -- what the records say: a subclass has these --------------------------------------------------------------------
+
+    @property
+    def opening(self) -> dict[str, Any]:
+        """The opening record; empty while it has not been read."""
+        raise NotImplementedError
+
+    @property
+    def joined(self) -> dict[str, Any] | None:
+        """The newest record of where the stream belongs, if there is one."""
+        raise NotImplementedError
+
+    @property
+    def ended(self) -> dict[str, Any] | None:
+        """The record of how the process ended, if it wrote one."""
+        raise NotImplementedError
+
+    @property
+    def seal(self) -> dict[str, Any] | None:
+        """The seal, if the writer closed the stream."""
+        raise NotImplementedError
+
+    @property
+    def gaps(self) -> list[dict[str, Any]]:
+        """What the writer says it dropped."""
+        raise NotImplementedError
+
+    @property
+    def damages(self) -> list[Damage]:
+        """What the journal found damaged, and frames that did not decode."""
+        raise NotImplementedError
+
+    @property
+    def exits(self) -> list[dict[str, Any]]:
+        """Of a node's stream: how processes ended."""
+        raise NotImplementedError
+
+    @property
+    def heartbeats(self) -> list[dict[str, Any]]:
+        """Of a node's stream: the newest heartbeat."""
+        raise NotImplementedError
+
+    @property
+    def last_mono_ns(self) -> int | None:
+        """The writer's monotonic clock at the newest frame."""
+        raise NotImplementedError
+
+    # -- what follows from them ----------------------------------------------------------------------------------------
+
+    def load_scalars(self) -> Scalars:
+        """The scalars, decoded up to the last poll."""
+        fresh = self._fresh(records.Table.SCALARS)
+        if fresh:
+            self.scalars.add(pa.concat_tables(fresh).unify_dictionaries().combine_chunks())
+        return self.scalars
+
+    def table(self, table: records.Table) -> pa.Table:
+        """All rows of a table other than scalars, with their dictionaries unified."""
+        fresh = self._fresh(table)
+        if table not in self._tables:
+            self._tables[table] = records.SCHEMAS[table].empty_table()
+        if fresh:
+            self._tables[table] = pa.concat_tables([self._tables[table], *fresh]).unify_dictionaries().combine_chunks()
+        return self._tables[table]
+
+    @property
+    def dropped_rows(self) -> int:
+        """Rows the writer says it dropped."""
+        return sum(int(gap.get("rows", 0)) for gap in self.gaps)
+
+    def last_value(self, name: str) -> float:
+        """The newest value of a counter; 0 if it was never written."""
+        points = self.load_scalars().by_code().get(self._names.codes.get(name, -1))
+        value = float(points.value[-1]) if points is not None and len(points) else 0.0
+        return value if value == value else 0.0
+
+    @property
+    def known(self) -> bool:
+        """Whether the opening has been read: without it nothing says where the rows belong."""
+        return bool(self.opening)
+
+    @property
+    def unread(self) -> bool:
+        """Whether there is a file of which nothing could be read."""
+        return not self.known and self.path.is_file() and self.path.stat().st_size > 0
+
+    @property
+    def loose(self) -> bool:
+        """Whether a record may still come that moves this stream to another run."""
+        return self.role == "rank" and self.joined is None and self.seal is None
+
+    @property
+    def place(self) -> dict[str, Any]:
+        """uid, attempt, rank, world_size: the newest joined record, over the opening; a child's are its rank's."""
+        stream = self.elder or self
+        return {**stream.opening, **(stream.joined or {})}
+
+    @property
+    def attempt(self) -> int:
+        """The attempt these rows are of."""
+        return int(self.place.get("attempt") or 1)
+
+    @property
+    def rank(self) -> int:
+        """The rank that wrote them."""
+        return int(self.place.get("rank") or 0)
+
+    @property
+    def uid(self) -> str:
+        """The run they belong to."""
+        return str(self.place.get("uid", ""))
+
+    @property
+    def role(self) -> str:
+        """Whose stream it is: `rank` or `node`."""
+        return str(self.opening.get("role", "rank"))
+
+    @property
+    def key(self) -> str:
+        """The stream's number as records of other streams name it."""
+        return str(self.opening.get("stream", ""))
+
+    @property
+    def parent(self) -> str:
+        """Of a forked child: the number of its parent's stream; else empty."""
+        return str(self.opening.get("parent") or "")
+
+    @property
+    def opened(self) -> tuple[str, int]:
+        """What orders the streams of a machine by their opening: its boot, and the monotonic clock since."""
+        return str(self.opening.get("boot_id") or ""), int(self.opening.get("start_mono_ns") or 0)
+
+    @property
+    def uids(self) -> set[str]:
+        """The uid and, if it was provisional at first, that one too."""
+        return {str(self.opening.get("uid", "")), self.uid}
+
+    @property
+    def start_ns(self) -> int:
+        """Wall time of the opening."""
+        return int(self.opening.get("start_time_ns", 0))
+
+    @property
+    def last_ns(self) -> int:
+        """Wall time of the newest frame, by the writer's monotonic clock."""
+        if self.last_mono_ns is None:
+            return self.start_ns
+        return self.start_ns + max(0, self.last_mono_ns - int(self.opening.get("start_mono_ns", 0)))
+
+
+class StreamRows(Rows):
+    """A stream that is read from its journal files: polled, and a table decoded when it is first asked for."""
+
+    def __init__(self, path: Path, names: Names) -> None:
         self._stream = Stream(path)
+        super().__init__(path, names)
         self._start_over()
 
     def _start_over(self) -> None:
-        self.scalars = Scalars(self._names)
-        self.exits: list[dict[str, Any]] = []
-        self.heartbeats: list[dict[str, Any]] = []
+        self._forget_rows()
+        self._exits: list[dict[str, Any]] = []
+        self._heartbeats: list[dict[str, Any]] = []
         self._waiting: dict[records.Table, list[tuple[int, bytes]]] = {}
-        self._tables: dict[records.Table, pa.Table] = {}
         self._damages: list[Damage] = []
         self._last_seq = -1
         self._last_mono_ns: int | None = None
@@ -212,30 +385,14 @@ class StreamRows:
             self._damage(seq, "a record is no JSON")
             return
         if kind == Kind.HEARTBEAT:
-            self.heartbeats[:] = [record]  # only the newest counts
+            self._heartbeats[:] = [record]  # only the newest counts
         elif record.get("type") == "exit":
-            self.exits.append(record)
+            self._exits.append(record)
 
     def _damage(self, seq: int, reason: str) -> None:
         self._damages.append(Damage(self.path, 0, 0, seq, seq, reason))
 
-    def load_scalars(self) -> Scalars:
-        """The scalars, decoded up to the last poll."""
-        fresh = self._decode(records.Table.SCALARS)
-        if fresh:
-            self.scalars.add(pa.concat_tables(fresh).unify_dictionaries().combine_chunks())
-        return self.scalars
-
-    def table(self, table: records.Table) -> pa.Table:
-        """All rows of a table other than scalars, with their dictionaries unified."""
-        fresh = self._decode(table)
-        if table not in self._tables:
-            self._tables[table] = records.SCHEMAS[table].empty_table()
-        if fresh:
-            self._tables[table] = pa.concat_tables([self._tables[table], *fresh]).unify_dictionaries().combine_chunks()
-        return self._tables[table]
-
-    def _decode(self, table: records.Table) -> list[pa.Table]:
+    def _fresh(self, table: records.Table) -> list[pa.Table]:
         decoded = []
         for seq, payload in self._waiting.pop(table, ()):
             try:
@@ -245,87 +402,14 @@ class StreamRows:
         return decoded
 
     @property
-    def damages(self) -> list[Damage]:
-        """What the journal found damaged, and frames that did not decode."""
-        return [*self._stream.damages, *self._damages]
-
-    @property
-    def dropped_rows(self) -> int:
-        """Rows the writer says it dropped."""
-        return sum(int(gap.get("rows", 0)) for gap in self._stream.gaps)
-
-    def last_value(self, name: str) -> float:
-        """The newest value of a counter; 0 if it was never written."""
-        points = self.load_scalars().by_code().get(self._names.codes.get(name, -1))
-        value = float(points.value[-1]) if points is not None and len(points) else 0.0
-        return value if value == value else 0.0
-
-    @property
-    def known(self) -> bool:
-        """Whether the opening has been read: without it nothing says where the rows belong."""
-        return bool(self._stream.opening)
-
-    @property
-    def loose(self) -> bool:
-        """Whether a record may still come that moves this stream to another run."""
-        return self.role == "rank" and self._stream.joined is None and self._stream.seal is None
-
-    @property
     def opening(self) -> dict[str, Any]:
         """The opening record."""
-        return dict(self._stream.opening)
+        return self._stream.opening
 
     @property
-    def place(self) -> dict[str, Any]:
-        """uid, attempt, rank, world_size: the newest joined record, over the opening; a child's are its rank's."""
-        stream = (self.elder or self)._stream
-        return {**stream.opening, **(stream.joined or {})}
-
-    @property
-    def attempt(self) -> int:
-        """The attempt these rows are of."""
-        return int(self.place.get("attempt") or 1)
-
-    @property
-    def rank(self) -> int:
-        """The rank that wrote them."""
-        return int(self.place.get("rank") or 0)
-
-    @property
-    def uid(self) -> str:
-        """The run they belong to."""
-        return str(self.place.get("uid", ""))
-
-    @property
-    def role(self) -> str:
-        """Whose stream it is: `rank` or `node`."""
-        return str(self._stream.opening.get("role", "rank"))
-
-    @property
-    def key(self) -> str:
-        """The stream's number as records of other streams name it."""
-        return str(self._stream.opening.get("stream", ""))
-
-    @property
-    def parent(self) -> str:
-        """Of a forked child: the number of its parent's stream; else empty."""
-        return str(self._stream.opening.get("parent") or "")
-
-    @property
-    def opened(self) -> tuple[str, int]:
-        """What orders the streams of a machine by their opening: its boot, and the monotonic clock since."""
-        opening = self._stream.opening
-        return str(opening.get("boot_id") or ""), int(opening.get("start_mono_ns") or 0)
-
-    @property
-    def uids(self) -> set[str]:
-        """The uid and, if it was provisional at first, that one too."""
-        return {str(self._stream.opening.get("uid", "")), self.uid}
-
-    @property
-    def seal(self) -> dict[str, Any] | None:
-        """The seal, if the writer closed the stream."""
-        return self._stream.seal
+    def joined(self) -> dict[str, Any] | None:
+        """The newest record of where the stream belongs."""
+        return self._stream.joined
 
     @property
     def ended(self) -> dict[str, Any] | None:
@@ -333,13 +417,31 @@ class StreamRows:
         return self._stream.ended
 
     @property
-    def start_ns(self) -> int:
-        """Wall time of the opening."""
-        return int(self._stream.opening.get("start_time_ns", 0))
+    def seal(self) -> dict[str, Any] | None:
+        """The seal, if the writer closed the stream."""
+        return self._stream.seal
 
     @property
-    def last_ns(self) -> int:
-        """Wall time of the newest frame, by the writer's monotonic clock."""
-        if self._last_mono_ns is None:
-            return self.start_ns
-        return self.start_ns + max(0, self._last_mono_ns - int(self._stream.opening.get("start_mono_ns", 0)))
+    def gaps(self) -> list[dict[str, Any]]:
+        """What the writer says it dropped."""
+        return self._stream.gaps
+
+    @property
+    def damages(self) -> list[Damage]:
+        """What the journal found damaged, and frames that did not decode."""
+        return [*self._stream.damages, *self._damages]
+
+    @property
+    def exits(self) -> list[dict[str, Any]]:
+        """Of a node's stream: how processes ended."""
+        return self._exits
+
+    @property
+    def heartbeats(self) -> list[dict[str, Any]]:
+        """Of a node's stream: the newest heartbeat."""
+        return self._heartbeats
+
+    @property
+    def last_mono_ns(self) -> int | None:
+        """The writer's monotonic clock at the newest frame."""
+        return self._last_mono_ns

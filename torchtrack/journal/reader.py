@@ -31,6 +31,8 @@ SILENCE_S: Final = 600.0
 _WINDOW: Final = 1 << 20
 _TAIL: Final = 4096
 _STREAM: Final = re.compile(r"[0-9a-f]{16}")
+_KEPT: Final = ("opening", "joined", "ended", "seal", "gaps", "segment", "frames", "crc", "next_seq")
+"""What a bookmark holds as it is."""
 
 
 class Frame(NamedTuple):
@@ -187,7 +189,10 @@ class Stream:
             FormatVersionError: a file was written in another format.
             JournalError: a file cannot be read.
         """
-        frames = []
+        return list(self.each())
+
+    def each(self) -> Iterator[Frame]:
+        """As `poll`, one frame at a time: for those who cannot hold a whole file."""
         for found in self.stored():
             header = found.header
             try:
@@ -195,8 +200,29 @@ class Stream:
             except ValueError as error:
                 self._note(self._offset - len(found.raw), len(found.raw), header.seq, header.seq, str(error))
                 continue
-            frames.append(Frame(header.seq, header.kind, header.table, payload, header.mono_ns))
-        return frames
+            yield Frame(header.seq, header.kind, header.table, payload, header.mono_ns)
+
+    def bookmark(self) -> dict[str, Any]:
+        """How far this stream has been read and what was learned, as JSON: `resume` goes on from here.
+
+        Valid between two polls, and between two frames of `each`.
+        """
+        kept: dict[str, Any] = {name: getattr(self, name) for name in _KEPT}
+        return {
+            **kept,
+            "stream": f"{self.stream:016x}",
+            "offset": self._offset,
+            "head": self._head.hex(),
+            "damages": [[str(d.path), *d[1:]] for d in self.damages],
+        }
+
+    def resume(self, bookmark: Mapping[str, Any]) -> None:
+        """Go on where a bookmark of the same stream was made; if the file was replaced since, from its start."""
+        for name in _KEPT:
+            setattr(self, name, bookmark[name])
+        self.stream = int(bookmark["stream"], 16)
+        self.damages = [Damage(Path(path), *rest) for path, *rest in bookmark["damages"]]
+        self._offset, self._head = bookmark["offset"], bytes.fromhex(bookmark["head"])
 
     def stored(self) -> Iterator[Found]:
         """As `poll`, one frame at a time, as it lies in the file of the current `segment`: for those who copy it."""

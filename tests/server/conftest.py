@@ -1,0 +1,64 @@
+"""One engine for all tests of the server's side, since a process can have no second one; a database for each test."""
+
+from __future__ import annotations
+
+import itertools
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.api.journals import RankJournal
+from torchtrack.server.metrics import MetricsStore
+
+_numbers = itertools.count()
+SERVER_DSN = os.environ.get("TORCHTRACK_TEST_CLICKHOUSE_DSN")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The DSN of an engine in this process, open before the first test and until the last has ended."""
+    dsn = f"chdb://{tmp_path_factory.mktemp('engine')}"
+    first = MetricsStore(dsn, "held_open")
+    first.command("SELECT 1")
+    yield dsn
+    first.close()
+
+
+@pytest.fixture(params=["chdb", "server"])
+def store(request: pytest.FixtureRequest) -> Iterator[MetricsStore]:
+    """An empty store: in this process, and on a server where one is named."""
+    if request.param == "server":
+        if SERVER_DSN is None:
+            pytest.skip("not run on a ClickHouse server: TORCHTRACK_TEST_CLICKHOUSE_DSN names none")
+        dsn = SERVER_DSN
+    else:
+        dsn = request.getfixturevalue("engine")
+    made = MetricsStore(dsn, f"test_{os.getpid()}_{next(_numbers)}")
+    yield made
+    made.drop()
+    made.close()
+
+
+@pytest.fixture
+def runs(tmp_path: Path) -> Path:
+    """An empty folder of runs."""
+    folder = tmp_path / "runs"
+    folder.mkdir()
+    return folder
+
+
+@pytest.fixture
+def journal(runs: Path) -> Iterator[Callable[..., RankJournal]]:
+    """Make streams in `runs`; those still open at the end of the test are closed without a seal."""
+    made: list[RankJournal] = []
+
+    def make(*args: Any, **kwargs: Any) -> RankJournal:
+        made.append(RankJournal(runs, *args, **kwargs))
+        return made[-1]
+
+    yield make
+    for one in made:
+        one.abandon()

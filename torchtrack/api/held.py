@@ -1,0 +1,154 @@
+"""Streams whose rows lie in a store: the records come as JSON, a table when it is first asked for.
+
+The same on the server and in a script that reads from it, so that a run is the same wherever it is read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any, Final
+
+import pyarrow as pa
+
+from torchtrack import records
+from torchtrack.api.streams import Names, Rows
+from torchtrack.journal.reader import Damage
+
+_NOTHING: Final[Mapping[str, Any]] = {"opening": {}}
+Fetch = Callable[[int, records.Table, int, int], pa.Table]
+"""Rows of (stream, table, first seq, seq after the last) in the order written, as `records.decode` gives them."""
+
+
+class HeldRows(Rows):
+    """One stream in a store.
+
+    Args:
+        path: where its journal lies in the folder of runs.
+        names: of the source.
+        fetch: gets rows.
+    """
+
+    def __init__(self, path: Path, names: Names, fetch: Fetch) -> None:
+        super().__init__(path, names)
+        self._fetch = fetch
+        self._number = 0
+        self._record: Mapping[str, Any] = _NOTHING
+        self._newest: tuple[int, Mapping[str, Any]] = (0, _NOTHING)
+        self._fetched: dict[records.Table, int] = {}
+
+    def tell(self, stream: int, record: Mapping[str, Any]) -> None:
+        """Give the newest record, which the next poll takes; without one the stream is gone."""
+        self._newest = stream, record
+
+    def release(self) -> None:
+        """Forget the rows; they are fetched again when asked for."""
+        self._fetched.clear()
+        self._forget_rows()
+
+    def poll(self) -> None:
+        """Take the newest record that was told; one that has fewer frames than before is of another file."""
+        number, record = self._newest
+        if record is self._record:
+            return
+        if number != self._number or record.get("next_seq", 0) < self._record.get("next_seq", 0):
+            self.release()
+        self._number, self._record = number, record
+        self.version += 1
+
+    def _fresh(self, table: records.Table) -> list[pa.Table]:
+        first, stop = self._fetched.get(table, 0), int(self._record.get("next_seq", 0))
+        if first >= stop:
+            return []
+        rows = self._fetch(self._number, table, first, stop)
+        self._fetched[table] = stop
+        return [rows] if rows.num_rows else []
+
+    @property
+    def opening(self) -> dict[str, Any]:
+        """The opening record."""
+        return dict(self._record["opening"])
+
+    @property
+    def joined(self) -> dict[str, Any] | None:
+        """The newest record of where the stream belongs."""
+        return self._record.get("joined")
+
+    @property
+    def ended(self) -> dict[str, Any] | None:
+        """The record of how the process ended, if it wrote one."""
+        return self._record.get("ended")
+
+    @property
+    def seal(self) -> dict[str, Any] | None:
+        """The seal, if the writer closed the stream."""
+        return self._record.get("seal")
+
+    @property
+    def gaps(self) -> list[dict[str, Any]]:
+        """What the writer says it dropped."""
+        return list(self._record.get("gaps", ()))
+
+    @property
+    def damages(self) -> list[Damage]:
+        """What the journal found damaged, and frames that did not decode."""
+        return [Damage(Path(path), *rest) for path, *rest in self._record.get("damages", ())]
+
+    @property
+    def exits(self) -> list[dict[str, Any]]:
+        """Of a node's stream: how processes ended."""
+        return list(self._record.get("exits", ()))
+
+    @property
+    def heartbeats(self) -> list[dict[str, Any]]:
+        """Of a node's stream: the newest heartbeat."""
+        return list(self._record.get("heartbeats", ()))
+
+    @property
+    def last_mono_ns(self) -> int | None:
+        """The writer's monotonic clock at the newest frame."""
+        return self._record.get("last_mono_ns")
+
+
+class Shelf:
+    """A carrier of streams that lie in a store.
+
+    Args:
+        label: what to call the store in a message.
+        changes: the records that changed after a cursor, and the new cursor: `stream` as 16 hex digits, `path`, `gone`,
+            and the record itself under `record`.
+        fetch: gets rows.
+    """
+
+    def __init__(
+        self, label: str, changes: Callable[[int], tuple[int, Iterable[Mapping[str, Any]]]], fetch: Fetch
+    ) -> None:
+        self.label = label
+        self._changes = changes
+        self._fetch = fetch
+        self._cursor = 0
+        self._known: dict[Path, tuple[int, Mapping[str, Any]]] = {}
+        self._open: dict[Path, HeldRows] = {}
+
+    def find(self, folder: Path | None = None) -> list[Path]:
+        """The streams, or those in the folder of one run; what is known of all is brought up to date."""
+        self._cursor, changed = self._changes(self._cursor)
+        for change in changed:
+            path, number = Path(change["path"]), int(change["stream"], 16)
+            record = change["record"]
+            if change["gone"]:
+                if self._known.get(path, (0,))[0] != number:
+                    continue  # another stream has its place already
+                del self._known[path]
+                record = _NOTHING
+            else:
+                self._known[path] = number, record
+            if path in self._open:
+                self._open[path].tell(number, record)
+        return [path for path in self._known if folder is None or path.parent.parent == folder]
+
+    def open(self, path: Path, names: Names) -> HeldRows:
+        """One of them."""
+        rows = self._open[path] = HeldRows(path, names, self._fetch)
+        rows.tell(*self._known[path])
+        return rows

@@ -1,0 +1,1 @@
+"""The server's side: journals in, answers out. Nothing here imports torch."""

@@ -1,0 +1,173 @@
+"""The metrics store: rows of journals in ClickHouse's dialect, in process (chDB) or on a server, by the DSN.
+
+One insert is one block of one partition, so it is there as a whole or not at all, and is on disk when the call returns.
+"""
+
+from __future__ import annotations
+
+import re
+import threading
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+import clickhouse_connect
+import pyarrow as pa
+from clickhouse_connect.driver.client import Client
+from clickhouse_connect.driver.exceptions import ClickHouseError
+
+from torchtrack.errors import StoreError
+from torchtrack.records import Table
+from torchtrack.server import schema
+
+DATABASE: Final = "torchtrack"
+CLIENTS: Final = 4
+"""Queries that run at the same time; more wait."""
+_ONE_BLOCK: Final = {
+    "max_insert_block_size": 1 << 31,
+    "min_insert_block_size_rows": 1 << 31,
+    "min_insert_block_size_bytes": 0,
+    "max_insert_threads": 1,
+    "insert_deduplicate": 0,  # equal rows may come back after they were removed
+}
+_ARROW: Final = {"output_format_arrow_low_cardinality_as_dictionary": 1, "output_format_arrow_string_as_string": 1}
+
+
+class MetricsStore:
+    """Tables of one database.
+
+    Args:
+        dsn: `chdb:///folder` for an engine in this process (one folder a process, one process a folder), or
+            `clickhouse://user:password@host:port`.
+        database: its name; made if it is missing, and emptied if another version of torchtrack made it.
+
+    Raises:
+        StoreError: the engine does not open; another process may have the folder.
+    """
+
+    def __init__(self, dsn: str, database: str = DATABASE) -> None:
+        self.database = database
+        self.label = re.sub(r"//[^/@]*@", "//", dsn)
+        """The DSN without user and password."""
+        self._dsn = dsn
+        self._free = threading.BoundedSemaphore(CLIENTS)
+        self._idle: list[Client] = []  # append and pop are atomic
+        self._create()
+
+    @classmethod
+    def in_folder(cls, folder: Path) -> MetricsStore:
+        """The store that lies in a folder."""
+        folder.mkdir(parents=True, exist_ok=True)
+        return cls(f"chdb://{folder.resolve()}")
+
+    def close(self) -> None:
+        """Let go of the engine; calls that are running must have ended."""
+        while self._idle:
+            self._idle.pop().close()
+
+    def insert(self, table: str, rows: pa.Table) -> None:
+        """Insert rows of one partition as one block.
+
+        Args:
+            table: its name.
+            rows: what `schema.to_store` made.
+
+        Raises:
+            StoreError: it is unknown whether the rows are there; see `settle`.
+        """
+        self._call(lambda client: client.insert_arrow(table, rows.combine_chunks(), settings=_ONE_BLOCK))
+
+    def settle(self) -> None:
+        """Return when no insert into this database is under way: on a server one may outlive the call that sent it."""
+        if not self._dsn.startswith("chdb:"):
+            where = "query_kind = 'Insert' AND current_database = {database:String} AND user = currentUser()"
+            self.command(f"KILL QUERY WHERE {where} SYNC", database=self.database)
+
+    def query(self, sql: str, **parameters: Any) -> pa.Table:
+        """The rows a SELECT gives, its `{name:Type}` filled in by the engine, never by us.
+
+        Raises:
+            StoreError: the engine refused or failed.
+        """
+        rows: pa.Table = self._call(lambda client: client.query_arrow(sql, parameters=parameters))
+        return rows
+
+    def command(self, sql: str, **parameters: Any) -> None:
+        """Run a statement that gives no rows.
+
+        Raises:
+            StoreError: the engine refused or failed.
+        """
+        self._call(lambda client: client.command(sql, parameters=parameters))
+
+    def rows(self, table: Table, streams: Sequence[int], first_seq: int = 0, stop_seq: int | None = None) -> pa.Table:
+        """Rows of streams in the order written, as `records.decode` gives them; of the seqs in the range given."""
+        sql = (
+            f"SELECT {schema.selected(table)} FROM {schema.NAMES[table]} WHERE stream IN {{streams:Array(UInt64)}} "  # noqa: S608
+            "AND seq >= {first:UInt64} AND seq < {stop:UInt64} ORDER BY stream, seq, row"
+        )
+        stop = (1 << 64) - 1 if stop_seq is None else stop_seq
+        return schema.from_store(table, self.query(sql, streams=list(streams), first=first_seq, stop=stop))
+
+    def newest_seqs(self, table: Table, streams: Iterable[int]) -> dict[int, int]:
+        """The last frame of each stream of which the table has rows."""
+        found = self.query(
+            f"SELECT stream, max(seq) AS seq FROM {schema.NAMES[table]} "  # noqa: S608
+            "WHERE stream IN {streams:Array(UInt64)} GROUP BY stream",
+            streams=list(streams),
+        )
+        return dict(zip(found["stream"].to_pylist(), found["seq"].to_pylist(), strict=True))
+
+    def forget(self, stream: int) -> None:
+        """Remove all rows of a stream from the tables of rows."""
+        for name in schema.NAMES.values():
+            statement = f"ALTER TABLE {name} DELETE WHERE stream = {{stream:UInt64}} SETTINGS mutations_sync = 2"
+            self.command(statement, stream=stream)
+
+    def drop(self) -> None:
+        """Remove the database."""
+        self.command(f"DROP DATABASE `{self.database}` SYNC")
+
+    def clear(self) -> None:
+        """Remove everything, for an index that is built anew."""
+        self.close()
+        self._create(anew=True)
+
+    def _create(self, *, anew: bool = False) -> None:
+        client = self._connect(None)
+        try:
+            client.command(f"CREATE DATABASE IF NOT EXISTS `{self.database}`")
+            where = f"database = '{self.database}' AND name = 'streams'"
+            made_by = client.query(f"SELECT comment FROM system.tables WHERE {where}").result_rows  # noqa: S608
+            if anew or (made_by and made_by[0][0] != schema.MADE_BY):
+                client.command(f"DROP DATABASE `{self.database}` SYNC")
+                client.command(f"CREATE DATABASE `{self.database}`")
+        except ClickHouseError as error:
+            raise self._failed(error) from error
+        finally:
+            client.close()
+        for statement in schema.statements():
+            self.command(statement)
+
+    def _connect(self, database: str | None) -> Client:
+        try:
+            return clickhouse_connect.get_client(dsn=self._dsn, database=database, settings=dict(_ARROW))
+        except ClickHouseError as error:
+            raise self._failed(error) from error
+
+    def _failed(self, error: ClickHouseError) -> StoreError:
+        hint = "; another process may have it open" if "EmbeddedServer" in str(error) else ""
+        return StoreError(f"the metrics store {self.label} failed: {error}{hint}")
+
+    def _call(self, use: Callable[[Client], Any]) -> Any:
+        with self._free:
+            try:
+                client = self._idle.pop()
+            except IndexError:
+                client = self._connect(self.database)
+            try:
+                return use(client)
+            except ClickHouseError as error:
+                raise self._failed(error) from error
+            finally:
+                self._idle.append(client)
