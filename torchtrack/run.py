@@ -480,7 +480,7 @@ class Run:
         if self._console is not None:
             self._console.stop()
         if self._job is not None and reason in _PATIENCE_S:
-            self._job.wait(min(_JOIN_BEFORE_END_S, self.settings.finish_timeout / 2))
+            self._job.wait(min(_JOIN_BEFORE_END_S, self.settings.finish_timeout / 2), last=True)
         self._end_watching(reason)
         self._background.submit(
             "sidecar", lambda: self._sidecar and self._sidecar.ended(f"{self._stream:016x}", reason)

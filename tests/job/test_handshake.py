@@ -73,6 +73,14 @@ def test_reading_the_identity_waits_for_rank_0_only_once(launch: Any) -> None:
     assert job._patience_s <= 0
 
 
+def test_a_run_that_has_waited_for_a_late_rank_0_waits_for_it_once_more_when_it_ends(launch: Any) -> None:
+    ours = launch()
+    member = ours.start(1)
+    member._patience_s = 0.0  # spent before rank 0 has begun, as while it ends a run before
+    leader = ours.start(0)
+    assert member.wait(PATIENCE_S, last=True).uid == leader.identity.uid
+
+
 def test_a_second_run_of_the_job_is_another_run(launch: Any) -> None:
     ours = launch()
     first = [ours.start(rank) for rank in (0, 1)]

@@ -46,6 +46,16 @@ def test_a_sample_that_costs_nothing_much_is_taken_at_every_step() -> None:
     assert run(Schedule(1, 0.1), 0, 20, step_s=1.0, sample_s=0.01, clock=[0.0]) == list(range(20))
 
 
+def test_what_happens_between_steps_of_the_training_is_no_part_of_a_step() -> None:
+    schedule, clock = Schedule(1, 0.01), [0.0]
+    run(schedule, 0, 64, step_s=1.0, sample_s=0.1, clock=clock)
+    share = schedule.share
+    schedule.interrupted()
+    clock[0] += 1e6
+    run(schedule, 65, 66, step_s=1.0, sample_s=0.1, clock=clock)
+    assert schedule.share == share
+
+
 def test_the_interval_is_a_power_of_two() -> None:
     schedule, clock = Schedule(100, 0.01), [0.0]
     sampled = run(schedule, 0, 400, step_s=1.0, sample_s=0.1, clock=clock)

@@ -75,6 +75,27 @@ def test_the_first_step_and_every_log_freq_th_after_it_are_sampled(watched: Watc
     assert sorted({row["sample"] for row in rows}) == [0, 3, 6]
 
 
+def test_steps_that_are_no_part_of_the_training_are_no_samples(watched: Watched, model: nn.Module) -> None:
+    trains = True
+    watcher = watched.run.watch(model, log=("gradients", "activations"), log_freq=2)
+    assert watcher is not None
+    watcher.only_while(lambda: trains)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    used, _ = train(model, optimizer, 1)
+    trains = False
+    for step in range(3):
+        backward(model, step)
+        nn.utils.clip_grad_norm_(model.parameters(), 0.1)
+        optimizer.step()
+    optimizer.zero_grad()
+    trains = True
+    used += train(model, optimizer, 2)[0]
+    rows = watched.check("gradient", [used[0], used[2]], "step")
+    assert sorted({row["sample"] for row in rows}) == [0, 2]
+    outputs = watched.rows("activation", "2")
+    assert [(row["sample"], row["count"]) for row in outputs] == [(0, 15), (2, 15)]
+
+
 def test_a_row_carries_the_step_of_the_first_log_after_its_capture(watched: Watched, model: nn.Module) -> None:
     watched.watch(model, log="gradients")
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)

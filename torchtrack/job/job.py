@@ -148,13 +148,17 @@ class Job:
         if changed:
             guard.attempt("a joined callback", callback, identity)
 
-    def wait(self, timeout_s: float = _PATIENCE_S) -> Identity:
-        """The identity, definite if that can be had soon. All calls together wait at most 5 s."""
+    def wait(self, timeout_s: float = _PATIENCE_S, *, last: bool = False) -> Identity:
+        """The identity, definite if that can be had soon. All calls together wait at most 5 s, but for the last one.
+
+        Args:
+            timeout_s: the longest wait of this call.
+            last: the run ends: how long was waited before, while rank 0 had yet to begin it, does not count.
+        """
         with self._changed:
             begin = time.monotonic()
-            self._changed.wait_for(
-                lambda: not self._identity.provisional or self._closed, max(0.0, min(timeout_s, self._patience_s))
-            )
+            within = timeout_s if last else min(timeout_s, self._patience_s)
+            self._changed.wait_for(lambda: not self._identity.provisional or self._closed, max(0.0, within))
             self._patience_s -= time.monotonic() - begin
             return self._identity
 

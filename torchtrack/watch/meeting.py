@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 
 _FIRST_PAUSE_S: Final = 0.01
+_GATHER_S: Final = 5.0
 _AGAIN: Final = b"again"
 """Before the numbers of samples: rank 0 found none that all ranks have counted."""
 
@@ -76,12 +77,23 @@ class Meeting:
         self._pause = _FIRST_PAUSE_S
         return Plan.decode(answer)
 
-    def group(self, plan: Plan, give_up: Callable[[], bool]) -> Group:
-        """The private group of this generation, for the ranks of a plan."""
+    def group(self, plan: Plan, give_up: Callable[[], bool], ends: Callable[[], bool]) -> Group:
+        """The private group of this generation, for the ranks of a plan; `ends` is asked while they come together."""
         from torch.distributed.distributed_c10d import PrefixStore
 
         store = PrefixStore(f"{self._prefix}/{self._generation}/group", self._store)
+        self._gather(store, ends)
         return Group(store, self._rank, self._world_size, give_up, plan.nodes)
+
+    def _gather(self, store: Any, ends: Callable[[], bool]) -> None:
+        """Wait for all ranks to come: gloo would wait too, for one that has ended its run meanwhile, and not let go."""
+        deadline, pause = time.monotonic() + _GATHER_S, _FIRST_PAUSE_S
+        store.add("here", 1)
+        while store.add("here", 0) < self._world_size:
+            if ends() or time.monotonic() > deadline:
+                raise TimeoutError("the ranks did not come together in time")
+            time.sleep(pause)
+            pause = min(pause * 1.5, 0.1)
 
     def failed(self) -> None:
         """Begin a new generation, after a pause that grows while nothing is agreed: a store that died stays dead."""

@@ -190,6 +190,10 @@ class Merger:
     def _late(self) -> bool:
         return self._deadline is not None and time.monotonic() > self._deadline
 
+    def _ends(self) -> bool:
+        """Whether no sample will come any more: then a group that does not stand yet is of no use."""
+        return self._deadline is not None
+
     def _gives_up(self) -> bool:
         """Whether the turn under way should wait no longer for the others."""
         return self._deadline is not None and (self._late() or time.monotonic() > self._waits_since + self._patience_s)
@@ -361,7 +365,7 @@ class Merger:
         """The group of a plan, and from which sample on the plan holds: one that no rank will have captured by then."""
         before = self.next_sample
         on_device = self._device_group is not None and not self._device_group.broken
-        self._group = self._device_group if on_device else meeting.group(plan, self._gives_up)
+        self._group = self._device_group if on_device else meeting.group(plan, self._gives_up, self._ends)
         missed = self.next_sample - before  # as many may pass while the ranks agree on the start
         start = np.array([float(self.next_sample + missed + _START_MARGIN)])
         self._all_reduce(start, "max")

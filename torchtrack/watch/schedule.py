@@ -77,6 +77,10 @@ class Schedule:
             self._step_s = _smoothed(self._step_s, max(now_s - self._began - self._spent, 1e-9))
         self._began, self._spent = now_s, 0.0
 
+    def interrupted(self) -> None:
+        """Until the next step something else than training happens."""
+        self._began = None
+
     def took(self, seconds: float) -> None:
         """Work on the sample of this step held training up for so long."""
         self._spent += seconds

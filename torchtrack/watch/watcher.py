@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 import weakref
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, NamedTuple
 
@@ -150,6 +150,7 @@ class Watcher:
         self._ownerless = False
         self._unclaimed = 0
         self._armed = False
+        self._trains: Callable[[], bool] | None = None
         self._updates = Updates()
         self._kept: weakref.WeakKeyDictionary[Optimizer, _Stepping] = weakref.WeakKeyDictionary()
         self._job = job
@@ -191,6 +192,11 @@ class Watcher:
     def begin(self, optimizer: Optimizer) -> bool:
         """Count a step; True if it is sampled."""
         self._hand_over(optimizer)
+        if self._trains is not None and not self._trains():
+            self.schedule.interrupted()
+            if self._armed:
+                hooks.after_step(optimizer, self)  # there what was seen of its backward pass is forgotten
+            return False
         task = hooks.backward_pass()
         if task is not None:
             return self._begin_in_backward(optimizer, task)
@@ -259,7 +265,7 @@ class Watcher:
     def clipping(self, parameters: list[torch.Tensor]) -> hooks.Clipped | None:
         """Count gradients before they are clipped, if the step they belong to is sampled."""
         probe = next((p for p in parameters if p.grad is not None), None)
-        if probe is None:
+        if probe is None or (self._trains is not None and not self._trains()):
             return None
         stepping = self._stepping()
         counts = self._counts.values()
@@ -281,6 +287,17 @@ class Watcher:
             self._charge(begin)
         whole = all(id(p) in held for p in clipped)
         return lambda max_norm, total: self._remember_clipped(due, max_norm, total, whole=whole)
+
+    # -- steps that are no part of the training ---------------------------------------------------------------------
+
+    def only_while(self, trains: Callable[[], bool]) -> None:
+        """Take no notice of optimizer steps that are no part of the training, as those of a learning rate finder.
+
+        Args:
+            trains: asked at each step and each clipping of gradients, on the training thread; it says the same on every
+                rank. False: the step is neither counted nor sampled.
+        """
+        self._trains = trains
 
     # -- optimizers that are not torch's ----------------------------------------------------------------------------
 
@@ -611,6 +628,7 @@ class Watcher:
         self._observed = None
         self._clipped.clear()
         self._counter.forget()
+        self._trains = None
         self._coefficients.clear()
         self._owners.clear()
 
