@@ -56,10 +56,9 @@ class TorchtrackCallback(Callback):
         self._run = None
         if stage != "fit" or getattr(trainer, "fast_dev_run", False):
             return
-        logger = next((logger for logger in trainer.loggers if isinstance(logger, TorchtrackLogger)), None)
+        logger = _logger_of(trainer)
         if logger is None:
             logger = self._alone = self._alone or TorchtrackLogger()
-        logger.closes_steps = False
         self._run = logger.experiment
 
     # -- training -----------------------------------------------------------------------------------------------------
@@ -68,8 +67,11 @@ class TorchtrackCallback(Callback):
         """Watch what the strategy has made of the module, under the names it has in the module."""
         if self._run is None or trainer.model is None:
             return
-        self._run.watch(trainer.model, **self._watch)
+        watcher = self._run.watch(trainer.model, **self._watch)
+        if watcher is not None:  # a tuner trains for a trial, with callbacks of its own alone
+            watcher.only_while(lambda: any(callback is self for callback in vars(trainer)["callbacks"]))
         self._watched = trainer.model
+        self._closes_steps(trainer, ours=True)
         self._replicas = (trainer.distributed_sampler_kwargs or {}).get("num_replicas", 1)
         self._samples, self._steps = 0, trainer.global_step
         if not pl_module.automatic_optimization:  # after a step another forward may follow, as in a GAN
@@ -121,12 +123,19 @@ class TorchtrackCallback(Callback):
         """Write the last samples and take every hook away."""
         self._phase("other")
         self._stop()
+        self._closes_steps(trainer, ours=False)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Leave the run failed, with the exception's words; the Trainer tells a `TorchtrackLogger` itself."""
         self._stop()
+        self._closes_steps(trainer, ours=False)
         if self._alone is not None:
             self._alone.finalize("failed")
+
+    def _closes_steps(self, trainer: Trainer, *, ours: bool) -> None:
+        logger = _logger_of(trainer)
+        if logger is not None:
+            logger.closes_steps = not ours
 
     def _phase(self, name: str) -> None:
         if self._watched is not None and self._run is not None:  # also called outside of training
@@ -138,6 +147,10 @@ class TorchtrackCallback(Callback):
         for hook in self._hooks:
             hook.remove()
         self._watched, self._hooks = None, []
+
+
+def _logger_of(trainer: Trainer) -> TorchtrackLogger | None:
+    return next((logger for logger in trainer.loggers if isinstance(logger, TorchtrackLogger)), None)
 
 
 def _step(trainer: Trainer) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import os
+import secrets
 import sys
 import weakref
 from argparse import Namespace
@@ -24,8 +25,8 @@ else:
     Logger = base("loggers", "Logger")
 
 _imported_in: Final = os.getpid()
-_begun: Final[weakref.WeakSet[torchtrack.Run]] = weakref.WeakSet()
-"""Runs that loggers have begun: each logger has its own. One that the script began is for whoever asks."""
+_begun: Final[weakref.WeakValueDictionary[str, torchtrack.Run]] = weakref.WeakValueDictionary()
+"""Runs that loggers have begun: each logger and its copies have their own. One that the script began is for all."""
 
 
 class TorchtrackLogger(Logger):
@@ -51,6 +52,7 @@ class TorchtrackLogger(Logger):
             raise TypeError(f"TorchtrackLogger() takes the arguments of torchtrack.init(): {error}") from None
         self._init = ({} if project is None else {"project": project}) | init
         self._run: torchtrack.Run | None = None
+        self._key = ""
         self._process = 0
         self._failed = False
         self.closes_steps = True
@@ -66,12 +68,13 @@ class TorchtrackLogger(Logger):
 
     def _begin(self, before: torchtrack.Run | None) -> torchtrack.Run:
         active = torchtrack.run
-        if before is None and not self._init and active is not None and active not in _begun:
+        if before is None and not self._init and active is not None and active not in _begun.values():
             if os.getpid() == _imported_in:
                 return active
             before = active  # of the process that forked this one to be a rank
         run = torchtrack.init(**(self._init if before is None else self._init | _place(before)))
-        _begun.add(run)
+        self._key = secrets.token_hex(8)
+        _begun[self._key] = run
         return run
 
     def __getstate__(self) -> dict[str, Any]:
@@ -79,6 +82,10 @@ class TorchtrackLogger(Logger):
         if get_spawning_popen() is not None:  # ranks are being spawned: this process, which lasts, holds their run
             state["_init"] = self._init | _place(self.experiment)
         return state
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._run = _begun.get(self._key)  # copies in this process record into the same run
 
     # -- what Lightning asks ------------------------------------------------------------------------------------------
 
@@ -93,19 +100,22 @@ class TorchtrackLogger(Logger):
         return self.experiment.id
 
     @property
-    def save_dir(self) -> str:
-        """The folder of the run; the Trainer puts checkpoints below it unless ModelCheckpoint has a `dirpath`."""
-        return self.experiment.dir
+    def save_dir(self) -> str | None:
+        """The folder of the run; the Trainer puts checkpoints below it unless ModelCheckpoint has a `dirpath`.
+
+        A disabled run has none: the Trainer then takes its `default_root_dir`.
+        """
+        return None if self.experiment.disabled else self.experiment.dir
 
     @property
-    def log_dir(self) -> str:
-        """The folder of the run."""
-        return self.experiment.dir
+    def log_dir(self) -> str | None:
+        """The folder of the run; None if it is disabled."""
+        return self.save_dir
 
     @property
-    def root_dir(self) -> str:
-        """The folder of all runs."""
-        return str(Path(self.experiment.dir).parent)
+    def root_dir(self) -> str | None:
+        """The folder of all runs; None if the run is disabled."""
+        return None if self.save_dir is None else str(Path(self.save_dir).parent)
 
     # -- what Lightning tells -----------------------------------------------------------------------------------------
 

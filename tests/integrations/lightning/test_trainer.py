@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import pickle
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -10,11 +9,12 @@ from typing import Any
 import lightning as L
 import pytest
 import torch
-from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.callbacks import LearningRateFinder, ModelCheckpoint
 from lightning.pytorch.tuner.tuning import Tuner
 
 import torchtrack
-from tests.integrations.lightning.models import CLIP, QUIET, Automatic, Manual, loader, network, norms, only_run, plain
+from tests.integrations.lightning.models import QUIET, Automatic, Manual, loader
+from tests.integrations.lightning.plain import CLIP, Way, compare, only_run
 from torchtrack_lightning import TorchtrackCallback, TorchtrackLogger
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # Lightning warns of its own use of torch
@@ -39,18 +39,12 @@ def read(folder: Path) -> Any:
 
 
 def test_clipping_and_accumulation_give_the_rows_of_a_plain_loop(tmp_path: Path) -> None:
-    trainer(tmp_path, accumulate_grad_batches=2, gradient_clip_val=CLIP).fit(Automatic(), loader())
+    trainer(tmp_path, accumulate_grad_batches=3, gradient_clip_val=CLIP).fit(Automatic(), loader())
 
     run = read(tmp_path)
-    expected = list(plain(8, 2, CLIP))
-    assert len(expected) == 8
-    for step, gradients in enumerate(expected):
-        for name, gradient in gradients.items():
-            assert norms(run)[step, name] == pytest.approx(float(gradient.norm()), rel=1e-6)
-            assert run.histogram("gradient", name, step).count == gradient.numel()
-    assert set(run.tensors(kind="gradient")["stage"].to_pylist()) == {"pre_clip"}
+    compare(run, Way("one", ranks=1, accumulate=3, clip="norm"))
     rows = run.history(["loss", "batch_size"]).to_pylist()
-    assert [(row["step"], row["batch_size"]) for row in rows] == [(step, 8.0) for step in range(8)]
+    assert [(row["step"], row["batch_size"]) for row in rows] == [*((step, 12.0) for step in range(5)), (5, 4.0)]
     phases = {"data", "forward", "backward", "optimizer"}
     assert {f"phase/{name}_s" for name in phases} <= set(run.keys("phase/"))
 
@@ -59,36 +53,83 @@ def test_manual_optimization_with_two_optimizers(tmp_path: Path) -> None:
     trainer(tmp_path).fit(Manual(), loader())
 
     run = read(tmp_path)
-    truth: dict[tuple[int, str], float] = {}
-    parts = {"g": (network(), 0.1), "d": (network(), 0.2)}
-    for step, (batch,) in enumerate(loader()):
-        for name, (net, lr) in parts.items():
-            optimizer = torch.optim.SGD(net.parameters(), lr=lr)
-            optimizer.zero_grad()
-            net(batch).square().mean().backward()
-            truth |= {(step, f"{name}.{n}"): float(p.grad.norm()) for n, p in net.named_parameters()}  # type: ignore[union-attr]
-            if name == "d":
-                torch.nn.utils.clip_grad_norm_(net.parameters(), CLIP)
-            optimizer.step()
-    assert norms(run) == pytest.approx(truth, rel=1e-6)
+    compare(run, Way("one", ranks=1, parts=(("g", 0.1), ("d", 0.2)), clip="norm", clipped="d"))
     rows = run.history(["lr/0", "lr/1", "batch_size"]).to_pylist()
     assert [(r["step"], r["lr/0"], r["lr/1"], r["batch_size"]) for r in rows] == [(s, 0.1, 0.2, 4) for s in range(16)]
 
 
-def test_fit_validate_test_and_tuning_are_one_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_lightning_calls_16_mixed_on_a_cpu_is_recorded_as_it_is(tmp_path: Path) -> None:
+    trainer(tmp_path, precision="16-mixed").fit(Automatic(), loader())
+
+    compare(read(tmp_path), Way("one", ranks=1, dtype=torch.bfloat16))
+
+
+class Sized(Automatic):
+    """Has a batch size that can be tuned; its learning rate is one of the hyperparameters."""
+
+    def __init__(self, lr: float = 0.1) -> None:
+        super().__init__(lr)
+        self.batch_size = 2
+
+    def train_dataloader(self) -> Any:
+        return loader(self.batch_size)
+
+    def val_dataloader(self) -> Any:
+        return loader()
+
+
+def test_all_that_a_trainer_does_is_one_run_and_its_samples_are_those_of_the_fit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("tqdm.tqdm.monitor_interval", 0)  # the tuner's progress bar would leave a thread
-    module, used = Automatic(), trainer(tmp_path, enable_checkpointing=True)
-    Tuner(used).lr_find(module, loader(), num_training=3, update_attr=False)
-    used.fit(module, loader(), loader())
+    module, used = Sized(), trainer(tmp_path, enable_checkpointing=True)
+    found = Tuner(used).lr_find(module, num_training=20, min_lr=0.001, max_lr=0.1)
+    assert found is not None
+    tuned = module.lr
+    assert tuned != 0.1
+    Tuner(used).scale_batch_size(module, max_trials=1, steps_per_trial=2, init_val=4)
+    assert module.batch_size == 4
+    used.fit(module)
     used.validate(module, loader(), verbose=False)
     used.test(module, loader(), verbose=False)
+    assert len(used.predict(module, loader()) or ()) == 16
 
-    assert torchtrack.run is not None
     run = read(tmp_path)
-    assert (run.state, len(run.attempts), run.config) == ("finished", 1, {"lr": 0.1})
-    assert {"loss", "val_loss", "test_loss", "epoch"} <= set(run.keys())
+    assert (run.state, len(run.attempts)) == ("finished", 1)
+    assert run.config == {"lr": 0.1}  # Lightning gives loggers what the module was made with
+    compare(run, Way("one", ranks=1, parts=(("net", tuned),)))
+    rows = run.history(["loss", "batch_size", "lr"]).to_pylist()
+    assert [(row["step"], row["batch_size"], row["lr"]) for row in rows] == [(step, 4.0, tuned) for step in range(16)]
+    assert [len(run.history([key], raw=True)) for key in ("loss", "val_loss", "test_loss")] == [16, 2, 1]
     assert {event.data["title"] for event in run.events() if event.type == "mark"} == {"checkpoint"}
-    assert Path(run.summary["best_model_path"]).exists()
+    assert Path(run.summary["best_model_path"]).is_relative_to(tmp_path / "runs" / run.uid)
+
+
+class AtEachEpoch(LearningRateFinder):
+    """As in Lightning's documentation of it."""
+
+    def on_fit_start(self, *args: Any) -> None:
+        return
+
+    def on_train_epoch_start(self, trainer: Any, pl_module: Any) -> None:
+        self.lr_find(trainer, pl_module)
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_steps_of_a_learning_rate_finder_within_the_training_are_no_samples(
+    tmp_path: Path, first: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tqdm.tqdm.monitor_interval", 0)
+    finder = AtEachEpoch(num_training_steps=5, max_lr=0.1, update_attr=False)
+    ours = TorchtrackCallback(log=("gradients", "parameters", "updates", "activations"), log_freq=1)
+    trainer(tmp_path, callbacks=[ours, finder][:: 1 if first else -1], max_epochs=2, gradient_clip_val=CLIP).fit(
+        Automatic(), loader()
+    )
+
+    run = read(tmp_path)
+    compare(run, Way("one", ranks=1, epochs=2, clip="norm"))
+    activations = run.tensors(kind="activation", name="net.2").to_pylist()
+    assert [(row["step"], row["count"]) for row in activations] == [(step, 12) for step in range(32)]
 
 
 def test_a_run_goes_on_from_a_checkpoint(tmp_path: Path) -> None:
@@ -109,6 +150,7 @@ def test_a_run_goes_on_from_a_checkpoint(tmp_path: Path) -> None:
     run = read(tmp_path)
     assert (run.id, run.state, len(run.attempts)) == ("exp", "finished", 2)
     assert run.history(["loss"])["step"].to_pylist() == list(range(32))
+    compare(run, Way("one", ranks=1, epochs=2))
 
 
 class Broken(Automatic):
@@ -138,14 +180,19 @@ def test_what_follows_a_caught_exception_is_the_next_attempt(tmp_path: Path) -> 
     assert [attempt.state for attempt in read(tmp_path).attempts] == ["failed", "finished"]
 
 
-def test_a_second_fit_watches_again_under_the_same_names(tmp_path: Path) -> None:
+def test_two_trainers_may_share_a_logger(tmp_path: Path) -> None:
+    logger = TorchtrackLogger(system_interval=0)
     module = Automatic()
-    used = trainer(tmp_path)
-    used.fit(module, loader())
-    used.fit_loop.max_epochs = 2
-    used.fit(module, loader())
+    trainer(tmp_path, logger=logger).fit(module, loader())
+    assert logger.closes_steps  # the callback is done with it: each row is complete again
+    trainer(tmp_path, logger=logger, max_epochs=2).fit(module, loader())
 
-    assert {name.partition(".")[0] for _, name in norms(read(tmp_path))} == {"net"}
+    run = read(tmp_path)
+    assert (run.state, len(run.attempts)) == ("finished", 1)
+    assert len(run.history(["loss"], raw=True)) == 48
+    assert {row["name"] for row in run.tensors(kind="gradient").to_pylist()} == {
+        f"net.{layer}.{kind}" for layer in (0, 2) for kind in ("weight", "bias")
+    }
 
 
 def test_a_fast_dev_run_records_nothing(tmp_path: Path) -> None:
@@ -160,40 +207,3 @@ def test_the_callback_alone_uses_the_active_run(tmp_path: Path) -> None:
 
     assert torchtrack.run is run
     assert read(tmp_path).tensors(kind="gradient").num_rows == 16 * 4
-
-
-def test_a_logger_without_arguments_uses_the_scripts_run_and_one_with_arguments_its_own() -> None:
-    run = torchtrack.init(system_interval=0)
-
-    assert TorchtrackLogger().experiment is run
-    run.finish(quiet=True)
-    other = TorchtrackLogger(id="other", system_interval=0)
-    assert (other.version, other.name) == ("other", "uncategorized")
-
-
-def test_a_logger_can_be_pickled_and_copies_begin_nothing(tmp_path: Path) -> None:
-    logger = TorchtrackLogger(id="exp", system_interval=0)
-    copy = pickle.loads(pickle.dumps(logger))
-
-    assert torchtrack.run is None
-    assert copy.experiment.id == "exp"
-
-
-def test_metrics_and_hyperparameters(tmp_path: Path) -> None:
-    logger = TorchtrackLogger(system_interval=0)
-    logger.log_hyperparams({"lr": 0.1, "model": {"width": 3}, "api_key": "abc"}, {"metric": 1.0})
-    logger.log_metrics({"loss": torch.tensor(2.0), "epoch": 0}, step=7)
-    logger.log_graph(torch.nn.Linear(1, 1))
-    logger.save()
-    logger.finalize("success")
-    logger.log_metrics({"loss": 1.0}, step=8)
-
-    run = read(tmp_path)
-    assert (run.config["lr"], run.config["model"]["width"], run.config["api_key"]) == (0.1, 3, "[redacted]")
-    assert run.history(["loss"]).drop(["time"]).to_pylist() == [{"step": 7, "loss": 2.0}, {"step": 8, "loss": 1.0}]
-
-
-@pytest.mark.parametrize("made", [TorchtrackLogger, TorchtrackCallback])
-def test_an_unknown_argument_is_refused_at_once(made: Any) -> None:
-    with pytest.raises(TypeError, match=rf"{made.__name__}\(\) takes the arguments of .*colour"):
-        made(colour="red")
