@@ -19,7 +19,7 @@ from torchtrack.version import __version__
 if TYPE_CHECKING:
     from torchtrack.active import alert, define_metric, finish, init, log, mark, unwatch, watch
     from torchtrack.api import Api
-    from torchtrack.errors import TorchtrackError
+    from torchtrack.errors import NonFiniteError, TorchtrackError
     from torchtrack.histogram import Histogram
     from torchtrack.media import Audio, Image, Table
     from torchtrack.run import Run
@@ -29,14 +29,14 @@ if TYPE_CHECKING:
 _HOMES = {
     "active": ("alert", "define_metric", "finish", "init", "log", "mark", "unwatch"),
     "api": ("Api",),
-    "errors": ("TorchtrackError",),
+    "errors": ("NonFiniteError", "TorchtrackError"),
     "histogram": ("Histogram",),
     "media": ("Audio", "Image", "Table"),
     "run": ("Run",),
 }
 __all__ = [  # plain sorted, as the test says
-    "Api", "Audio", "Histogram", "Image", "Run", "Table", "TorchtrackError", "__version__", "alert", "define_metric",
-    "finish", "init", "log", "mark", "run", "unwatch", "watch",
+    "Api", "Audio", "Histogram", "Image", "NonFiniteError", "Run", "Table", "TorchtrackError", "__version__", "alert",
+    "define_metric", "finish", "init", "log", "mark", "run", "unwatch", "watch",
 ]  # fmt: skip
 
 

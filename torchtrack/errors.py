@@ -3,6 +3,7 @@
     TorchtrackError
     |-- RunNotFoundError       Api.run(...) or resume="must" named a run that is not there (also a KeyError)
     |-- NoActiveRunError       torchtrack.log(...) and friends before init() or after finish()
+    |-- NonFiniteError         a gradient was NaN or infinite and watch was told to raise (also an ArithmeticError)
     |-- JournalError           a journal cannot be read
     |   `-- FormatVersionError it was written by a newer torchtrack than this one
     |-- StoreError             a server's store refused or failed; what it holds can be built anew from the journals
@@ -27,6 +28,27 @@ class RunNotFoundError(TorchtrackError, KeyError):
 
 class NoActiveRunError(TorchtrackError):
     """A module-level call such as `torchtrack.log` needs a run, and none is active."""
+
+
+class NonFiniteError(TorchtrackError, ArithmeticError):
+    """The gradients of an optimizer step are not finite; no weight has been changed by it. The same on every rank.
+
+    Attributes:
+        step: of the run.
+        parameter: the first in the order of the backward pass.
+        ranks: whose own gradients were not finite before the ranks averaged them; empty where that is not known.
+    """
+
+    def __init__(self, step: int, parameter: str, ranks: tuple[int, ...] = ()) -> None:
+        super().__init__(step, parameter, ranks)
+        self.step, self.parameter, self.ranks = step, parameter, ranks
+
+    def __str__(self) -> str:
+        where = f" on rank{'s' * (len(self.ranks) > 1)} {', '.join(map(str, self.ranks))}" if self.ranks else ""
+        return (
+            f"the gradient of {self.parameter}, the first of the backward pass, is NaN or infinite{where} at step "
+            f'{self.step}; no weight was changed (watch(on_nonfinite="raise"))'
+        )
 
 
 class JournalError(TorchtrackError):

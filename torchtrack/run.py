@@ -301,6 +301,7 @@ class Run:
         reduce: Literal["host", "device"] = "host",
         checksum_every: int = 10,
         blackbox: bool = False,
+        on_nonfinite: Literal["record", "skip", "raise"] = "record",
     ) -> Watcher | None:
         """Record histograms and norms of parameters and gradients over all ranks, every `log_freq` optimizer steps.
 
@@ -327,6 +328,9 @@ class Run:
                 hold alike; 0 never. See `watch/replicas_differ`.
             blackbox: keep norm, absmax and non-finite count of every gradient at every step in a file of this node,
                 which the sidecar puts into the run if the process ends other than well.
+            on_nonfinite: what to do at a step whose gradients are not finite. "skip" leaves it out, for optimizers made
+                with `fused=True`; "raise" raises `NonFiniteError` from `optimizer.step`, before it changes a weight.
+                Both wait for the device once a step and decide alike on all ranks, which all have to call watch so.
 
         Returns:
             What to tell of tensors that no torch optimizer steps, with `Watcher.observe`; None if nothing is recorded.
@@ -364,11 +368,14 @@ class Run:
             ordinal=self._watches,
             prefixes=self._prefixes,
             blackbox=self._stream if blackbox and self._sidecar is not None else None,
+            on_nonfinite=on_nonfinite,
         )
         self._watches += 1
         self._watchers.append(watcher)
         own = f"_tt/watch{self._watches - 1}"
         self._recorder.report(f"{own}/dropped_samples", lambda: watcher.merger.dropped_samples)
+        if (judge := watcher.judge) is not None:
+            self._recorder.report(f"{own}/skipped_steps", lambda: judge.skipped_steps)
         if budget is not None:
             self._recorder.report(f"{own}/interval", lambda: watcher.schedule.interval)
             self._recorder.report(f"{own}/share", lambda: watcher.schedule.share)

@@ -12,7 +12,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from torchtrack.watch import kernels, layout
+from torchtrack.watch import kernels, layout, nonfinite
 from torchtrack.watch.blackbox import BlackBox
 from torchtrack.watch.layout import Shard
 from torchtrack.watch.schedule import Schedule
@@ -41,6 +41,7 @@ def start(
     ordinal: int,
     prefixes: MutableMapping[nn.Module, str],
     blackbox: int | None = None,
+    on_nonfinite: Any = "record",
 ) -> Watcher:
     """Check the arguments of `Run.watch` and begin to watch.
 
@@ -59,6 +60,7 @@ def start(
         ordinal: number of this watch in the run.
         prefixes: the prefix of every model this run has watched; the new ones are added.
         blackbox: the stream whose black box is kept; None for none.
+        on_nonfinite: one of `nonfinite.ACTIONS`.
 
     Raises:
         TypeError: something that is no module, or an argument of the wrong type.
@@ -83,6 +85,7 @@ def start(
         raise TypeError(f"watch(checksum_every=) takes a whole number of samples, got {_describe(checksum_every)}")
     if checksum_every < 0:
         raise ValueError(f"watch(checksum_every=) takes 0 (never) or more, got {checksum_every}")
+    nonfinite.check(on_nonfinite, modules)
     kinds = _kinds(log)
     given = _name(name)
     include, exclude = _patterns("include", include), _patterns("exclude", exclude)
@@ -110,6 +113,11 @@ def start(
         device,
         checksum_every,
     )
+    if on_nonfinite != "record":
+        judge = nonfinite.Judge(
+            on_nonfinite, watcher.models, recorder, job, ordinal, watcher.own_norms, include, exclude
+        )
+        watcher.judge = judge
     if kinds and blackbox is not None:
         rank = job.identity.rank if job is not None else 0
         watcher.blackbox = BlackBox(watcher.models, recorder, blackbox, ordinal, rank, include, exclude)

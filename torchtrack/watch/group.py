@@ -41,10 +41,10 @@ class Group:
     Args:
         store: an own client of a store that all ranks share, with a prefix no other group uses.
         rank: this rank.
-        world_size: how many ranks there are; the constructor waits for those it is connected with, five seconds at most
-            for all levels together.
+        world_size: how many ranks there are; the constructor waits for those it is connected with.
         give_up: asked while waiting; True ends the wait with TimeoutError.
         nodes: on which node each rank runs, the same on every rank; None if that is unknown (see `tree.levels`).
+        connect_within_s: for all levels together.
     """
 
     def __init__(
@@ -54,6 +54,7 @@ class Group:
         world_size: int,
         give_up: Callable[[], bool],
         nodes: Sequence[int] | None = None,
+        connect_within_s: float = _CONNECT_TIMEOUT_S,
     ) -> None:
         self.rank, self.world_size = rank, world_size
         self._give_up = give_up
@@ -61,14 +62,14 @@ class Group:
         """The groups of this rank under the top, the lowest first. It leads all of them but, perhaps, the last."""
         self._top: _Link | None = None
         try:
-            self._connect(store, tree.levels(world_size, nodes))
+            self._connect(store, tree.levels(world_size, nodes), connect_within_s)
         except FAILURES:
             self.close()  # who has connected to this rank already would wait in vain
             raise
 
-    def _connect(self, store: Any, levels: list[list[tree.Members]]) -> None:
+    def _connect(self, store: Any, levels: list[list[tree.Members]], within_s: float) -> None:
         """Level by level: a leader meets the other leaders once its own group stands."""
-        deadline = time.monotonic() + _CONNECT_TIMEOUT_S
+        deadline = time.monotonic() + within_s
         fingerprint = tree.digest(levels)
         for level, members in enumerate(tree.path(self.rank, levels)):
             if len(members) == 1 < self.world_size:

@@ -6,9 +6,10 @@ Process-wide and installed once, with the first watcher; the last `remove` puts 
     step          a top-level `Optimizer.step`, before it changes anything; with a closure, after its first call
     stepped       the end of that step; hooked only while a watcher needs it
     skipped       `GradScaler.step` that did not step, because a gradient is not finite
+    (a judge)     at `step`, before the others: it may set what the optimizer goes by, or have the step raise
     (nothing on unwatched optimizers, and one counter on steps that are not sampled)
 
-All shims pass through: arguments, return values and exceptions are those of the original.
+All shims pass through: arguments, return values and exceptions are those of the original, but for what a judge raises.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ import threading
 import weakref
 from collections.abc import Callable, Iterable
 from types import FrameType
-from typing import Any, Final, Protocol
+from typing import Any, Final, Protocol, runtime_checkable
 
 import torch
 import torch.nn.utils as grad_utils
@@ -58,11 +59,20 @@ class Listener(Protocol):
         """The step has ended, if `after_step` was called as it began. Does not come if the step raised."""
 
 
+@runtime_checkable
+class Judging(Protocol):
+    """A listener that may stop a step: the one thing here that may raise into training, since the user asked for it."""
+
+    def judge(self, optimizer: Optimizer) -> Exception | None:
+        """Gradients are final, and nobody has been told yet. What it returns is raised once all have been."""
+
+
 class _Inside(threading.local):
     """What this thread is in the middle of: one way to clip may use another; a scaler's step knows its loss scale."""
 
     clip = False
     loss_scale: torch.Tensor | None = None
+    verdict: Exception | None = None
 
 
 class _Installed:
@@ -190,6 +200,7 @@ def is_capturing() -> bool:
 def _before_step(optimizer: Optimizer, args: Any, kwargs: Any) -> tuple[Any, Any] | None:
     changed: list[tuple[Any, Any]] = []
     guard.attempt("optimizer hook", lambda: changed.extend(_begin(optimizer, args, kwargs)))
+    _carry_out()
     return changed[0] if changed else None
 
 
@@ -216,6 +227,7 @@ def _begin(optimizer: Optimizer, args: Any, kwargs: Any) -> Iterable[tuple[Any, 
     def observed(*inner: Any, **named: Any) -> Any:
         result = closure(*inner, **named)
         _final(sampling, optimizer)
+        _carry_out()
         sampling.clear()  # LBFGS calls the closure again: only its first gradients belong to the unchanged parameters
         return result
 
@@ -225,8 +237,21 @@ def _begin(optimizer: Optimizer, args: Any, kwargs: Any) -> Iterable[tuple[Any, 
 
 
 def _final(sampling: list[Listener], optimizer: Optimizer) -> None:
+    for judging in [listener for listener in sampling if isinstance(listener, Judging)]:
+        guard.attempt("watch", _judge, judging, optimizer)
     for listener in sampling:
         guard.attempt("watch", listener.gradients_final, optimizer)
+
+
+def _judge(judging: Judging, optimizer: Optimizer) -> None:
+    _installed.inside.verdict = judging.judge(optimizer) or _installed.inside.verdict
+
+
+def _carry_out() -> None:
+    """Raise what a judge said, outside of everything that catches."""
+    verdict, _installed.inside.verdict = _installed.inside.verdict, None
+    if verdict is not None:
+        raise verdict
 
 
 def after_step(optimizer: Optimizer, listener: Listener) -> None:

@@ -119,6 +119,11 @@ class LocalGradients:
             else:
                 source.stop()
 
+    @property
+    def seen(self) -> Mapping[str, torch.Tensor]:
+        """Norms since the last `renew`, by parameter; still multiplied by the loss scale."""
+        return self._seen.norms
+
     def stop(self) -> None:
         """Take every hook away."""
         for source in self._sources:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, NamedTuple
 
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from torchtrack.job import Job
     from torchtrack.recorder import Recorder
     from torchtrack.watch.blackbox import BlackBox
+    from torchtrack.watch.nonfinite import Judge
 
 KINDS: Final = {
     "gradients": "gradient",
@@ -137,6 +138,7 @@ class Watcher:
         self.schedule = schedule
         self.samples = 0
         self.blackbox: BlackBox | None = None
+        self.judge: Judge | None = None
         self._recorder = recorder
         self._holdings = Holdings(models, include, exclude)
         self._counts: weakref.WeakKeyDictionary[Optimizer, _Count] = weakref.WeakKeyDictionary()
@@ -174,6 +176,8 @@ class Watcher:
     def stop(self, within_s: float, patience_s: float) -> None:
         """Stop watching: hooks are gone at once, what was sampled will be written; see `Merger.end`."""
         hooks.remove(self)
+        if self.judge is not None:
+            self.judge.stop()
         self._forget()
         self.let_go()
         self.merger.end(within_s, patience_s)
@@ -186,6 +190,10 @@ class Watcher:
     def join(self, timeout_s: float) -> bool:
         """Wait until all of it is written. False after the timeout."""
         return self.merger.join(timeout_s)
+
+    def own_norms(self) -> Mapping[str, torch.Tensor]:
+        """Norms of this rank's own gradients of the step under way, as far as the passes were looked at."""
+        return self._local.seen if self._local is not None else {}
 
     # -- hooks.Listener ---------------------------------------------------------------------------------------------
 
@@ -544,7 +552,8 @@ class Watcher:
         """Between two steps: look at the forward and backward passes of the next one if it will be sampled."""
         if not self._looks_ahead:
             return
-        self._armed = due = self._is_next_due() or not self._counts
+        blames = self.judge is not None and self.judge.action == "raise"
+        self._armed = due = blames or self._is_next_due() or not self._counts
         if self._activations is not None:
             self._activations.renew(due=due)
         if self._local is not None:
