@@ -374,7 +374,7 @@ class Run:
         self._watchers.append(watcher)
         own = f"_tt/watch{self._watches - 1}"
         self._recorder.report(f"{own}/dropped_samples", lambda: watcher.merger.dropped_samples)
-        if (judge := watcher.judge) is not None:
+        if (judge := watcher.on_nonfinite) is not None:
             self._recorder.report(f"{own}/skipped_steps", lambda: judge.skipped_steps)
         if budget is not None:
             self._recorder.report(f"{own}/interval", lambda: watcher.schedule.interval)

@@ -117,7 +117,7 @@ def start(
         judge = nonfinite.Judge(
             on_nonfinite, watcher.models, recorder, job, ordinal, watcher.own_norms, include, exclude
         )
-        watcher.judge = judge
+        watcher.on_nonfinite = judge
     if kinds and blackbox is not None:
         rank = job.identity.rank if job is not None else 0
         watcher.blackbox = BlackBox(watcher.models, recorder, blackbox, ordinal, rank, include, exclude)

@@ -98,6 +98,7 @@ class Judge:
         self._ranks = Ranks(job, ordinal)
         self._own = own
         self._unclipped: dict[int, list[tuple[str, torch.Tensor]]] = {}
+        self._known: weakref.WeakKeyDictionary[Optimizer, tuple[list[int], bool]] = weakref.WeakKeyDictionary()
         self._left_out: weakref.WeakKeyDictionary[Optimizer, _LeftOut] = weakref.WeakKeyDictionary()
         hooks.add(self, after_steps=True)
 
@@ -106,12 +107,17 @@ class Judge:
     def begin(self, optimizer: Optimizer) -> bool:
         """Every step of what is watched is looked at."""
         self._put_back(optimizer)  # of a step that raised
-        held = self._holdings.now()
-        return any(id(p) in held for p in _parameters(optimizer))
+        ids = [id(p) for p in _parameters(optimizer)]
+        known = self._known.get(optimizer)
+        if known is None or known[0] != ids:  # what is held is read anew only then: it would cost too much at each step
+            held = self._holdings.now()
+            known = self._known[optimizer] = ids, any(key in held for key in ids)
+        return known[1]
 
     def clipping(self, parameters: list[torch.Tensor]) -> hooks.Clipped | None:
         """Remember how large gradients were before the clipping: a norm that is NaN makes all of them NaN."""
-        fresh = [p for p in parameters if p.grad is not None and id(p) not in self._unclipped]
+        held = self._holdings.last or self._holdings.now()
+        fresh = [p for p in parameters if p.grad is not None and id(p) in held and id(p) not in self._unclipped]
         named = [(id(p), name, local) for p in fresh for name, local in self._pieces(p)]
         for (key, name, _), size in zip(named, _largest([local for _, _, local in named]), strict=True):
             self._unclipped.setdefault(key, []).append((name, size))
@@ -160,6 +166,7 @@ class Judge:
         for optimizer in list(self._left_out):
             self._put_back(optimizer)
         self._unclipped.clear()
+        self._known.clear()
         self._holdings.forget()
         self._ranks.close()
 
@@ -195,6 +202,7 @@ class Judge:
         """Which gradients are not finite here; it may take its time, there is a fault."""
         before = [each for several in unclipped.values() for each in several]
         named = [name for name, size in before if not math.isfinite(size)]
+        self._holdings.now()
         stage = "pre_clip" if named else "step"
         if not named and bad:
             pieces = [each for p in _parameters(optimizer) for each in self._pieces(p)]

@@ -138,7 +138,7 @@ class Watcher:
         self.schedule = schedule
         self.samples = 0
         self.blackbox: BlackBox | None = None
-        self.judge: Judge | None = None
+        self.on_nonfinite: Judge | None = None
         self._recorder = recorder
         self._holdings = Holdings(models, include, exclude)
         self._counts: weakref.WeakKeyDictionary[Optimizer, _Count] = weakref.WeakKeyDictionary()
@@ -176,8 +176,8 @@ class Watcher:
     def stop(self, within_s: float, patience_s: float) -> None:
         """Stop watching: hooks are gone at once, what was sampled will be written; see `Merger.end`."""
         hooks.remove(self)
-        if self.judge is not None:
-            self.judge.stop()
+        if self.on_nonfinite is not None:
+            self.on_nonfinite.stop()
         self._forget()
         self.let_go()
         self.merger.end(within_s, patience_s)
@@ -552,7 +552,7 @@ class Watcher:
         """Between two steps: look at the forward and backward passes of the next one if it will be sampled."""
         if not self._looks_ahead:
             return
-        blames = self.judge is not None and self.judge.action == "raise"
+        blames = self.on_nonfinite is not None and self.on_nonfinite.action == "raise"
         self._armed = due = blames or self._is_next_due() or not self._counts
         if self._activations is not None:
             self._activations.renew(due=due)
