@@ -85,6 +85,8 @@ def test_a_skipped_step_is_told(watched: Watched, model: nn.Module) -> None:
         "held_by": [0], "count": 2, "names": 0,
     }  # fmt: skip
     assert event["names"] == ["2.weight", "0.bias"]
+    [finding] = run.findings()
+    assert (finding.rule, finding.severity, finding.first_step) == ("non_finite", "warning", 1)
     assert run.history(["_tt/watch0/skipped_steps"]).to_pylist()[-1]["_tt/watch0/skipped_steps"] == 1
 
 

@@ -15,7 +15,7 @@ from torchtrack.stability.noise_scale import NoiseScale, noise_scale
 from torchtrack.stability.step import Seen, tensors_of
 
 KINDS: Final = ("gradient", "parameter", "update", "activation", "optimizer")
-SEEN: Final = frozenset(("nonfinite", "replica_divergence"))
+SEEN: Final = frozenset(("nonfinite", "nonfinite_step", "replica_divergence"))
 """Events that rules look at."""
 _FORMATS: Final = {
     "torch.float16": "fp16",

@@ -66,7 +66,7 @@ class Facts:
 
 
 class Seen(NamedTuple):
-    """An event of `watch`: "nonfinite" or "replica_divergence", with what it says."""
+    """An event of `watch`: "nonfinite", "nonfinite_step" or "replica_divergence", with what it says."""
 
     rank: int
     type: str

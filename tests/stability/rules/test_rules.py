@@ -224,6 +224,15 @@ def test_a_nan_is_blamed_on_the_rank_that_had_it_before_the_average() -> None:
     assert "before the average they were those of rank 3" in one.why
 
 
+def test_a_step_that_was_left_out_between_two_samples_is_a_warning_and_one_that_was_stopped_is_critical() -> None:
+    rows = samples("gradient", [{"a": WEIGHT, "b": WEIGHT}] * 4)
+    for action, severity in (("skip", "warning"), ("raise", "critical")):
+        seen = [Seen(0, "nonfinite_step", {"action": action, "first": "b", "names": ["b"], "count": 1, "ranks": [1]})]
+        (one,) = steps.run([*rows, Step(5, seen=seen)])
+        told = (one.rule, one.severity, one.first_step, one.names, one.ranks)
+        assert told == ("non_finite", severity, 5, ("b",), (1,))
+
+
 @pytest.mark.parametrize(("odd", "named"), [([2], (2,)), ([], (0, 1))])
 def test_replicas_that_part_are_a_critical_finding_with_the_odd_rank(odd: list[int], named: tuple[int, ...]) -> None:
     said = {"tensor": "a", "kind": "parameter", "ranks": [0, 1], "odd_ranks": odd, "text": "a differs."}

@@ -5,6 +5,7 @@ to every layer before it, so of the gradients that hold one at the first bad ste
 it arose. In parameters, activations and updates the first of the forward pass is.
 
 Default: a single element is enough. A step that a gradient scaler left out is only noted: scalers probe for overflow.
+One that `watch(on_nonfinite=)` left out is a warning, also between two samples.
 Evidence: how many elements of which tensors.
 """
 
@@ -18,7 +19,7 @@ import numpy as np
 
 from torchtrack.stability.finding import Sign
 from torchtrack.stability.metrics import is_gradient_norm, is_loss
-from torchtrack.stability.step import Step, Tensors
+from torchtrack.stability.step import Seen, Step, Tensors
 
 _KINDS: Final = ("activation", "gradient", "update", "optimizer", "parameter")
 """In the order in which a step computes them; rows of parameters are from before the update."""
@@ -51,6 +52,9 @@ class NonFinite:
             broken.insert(0, "parameter")
         for kind in broken:
             looked[kind] = _sign(kind, step.tensors[kind], step)
+        for seen in step.seen:
+            if seen.type == "nonfinite_step":
+                looked["gradient"] = _stopped(seen, step)
         for kind in step.tensors:
             looked.setdefault(kind, None)
         for name, value in step.scalars.items():
@@ -94,6 +98,25 @@ def _sign(kind: str, rows: Tensors, step: Step) -> Sign:
         names=names[:_MOST],
         ranks=ranks,
         evidence={"elements": {rows.names[i]: int(rows.nonfinite[i]) for i in bad[:_MOST]}, "tensors": len(names)},
+    )
+
+
+def _stopped(seen: Seen, step: Step) -> Sign:
+    """A step that was judged as it happened, sampled or not."""
+    left_out = seen.data.get("action") == "skip"
+    names = (str(seen.data.get("first")), *map(str, seen.data.get("names", ())))
+    ranks = tuple(map(int, seen.data.get("ranks", ())))
+    count = int(seen.data.get("count", 1))
+    return Sign(
+        why=f"The gradient of {names[0]}, the first of the backward pass, is NaN or infinite at step {step.step:,}"
+        f"{_on(ranks)}; {'the step was left out' if left_out else 'training was stopped'}.",
+        look_at=_LOOK_AT,
+        value=float(count),
+        severity="warning" if left_out else "critical",
+        kind="gradient",
+        names=tuple(dict.fromkeys(names)),
+        ranks=ranks,
+        evidence={"action": str(seen.data.get("action")), "stage": str(seen.data.get("stage")), "tensors": count},
     )
 
 
