@@ -104,6 +104,7 @@ class Recorder:
         self._tickets: list[Ticket] = []
         self._dirty: dict[Layout, None] = {}
         self._layouts: dict[tuple[str, str, bool], Layout] = {}
+        self._several: dict[tuple[str, ...], Layout] = {}
         self._rows: deque[tuple[records.Table, Callable[[], dict[str, Any] | pa.RecordBatch], int]] = deque()
         self._commands: deque[Callable[[Writer], Any]] = deque()
         self._later: deque[tuple[Later, str, int, int, str, bool]] = deque()
@@ -174,6 +175,14 @@ class Recorder:
     def number(self, name: str, value: float, step: int | None) -> None:
         """Log one of our own metrics at a step (None: the current one) without moving the counter."""
         self.row(self._layout(name, "mean", partial=False), (value,), step, commit=False)
+
+    def numbers(self, values: Mapping[str, float], step: int | None) -> None:
+        """Log several of our own metrics at a step, as one row."""
+        names = tuple(values)
+        layout = self._several.get(names)
+        if layout is None:
+            layout = self._several[names] = Layout(names, "mean")
+        self.row(layout, tuple(values.values()), step, commit=False)
 
     def command(self, call: Callable[[Writer], Any]) -> None:
         """Have the recorder's thread call something with the writer (a `joined` record, the seal)."""

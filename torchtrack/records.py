@@ -13,6 +13,8 @@ import pyarrow as pa
 
 FORMAT_VERSION: Final = 1
 """Version of the tables and of the journal around them; a reader accepts its own and the one before."""
+LOCAL_NORM: Final = "watch/local_grad_norm"
+"""Metric of each rank: the norm of its own gradients before the average; with "/" and its name, that of a layer."""
 
 
 class Table(IntEnum):

@@ -13,20 +13,30 @@ from torch.nn.parallel import DistributedDataParallel
 import torchtrack
 from torchtrack.testing import ranks
 
-DIMENSIONS, SIGNAL, STEPS, BATCH = 40, 2.0, 300, 16
-"""Samples of a step on all ranks, and how many dimensions their gradients have, of variance 1 each."""
+DIMENSIONS, SIGNALS, STEPS, BATCH = 20, (2.0, 1.0), 300, 16
+"""Samples of a step on all ranks, and how many dimensions their gradients have in each layer, of variance 1 each."""
+
+
+class Layer(nn.Module):
+    """Its gradient is the weight minus the mean of the batch."""
+
+    def __init__(self, signal: float) -> None:
+        super().__init__()
+        self.weight, self.bias = (nn.Parameter(torch.zeros(DIMENSIONS // 2)) for _ in range(2))
+        self.weight.data[0] = signal
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return (torch.cat([self.weight, self.bias]) - x).square().sum(1).mean() / 2
 
 
 class Mean(nn.Module):
-    """Its gradient is the weight minus the mean of the batch."""
-
     def __init__(self) -> None:
         super().__init__()
-        self.weight = nn.Parameter(torch.zeros(DIMENSIONS))
-        self.weight.data[0] = SIGNAL
+        self.h = nn.ModuleList(map(Layer, SIGNALS))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return (self.weight - x).square().sum(1).mean() / 2
+        losses = [layer(part) for layer, part in zip(self.h, x.split(DIMENSIONS, 1), strict=True)]
+        return torch.stack(losses).sum()
 
 
 def train(folder: Path, accumulate: int) -> str:
@@ -39,7 +49,7 @@ def train(folder: Path, accumulate: int) -> str:
     for _ in range(STEPS):
         for micro in range(accumulate):
             model.require_backward_grad_sync = micro == accumulate - 1
-            x = torch.randn(BATCH // size // accumulate, DIMENSIONS, generator=random)
+            x = torch.randn(BATCH // size // accumulate, 2 * DIMENSIONS, generator=random)
             (model(x) / accumulate).backward()
         optimizer.step()
         optimizer.zero_grad()
@@ -52,10 +62,20 @@ def train(folder: Path, accumulate: int) -> str:
 @pytest.mark.parametrize(("size", "accumulate"), [(2, 1), (2, 4), (4, 1)])
 def test_the_critical_batch_size_is_that_of_the_data(tmp_path: Path, size: int, accumulate: int) -> None:
     [uid] = set(ranks(size, init=True).run(train, tmp_path, accumulate))
-    found = torchtrack.Api(tmp_path).run(uid).noise_scale()
+    run = torchtrack.Api(tmp_path).run(uid)
+    found = run.noise_scale()
 
-    truth = DIMENSIONS / SIGNAL**2
+    truth = 2 * DIMENSIONS / sum(signal**2 for signal in SIGNALS)
     assert found is not None
     assert found.steps > STEPS / 2
     assert found.critical_batch_size == pytest.approx(truth, rel=0.3)
     assert found.low <= truth / (BATCH / size) <= found.high
+
+    layers = run.noise_scale(by="layer")
+    assert list(layers) == ["h.0", "h.1"]
+    for layer, signal in zip(layers.values(), SIGNALS, strict=True):
+        assert layer.steps == found.steps
+        assert layer.low <= DIMENSIONS / signal**2 / (BATCH / size) <= layer.high
+    parts = layers.values()
+    assert [sum(p.signal for p in parts), sum(p.noise for p in parts)] == pytest.approx([found.signal, found.noise])
+    assert not any(key.startswith("watch/local_grad_norm/") for key in run.summary)

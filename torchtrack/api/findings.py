@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Final
 
@@ -10,6 +11,7 @@ import pyarrow as pa
 
 from torchtrack.api.facts import Event
 from torchtrack.api.tensors import one_stage
+from torchtrack.records import LOCAL_NORM
 from torchtrack.stability import Facts, Finding, Monitor, Rule, Step, Tensors
 from torchtrack.stability.noise_scale import NoiseScale, noise_scale
 from torchtrack.stability.step import Seen, tensors_of
@@ -53,15 +55,16 @@ def together(live: Sequence[Finding], replayed: Sequence[Finding]) -> list[Findi
     return sorted([*replayed, *kept], key=lambda finding: (finding.first_step, finding.rule))
 
 
-def noise_scale_of(own: pa.Table, averaged: pa.Table, ranks: int) -> NoiseScale | None:
+def noise_scale_of(own: pa.Table, key: str, averaged: pa.Table, ranks: int) -> NoiseScale | None:
     """The gradient noise scale of a run.
 
     Args:
-        own: `rank`, `step` and `watch/local_grad_norm`, a row a step and rank.
+        own: `rank`, `step` and a norm of each rank's own gradients, a row a step and rank.
+        key: the column of that norm.
         averaged: `step`, `watch/grad_norm` and maybe `batch_size`, a row a step.
         ranks: how many there are: a step counts that all of them have.
     """
-    rows = own.select(["step", "rank", "watch/local_grad_norm"]).drop_null()
+    rows = own.select(["step", "rank", key]).drop_null()
     means = averaged.filter(averaged["watch/grad_norm"].is_valid())
     by_step: dict[int, dict[int, float]] = {}
     for step, rank, norm in zip(*(column.to_pylist() for column in rows.columns), strict=True):
@@ -74,6 +77,40 @@ def noise_scale_of(own: pa.Table, averaged: pa.Table, ranks: int) -> NoiseScale 
     mean = means["watch/grad_norm"].to_numpy()[common]
     sizes = means["batch_size"].drop_null().to_numpy() if "batch_size" in means.column_names else np.empty(0)
     return noise_scale(local, mean, float(sizes.mean()) / ranks if len(sizes) else None)
+
+
+def noise_scale_by_layer(own: pa.Table, averaged: pa.Table, rows: pa.Table, ranks: int) -> dict[str, NoiseScale]:
+    """The same of every layer.
+
+    Args:
+        own: `rank`, `step` and the norm of each rank's own gradients of each layer, in columns named for it.
+        averaged: `step`, `watch/grad_norm` and maybe `batch_size`, a row a step.
+        rows: of the averaged gradients, as `Run.tensors` has them, of one stage.
+        ranks: how many there are.
+    """
+    columns = {name.removeprefix(f"{LOCAL_NORM}/"): name for name in own.column_names if name.startswith(LOCAL_NORM)}
+    newest: dict[tuple[str, int], tuple[int, float]] = {}
+    wanted = ("name", "step", "sample", "norm", "coverage")
+    for name, step, sample, norm, coverage in zip(*(rows[column].to_pylist() for column in wanted), strict=True):
+        square = norm * norm if coverage == 1.0 else math.nan  # a part of it tells nothing of the whole
+        newest[name, step] = max(newest.get((name, step), (-1, 0.0)), (sample, square))
+    layer_of = {name: max(_layers_with(name, columns), key=len, default="") for name, _ in newest}
+    squares: dict[str, dict[int, float]] = {layer: {} for layer in ("", *columns)}
+    for (name, step), (_, square) in newest.items():
+        of_layer = squares[layer_of[name]]
+        of_layer[step] = of_layer.get(step, 0.0) + square
+    found: dict[str, NoiseScale] = {}
+    for layer, key in columns.items():
+        norms = [math.sqrt(squares[layer].get(step, math.nan)) for step in averaged["step"].to_pylist()]
+        place = averaged.column_names.index("watch/grad_norm")
+        scale = noise_scale_of(own, key, averaged.set_column(place, "watch/grad_norm", pa.array(norms)), ranks)
+        if scale is not None:
+            found[layer] = scale
+    return found
+
+
+def _layers_with(name: str, layers: Iterable[str]) -> list[str]:
+    return [layer for layer in layers if name == layer or name.startswith(f"{layer}.")]
 
 
 def facts_of(models: Iterable[Mapping[str, Any]]) -> Facts:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from datetime import datetime, timedelta
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, overload
 
 import numpy as np
 import pyarrow as pa
@@ -17,7 +17,7 @@ from torchtrack.api.hints import did_you_mean
 from torchtrack.api.history import Part, Window
 from torchtrack.api.streams import OWN_PREFIXES, Rows
 from torchtrack.histogram import Histogram
-from torchtrack.records import SCHEMAS, Table
+from torchtrack.records import LOCAL_NORM, SCHEMAS, Table
 from torchtrack.stability import Finding, Rule, Step, default_rules
 from torchtrack.stability.difference import TOLERANCE, Difference, difference
 from torchtrack.stability.headroom import Headroom, headroom
@@ -222,12 +222,12 @@ class Run:
 
     @property
     def summary(self) -> dict[str, Any]:
-        """One value a metric (all but those under _tt/): the last, or what `define_metric` or the user said."""
+        """One value a metric (none under _tt/, none of layers): the last, or what `define_metric` or the user said."""
         return dict(self._cached("summary", self._summary))
 
     def _summary(self) -> dict[str, Any]:
         codes = self._source.names.codes
-        wanted = {name: codes[name] for name in self.keys() if not name.startswith("_tt/")}
+        wanted = {name: codes[name] for name in self.keys() if not name.startswith(("_tt/", f"{LOCAL_NORM}/"))}
         defined = [event.data for event in self._by_authority("metric")]
         values: dict[str, Any] = dict(summary.values(self._parts(), wanted, self._cuts(), defined))
         for event in self._by_authority("summary"):
@@ -335,7 +335,7 @@ class Run:
 
     def steps(self) -> Iterator[Step]:
         """Everything of the run step by step, as rules see it."""
-        keys = [key for key in self.keys() if not key.startswith(("system/", "_tt/"))]
+        keys = [key for key in self.keys() if not key.startswith(("system/", "_tt/", f"{LOCAL_NORM}/"))]
         facts = findings.facts_of(event.data for event in self.events("model"))
         return findings.steps(self.history(keys), self.history(keys, ranks="all"), self.tensors(), self.events(), facts)
 
@@ -373,7 +373,17 @@ class Run:
         newest = tensors.newest_sample(tensors.one_stage(self.tensors(kind, name), None))
         return headroom(findings.block(newest), narrow, scale)
 
-    def noise_scale(self, start: int | None = None, stop: int | None = None) -> NoiseScale | None:
+    @overload
+    def noise_scale(self, start: int | None = None, stop: int | None = None, by: None = None) -> NoiseScale | None: ...
+
+    @overload
+    def noise_scale(
+        self, start: int | None = None, stop: int | None = None, *, by: Literal["layer"]
+    ) -> dict[str, NoiseScale]: ...
+
+    def noise_scale(
+        self, start: int | None = None, stop: int | None = None, by: Literal["layer"] | None = None
+    ) -> NoiseScale | dict[str, NoiseScale] | None:
         """The gradient noise scale over sampled steps: from which batch size on more samples a step stop paying.
 
         From `watch/local_grad_norm` of every rank and `watch/grad_norm`; in samples too where `batch_size` (of a step,
@@ -382,16 +392,27 @@ class Run:
         Args:
             start: the first step.
             stop: the step after the last.
+            by: "layer" for one of each layer: a name up to its first number, else the module, at most two deep.
 
         Returns:
-            None without several ranks that recorded their own norms at enough common steps.
+            None without several ranks that recorded their own norms at enough common steps; by layer, without those of
+            which that holds.
+
+        Raises:
+            ValueError: no such `by`.
         """
+        if by not in (None, "layer"):
+            raise ValueError(f'noise_scale(by=) takes "layer" or None, got {by!r}')
         known = set(self.keys())
-        if not {"watch/local_grad_norm", "watch/grad_norm"} <= known:
-            return None
-        own = self.history("watch/local_grad_norm", "all", start, stop)
+        if not {LOCAL_NORM, "watch/grad_norm"} <= known:
+            return {} if by else None
+        own = [key for key in self.keys() if key.startswith(f"{LOCAL_NORM}/")] if by else [LOCAL_NORM]
+        local = self.history(own, "all", start, stop)
         averaged = self.history(sorted({"watch/grad_norm", "batch_size"} & known), "mean", start, stop)
-        return findings.noise_scale_of(own, averaged, self.world_size)
+        if not by:
+            return findings.noise_scale_of(local, LOCAL_NORM, averaged, self.world_size)
+        rows = tensors.one_stage(self.tensors("gradient", None, start, stop), None)
+        return findings.noise_scale_by_layer(local, averaged, rows, self.world_size)
 
     def blackbox(self) -> pa.Table:
         """The last steps of every rank that did not end well: a row a step and gradient that lay on the rank.

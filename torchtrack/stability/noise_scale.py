@@ -8,6 +8,8 @@ Large-Batch Training", appendix A.1), here with the batch of one rank as the uni
     noise  tr S  = (small - big) / (1 - 1 / W)      big:   |averaged gradient|^2
     noise scale  = noise / signal                   in batches of one rank
 
+The same holds for the part of a gradient that is one layer's: the sums over all layers are those of the whole.
+
 The ratio of two noisy numbers is biased, and may have any sign at one step: numerator and denominator are averaged over
 steps first, and the band is that of a ratio of means (Fieller 1954).
 """

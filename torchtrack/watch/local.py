@@ -27,6 +27,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torchtrack import guard
 from torchtrack.watch import hooks, layout
 from torchtrack.watch.drain import HostCopy
+from torchtrack.watch.layers import layers_of
 
 if TYPE_CHECKING:
     from torchtrack.watch.layout import Held
@@ -61,6 +62,13 @@ class LocalNorms:
         """The norm over all tensors, once `ready`; None if they are of something else, or not finite."""
         norm = math.hypot(*self._norms.numpy().tolist())
         return norm if self.whole and math.isfinite(norm) else None
+
+    def by_layer(self) -> dict[str, float]:
+        """The norm over the tensors of each layer, once `ready`; empty where `norm` is None."""
+        if self.norm() is None or "" in self.names:
+            return {}
+        norms = self._norms.numpy()
+        return {layer: math.hypot(*norms[rows].tolist()) for layer, rows in layers_of(self.names).items()}
 
     def nonfinite(self) -> dict[str, Any] | None:
         """Which gradients were not finite here, the first in backward order first; None if all were; once `ready`."""

@@ -419,7 +419,8 @@ class Merger:
             return
         norm, found = local.norm(), local.nonfinite()
         if norm is not None:
-            self._recorder.number("watch/local_grad_norm", norm, step)
+            of_layers = {f"{records.LOCAL_NORM}/{layer}": own for layer, own in local.by_layer().items()}
+            self._recorder.numbers({records.LOCAL_NORM: norm, **of_layers}, step)
         if found is not None and self._finite:  # once, not at every sample of a model that is lost
             event = {"time": sample.time_ns // 1000, "step": step, "type": "nonfinite"}
             event["json"] = json.dumps(found | {"sample": sample.number})
