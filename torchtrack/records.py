@@ -14,7 +14,13 @@ import pyarrow as pa
 FORMAT_VERSION: Final = 1
 """Version of the tables and of the journal around them; a reader accepts its own and the one before."""
 LOCAL_NORM: Final = "watch/local_grad_norm"
-"""Metric of each rank: the norm of its own gradients before the average; with "/" and its name, that of a layer."""
+"""Metric of each rank: the norm of its own gradients before the average."""
+UPDATE_LOST: Final = "watch/update_lost_bf16"
+"""Share of the changed elements of a step that would be as before in bf16."""
+UPDATE_UNCHANGED: Final = "watch/update_unchanged"
+"""Share of the elements of a step that are as before."""
+OF_LAYERS: Final = (f"{LOCAL_NORM}/", f"{UPDATE_LOST}/", f"{UPDATE_UNCHANGED}/")
+"""What the same of a layer begins with; the rest is the layer's name."""
 
 
 class Table(IntEnum):

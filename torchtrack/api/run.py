@@ -17,7 +17,7 @@ from torchtrack.api.hints import did_you_mean
 from torchtrack.api.history import Part, Window
 from torchtrack.api.streams import OWN_PREFIXES, Rows
 from torchtrack.histogram import Histogram
-from torchtrack.records import LOCAL_NORM, SCHEMAS, Table
+from torchtrack.records import LOCAL_NORM, OF_LAYERS, SCHEMAS, Table
 from torchtrack.stability import Finding, Rule, Step, default_rules
 from torchtrack.stability.difference import TOLERANCE, Difference, difference
 from torchtrack.stability.headroom import Headroom, headroom
@@ -227,7 +227,7 @@ class Run:
 
     def _summary(self) -> dict[str, Any]:
         codes = self._source.names.codes
-        wanted = {name: codes[name] for name in self.keys() if not name.startswith(("_tt/", f"{LOCAL_NORM}/"))}
+        wanted = {name: codes[name] for name in self.keys() if not name.startswith(("_tt/", *OF_LAYERS))}
         defined = [event.data for event in self._by_authority("metric")]
         values: dict[str, Any] = dict(summary.values(self._parts(), wanted, self._cuts(), defined))
         for event in self._by_authority("summary"):
@@ -335,7 +335,7 @@ class Run:
 
     def steps(self) -> Iterator[Step]:
         """Everything of the run step by step, as rules see it."""
-        keys = [key for key in self.keys() if not key.startswith(("system/", "_tt/", f"{LOCAL_NORM}/"))]
+        keys = [key for key in self.keys() if not key.startswith(("system/", "_tt/", *OF_LAYERS))]
         facts = findings.facts_of(event.data for event in self.events("model"))
         return findings.steps(self.history(keys), self.history(keys, ranks="all"), self.tensors(), self.events(), facts)
 

@@ -34,6 +34,7 @@ from torchtrack.watch.meeting import Meeting
 from torchtrack.watch.offer import Offer, row_digests
 from torchtrack.watch.packed import HEADER, Packed, Sums
 from torchtrack.watch.plan import OWN_ELEMENTS, Plan, RowKey, base_name
+from torchtrack.watch.rounding import shares
 from torchtrack.watch.rows import Counted, tensors_batch
 from torchtrack.watch.schedule import Schedule
 
@@ -413,7 +414,10 @@ class Merger:
                 self._recorder.number(name, value, step)
 
     def _write_local(self, sample: Sample, step: int) -> None:
-        """What this rank had before the ranks averaged: a metric of each rank, and where it was not finite."""
+        """Of each rank by itself: shares of its updates, its gradients before the average, where these are not finite."""
+        several, sample.rounded = sample.rounded, []
+        if several and sample.finite:
+            self._recorder.numbers(shares(several), step)
         local, sample.local = sample.local, None
         if local is None:
             return

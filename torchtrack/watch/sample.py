@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from torchtrack.watch.place import Place
     from torchtrack.watch.plan import Plan, RowKey
     from torchtrack.watch.replicas import Checks
+    from torchtrack.watch.rounding import Rounded
 
 
 @dataclass(slots=True)
@@ -88,6 +89,7 @@ class Sample:
         scalars: metrics that come with it.
         max_norm: the norm that gradients were clipped to, where the coefficient has to be told from the merged norm.
         local: this rank's own gradients, before they were averaged.
+        rounded: what rounding takes away of the updates.
         found_inf: whether the scaler will leave the step out.
         checks: checksums of what ranks should hold alike; None at most samples.
         found: what their comparison has shown.
@@ -106,6 +108,7 @@ class Sample:
     scalars: list[tuple[str, HostCopy]] = field(default_factory=list)
     max_norm: float | None = None
     local: LocalNorms | None = None
+    rounded: list[Rounded] = field(default_factory=list)
     found_inf: HostCopy | None = None
     checks: Checks | None = None
     found: Found | None = None
@@ -128,7 +131,7 @@ class Sample:
     def drop(self) -> None:
         """Let go of all that was counted: a turn goes on with zeros in its place."""
         self.dropped, self.picks, self.summands, self.scalars = True, [], {}, []
-        self.found_inf, self.checks, self.local, self.events = None, None, None, []
+        self.found_inf, self.checks, self.local, self.rounded, self.events = None, None, None, [], []
 
     @property
     def finite(self) -> bool:
@@ -147,6 +150,7 @@ class Sample:
             and all(copy.ready() for _, copy in (*self.scalars, *self.summands.values()))
             and (self.found_inf is None or self.found_inf.ready())
             and (self.local is None or self.local.ready())
+            and all(each.ready() for each in self.rounded)
             and (self.checks is None or self.checks.ready())
         )
 

@@ -26,6 +26,7 @@ from torchtrack.watch.moments import moments
 from torchtrack.watch.plan import Plan
 from torchtrack.watch.reduce import Merger
 from torchtrack.watch.replicas import Checks, Replicas
+from torchtrack.watch.rounding import rounded
 from torchtrack.watch.sample import Part, Sample
 from torchtrack.watch.schedule import Schedule
 from torchtrack.watch.updates import Kept, Updates, changes
@@ -255,6 +256,8 @@ class Watcher:
             begin = time.perf_counter()
             sample, kept, _ = self._kept[optimizer]
             try:
+                if (lost := rounded(kept)) is not None:
+                    sample.rounded.append(lost)
                 sample.add(changes(kept))
                 self._charge(begin, sample)
             finally:
