@@ -358,19 +358,25 @@ class Run:
         kind: str = "gradient",
         name: str | None = None,
         scale: float = 1.0,
+        step: int | None = None,
     ) -> list[Headroom]:
-        """What the newest sample of each tensor would lose in a narrow format: bounds, from the buckets.
+        """What each tensor would lose in a narrow format, and the power of two that loses least; from the buckets.
 
         Args:
             narrow: "fp16", "bf16", "e4m3" or "e5m2".
             kind: kind of the tensors.
             name: of this name only, or of those that match it.
             scale: what the values are multiplied by first.
+            step: one that was sampled; by default the newest of each tensor.
+
+        Returns:
+            One a tensor, with bounds; none for a step that was not sampled.
 
         Raises:
             ValueError: no such format, or the scale is not finite and > 0.
         """
-        newest = tensors.newest_sample(tensors.one_stage(self.tensors(kind, name), None))
+        stop = None if step is None else step + 1
+        newest = tensors.newest_sample(tensors.one_stage(self.tensors(kind, name, step, stop), None))
         return headroom(findings.block(newest), narrow, scale)
 
     @overload

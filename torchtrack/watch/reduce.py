@@ -414,7 +414,7 @@ class Merger:
                 self._recorder.number(name, value, step)
 
     def _write_local(self, sample: Sample, step: int) -> None:
-        """Of each rank by itself: shares of its updates, its gradients before the average, where these are not finite."""
+        """Of each rank: shares of its updates, its own gradients before the average, where these are not finite."""
         several, sample.rounded = sample.rounded, []
         if several and sample.finite:
             self._recorder.numbers(shares(several), step)
