@@ -392,3 +392,26 @@ def test_sampling_imports_neither_torch_nor_anything_gpu_before_the_first_sample
         "assert 'pynvml' not in sys.modules; found.sample(); assert 'torch' not in sys.modules"
     )
     subprocess.run([sys.executable, "-W", "error", "-c", code], check=True, timeout=30)
+
+
+def test_what_torch_has_allocated_is_told_once_it_uses_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    stats = {
+        "allocated_bytes.all.current": 5, "reserved_bytes.all.current": 8, "allocated_bytes.all.peak": 7,
+        "num_alloc_retries": 1,
+    }  # fmt: skip
+    uses_gpu = False
+    cuda = types.SimpleNamespace(
+        is_initialized=lambda: uses_gpu, device_count=lambda: 2, memory_stats=lambda index: stats if index == 1 else {}
+    )
+    monkeypatch.setitem(sys.modules, "torch", types.SimpleNamespace(cuda=cuda))
+    sampler = SystemSampler(0, node_leader=False, pynvml=FakeNvml())
+    assert not any(name.startswith("system/torch/") for name in sampler.sample())
+    uses_gpu = True
+    told = {name: value for name, value in sampler.sample().items() if name.startswith("system/torch/")}
+    assert told == {
+        "system/torch/memory_allocated_bytes": 5,
+        "system/torch/memory_reserved_bytes": 8,
+        "system/torch/memory_peak_bytes": 7,
+        "system/torch/memory_alloc_retries": 1,
+    }
+    sampler.close()

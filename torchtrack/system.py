@@ -26,6 +26,12 @@ Readings = dict[str, float]
 _THERMAL = 0x20 | 0x40  # slowdown by software, by hardware
 _POWER = 0x04 | 0x80  # the power cap, the external brake
 _ALL_LINKS = 0xFFFFFFFF
+_ALLOCATOR = {
+    "system/torch/memory_allocated_bytes": "allocated_bytes.all.current",
+    "system/torch/memory_reserved_bytes": "reserved_bytes.all.current",
+    "system/torch/memory_peak_bytes": "allocated_bytes.all.peak",
+    "system/torch/memory_alloc_retries": "num_alloc_retries",
+}
 _UNSIGNED_INT = 1  # NVML's value types; the counters read here come as one of unsigned int, long, long long
 
 
@@ -147,7 +153,17 @@ def _process_sources(rates: _Rates) -> list[Callable[[], Readings]]:
     def threads() -> Readings:
         return {"system/process/threads": process.num_threads()}
 
-    return [cpu, memory, threads]
+    return [cpu, memory, threads, _torch_memory]
+
+
+def _torch_memory() -> Readings:
+    """What torch's allocator says of this process's GPU memory: kept on the host, so that nothing waits."""
+    cuda: Any = getattr(sys.modules.get("torch"), "cuda", None)
+    is_initialized = getattr(cuda, "is_initialized", None)
+    if is_initialized is None or not is_initialized():
+        return {}
+    every = [cuda.memory_stats(index) for index in range(cuda.device_count())]
+    return {name: sum(stats.get(key, 0) for stats in every) for name, key in _ALLOCATOR.items()}
 
 
 def _node_sources(rates: _Rates, folder: Path) -> list[Callable[[], Readings]]:

@@ -13,6 +13,7 @@ from torchtrack.api.facts import Event
 from torchtrack.api.tensors import one_stage
 from torchtrack.records import LOCAL_NORM
 from torchtrack.stability import Facts, Finding, Monitor, Rule, Step, Tensors
+from torchtrack.stability.metrics import MEMORY
 from torchtrack.stability.noise_scale import NoiseScale, noise_scale
 from torchtrack.stability.step import Seen, tensors_of
 
@@ -149,7 +150,7 @@ def steps(
             marked.setdefault(event.step or 0, []).append(str(event.data.get("title") or event.type))
         elif event.type in SEEN:
             seen.setdefault(event.step or 0, []).append(Seen(event.rank, event.type, event.data))
-    for step in sorted({*metrics, *samples, *marked, *seen}):
+    for step in sorted({*metrics, *ranks, *samples, *marked, *seen}):
         for number, sample in enumerate(samples.get(step, [{}])):
             first = number == 0  # several optimizer steps may fall on one step of the run
             yield Step(
@@ -176,7 +177,7 @@ def _metrics(rows: pa.Table) -> dict[int, dict[str, float]]:
 
 
 def _ranks(rows: pa.Table) -> dict[int, dict[str, dict[int, float]]]:
-    """By step, metric and rank: what more than one rank logged."""
+    """By step, metric and rank: what more than one rank logged; memory also where one tells it alone."""
     steps, ranks = rows.column("step").to_numpy(), rows.column("rank").to_numpy()
     found: dict[int, dict[str, dict[int, float]]] = {}
     for name in rows.column_names[3:]:
@@ -188,7 +189,8 @@ def _ranks(rows: pa.Table) -> dict[int, dict[str, dict[int, float]]]:
         for step, rank, value in zip(steps[there].tolist(), own.tolist(), column.drop_null().to_pylist(), strict=True):
             found.setdefault(step, {}).setdefault(name, {})[rank] = value
     return {
-        step: {name: values for name, values in metrics.items() if len(values) > 1} for step, metrics in found.items()
+        step: {name: values for name, values in metrics.items() if len(values) > 1 or name in MEMORY}
+        for step, metrics in found.items()
     }
 
 

@@ -21,6 +21,7 @@ from torchtrack.records import LOCAL_NORM, OF_LAYERS, SCHEMAS, Table
 from torchtrack.stability import Finding, Rule, Step, default_rules
 from torchtrack.stability.difference import TOLERANCE, Difference, difference
 from torchtrack.stability.headroom import Headroom, headroom
+from torchtrack.stability.metrics import MEMORY
 from torchtrack.stability.noise_scale import NoiseScale
 
 if TYPE_CHECKING:
@@ -337,7 +338,8 @@ class Run:
         """Everything of the run step by step, as rules see it."""
         keys = [key for key in self.keys() if not key.startswith(("system/", "_tt/", *OF_LAYERS))]
         facts = findings.facts_of(event.data for event in self.events("model"))
-        return findings.steps(self.history(keys), self.history(keys, ranks="all"), self.tensors(), self.events(), facts)
+        by_rank = self.history([*keys, *sorted(MEMORY & {*self.keys()})], ranks="all")
+        return findings.steps(self.history(keys), by_rank, self.tensors(), self.events(), facts)
 
     def diff(self, other: Run, tolerance: float = TOLERANCE) -> Difference:
         """Where this run and another part: first step, kind and tensor, whatever the parallel layout of each.

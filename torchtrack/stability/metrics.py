@@ -1,4 +1,4 @@
-"""What a metric is, by its name: the rules look at losses, gradient norms, loss scales and phases of a step."""
+"""What a metric is, by its name: losses, gradient norms, loss scales, phases of a step, memory, amounts of data."""
 
 from __future__ import annotations
 
@@ -13,7 +13,18 @@ _TRAINING_LOSS: Final = re.compile(rf"^(?:.*/)?(?:{_TRAINING}[_/.])*{_LOSS}", re
 _VALIDATION: Final = re.compile(rf"(?:^|[_/.]){_OTHER}[_/.]", re.IGNORECASE)
 _VALIDATION_LOSS: Final = re.compile(rf"^(?:.*/)?(?:{_OTHER}[_/.])*{_LOSS}", re.IGNORECASE)
 _GRADIENT_NORM: Final = re.compile(r"(?:^|/)(?:grad|gradient|grads|total)_?norm$", re.IGNORECASE)
+LOCAL_NORM: Final = "watch/local_grad_norm"
+MEMORY: Final = frozenset(
+    {
+        "system/process/memory_rss_bytes",
+        "system/gpu/memory_used_bytes",
+        "system/torch/memory_allocated_bytes",
+        "system/torch/memory_reserved_bytes",
+    }
+)
+"""Of every rank by itself, sampled now and then: ranks have them at different steps."""
 _LOSS_SCALE: Final = re.compile(r"(?:^|[/_.])(?:loss|grad|amp)_?scale$|(?:^|/)scaler?(?:/scale)?$", re.IGNORECASE)
+_AMOUNT: Final = re.compile(r"(?:^|/)(?:num_|n_)?(?:tokens|samples)(?:_per_(?:step|batch|second|s))?$", re.IGNORECASE)
 _PHASE: Final = re.compile(r"^phase/(.+)_s$")
 
 
@@ -39,6 +50,12 @@ def is_gradient_norm(name: str) -> bool:
 def is_loss_scale(name: str) -> bool:
     """The factor of a gradient scaler."""
     return bool(_LOSS_SCALE.search(name))
+
+
+@functools.lru_cache(maxsize=4096)
+def is_amount(name: str) -> bool:
+    """Tokens or samples of a step, as people log them on each rank."""
+    return bool(_AMOUNT.search(name))
 
 
 @functools.lru_cache(maxsize=4096)
