@@ -221,3 +221,19 @@ def test_by_default_nothing_is_looked_at(watched: Watched, model: nn.Module) -> 
     optimizer.step()
     assert model.get_parameter("0.weight").isnan().any()
     assert events(watched.read()) == []
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_any_element_of_any_type_is_seen_and_large_ones_are_fine(
+    watched: Watched, dtype: torch.dtype, value: float
+) -> None:
+    model = nn.Linear(3, 5, dtype=dtype)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    watched.watch(model, on_nonfinite="raise")
+    for parameter in model.parameters():
+        parameter.grad = torch.full_like(parameter, torch.finfo(dtype).max / 2)
+    optimizer.step()
+    spoil(model, "bias", value)
+    with pytest.raises(torchtrack.NonFiniteError, match="bias"):
+        optimizer.step()
