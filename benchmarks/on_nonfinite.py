@@ -20,6 +20,7 @@ import torch
 from torch import nn
 
 import torchtrack
+from torchtrack.watch import kernels
 
 ROUNDS = 30
 
@@ -58,6 +59,7 @@ def main() -> None:
         judge = watcher.on_nonfinite if watcher is not None else None
         if judge is None:
             raise SystemExit("nothing is judged: is TORCHTRACK_MODE=disabled set?")
+        kernels.wait()
         step()
         judged = milliseconds(lambda: (judge.begin(optimizer), judge.judge(optimizer)))
         clipped = milliseconds(lambda: (judge.clipping(parameters), judge.skipped(optimizer)))
