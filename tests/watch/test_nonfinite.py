@@ -223,6 +223,20 @@ def test_by_default_nothing_is_looked_at(watched: Watched, model: nn.Module) -> 
     assert events(watched.read()) == []
 
 
+def test_steps_that_are_no_part_of_the_training_are_let_be(watched: Watched, model: nn.Module) -> None:
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
+    watcher = watched.run.watch(model, on_nonfinite="raise")
+    assert watcher is not None
+    trains = False
+    watcher.only_while(lambda: trains)
+    backward(model)
+    spoil(model)
+    optimizer.step()
+    trains = True
+    with pytest.raises(torchtrack.NonFiniteError):
+        optimizer.step()
+
+
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
 def test_any_element_of_any_type_is_seen_and_large_ones_are_fine(

@@ -115,7 +115,7 @@ def start(
     )
     if on_nonfinite != "record":
         judge = nonfinite.Judge(
-            on_nonfinite, watcher.models, recorder, job, ordinal, watcher.own_norms, include, exclude
+            on_nonfinite, watcher.models, recorder, job, ordinal, watcher.own_norms, watcher.trains, include, exclude
         )
         watcher.on_nonfinite = judge
     if kinds and blackbox is not None:

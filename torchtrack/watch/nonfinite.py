@@ -76,6 +76,7 @@ class Judge:
         ordinal: number of the watch in the run, the same on every rank.
         own: norms of this rank's own gradients before the average, by name in the order of the backward pass, as far
             as they were looked at in this step.
+        trains: whether a step is part of the training; others are let be (a learning rate finder means to diverge).
         include: patterns of names to watch.
         exclude: patterns of names to leave out.
     """
@@ -88,6 +89,7 @@ class Judge:
         job: Job | None,
         ordinal: int,
         own: Callable[[], Mapping[str, torch.Tensor]],
+        trains: Callable[[], bool],
         include: Sequence[str] = (),
         exclude: Sequence[str] = (),
     ) -> None:
@@ -97,6 +99,7 @@ class Judge:
         self._recorder = recorder
         self._ranks = Ranks(job, ordinal)
         self._own = own
+        self._trains = trains
         self._unclipped: dict[int, list[tuple[str, torch.Tensor]]] = {}
         self._known: weakref.WeakKeyDictionary[Optimizer, tuple[list[int], bool]] = weakref.WeakKeyDictionary()
         self._left_out: weakref.WeakKeyDictionary[Optimizer, _LeftOut] = weakref.WeakKeyDictionary()
@@ -107,6 +110,9 @@ class Judge:
     def begin(self, optimizer: Optimizer) -> bool:
         """Every step of what is watched is looked at."""
         self._put_back(optimizer)  # of a step that raised
+        if not self._trains():
+            self.skipped(optimizer)
+            return False
         ids = [id(p) for p in _parameters(optimizer)]
         known = self._known.get(optimizer)
         if known is None or known[0] != ids:  # what is held is read anew only then: it would cost too much at each step
@@ -152,7 +158,7 @@ class Judge:
         """Judged already."""
 
     def skipped(self, optimizer: Optimizer) -> None:
-        """The scaler has decided: on every rank alike, since it looks at the same gradients."""
+        """Not to be judged. A scaler has decided on every rank alike, since it looks at the same gradients."""
         for parameter in _parameters(optimizer):
             self._unclipped.pop(id(parameter), None)
 

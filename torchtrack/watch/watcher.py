@@ -310,6 +310,10 @@ class Watcher:
         """
         self._trains = trains
 
+    def trains(self) -> bool:
+        """Whether the step under way is part of the training, as far as `only_while` was told."""
+        return self._trains is None or self._trains()
+
     # -- optimizers that are not torch's ----------------------------------------------------------------------------
 
     def is_due(self) -> bool:
