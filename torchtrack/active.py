@@ -54,6 +54,7 @@ def init(
     strict: bool | None = None,
     console: bool | None = None,
     sidecar: bool | None = None,
+    live_findings: bool | None = None,
     alert_urls: Sequence[str | os.PathLike[str]] | str | None = None,
     alert_findings: Literal["info", "warning", "critical", "none"] | None = None,
     finish_timeout: float | None = None,
@@ -81,6 +82,7 @@ def init(
         strict: raise what log() would otherwise skip, count and warn of.
         console: record the lines written to stdout and stderr.
         sidecar: start the node's helper process, which learns how ranks end (default True).
+        live_findings: run the stability rules beside the training, in a process of the sidecar (default True).
         alert_urls: where the sidecar delivers alerts: URLs of apprise (mail, Slack, webhooks) or its
             configuration files.
         alert_findings: the severity from which on findings are delivered: "info", "warning", "critical" or "none".
@@ -110,6 +112,7 @@ def init(
         strict=strict,
         console=console,
         sidecar=sidecar,
+        live_findings=live_findings,
         alert_urls=alert_urls,
         alert_findings=alert_findings,
         finish_timeout=finish_timeout,

@@ -131,7 +131,7 @@ class Run:
         background, settings = self._background, self.settings
         background.submit("environment", lambda: self._tell("environment", environment.slow()))
         if settings.sidecar:
-            self._sidecar = Sidecar(settings.dir, alerts=self._delivery())
+            self._sidecar = Sidecar(settings.dir, alerts=self._delivery(), lookout=settings.live_findings)
             background.every(_SIDECAR_INTERVAL_S, "sidecar", self._register)
         if settings.system_interval > 0:
             local_rank = job.identity.local_rank
@@ -445,8 +445,8 @@ class Run:
         """
         named, wait_s = guard.outcome(alerts.level_of, level), guard.outcome(alerts.seconds_of, wait_duration)
         for wrong in (named, wait_s):
-            if isinstance(wrong, Exception):
-                self._refuse("alert", wrong)
+            if isinstance(wrong, Exception) and not self.disabled:
+                self._logbook.amend("alert", wrong)
         named = named if isinstance(named, str) else "info"
         wait_s = wait_s if isinstance(wait_s, float) else alerts.DEFAULT_WAIT_S
         self._event("alert", {"title": title, "text": text, "level": named, "wait_s": wait_s})

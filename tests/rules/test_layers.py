@@ -65,7 +65,8 @@ ARROWS: dict[str, set[str]] = {
     # the reader's side
     "api": {"histogram", "journal", "naming", "records", "sidecar", "stability"},
     "server": {"api", "histogram", "journal", "naming", "records", "stability"},
-    "cli": {"api", "journal", "launch", "records"},
+    "lookout": {"api", "journal", "records", "stability"},
+    "cli": {"alerts", "api", "journal", "launch", "records"},
     # everyone's
     "testing": {"histogram"},
     "": set(),
@@ -78,6 +79,7 @@ WITHOUT_TORCH = (
     "histogram",
     "job",
     "journal",
+    "lookout",
     "records",
     "recorder",
     "settings",

@@ -39,6 +39,7 @@ class Sidecar:
         heartbeat_s: time between heartbeats, if this rank is the one that starts the sidecar.
         timeout_s: the longest that a call takes.
         alerts: where the alerts of this rank go, `urls`, and from which severity on `findings` do; None for nowhere.
+        lookout: whether the stability rules run beside the training; only rank 0 gets an answer to that.
     """
 
     def __init__(
@@ -48,13 +49,14 @@ class Sidecar:
         heartbeat_s: float = 10.0,
         timeout_s: float = 1.0,
         alerts: Mapping[str, object] | None = None,
+        lookout: bool = False,
     ) -> None:
         self.errors = 0
         """How many calls found no sidecar."""
         self._directory = directory.absolute()
         self._heartbeat_s = heartbeat_s
         self._timeout_s = timeout_s
-        self._alerts = alerts
+        self._wishes: dict[str, object] = {"alerts": alerts, "lookout": lookout}
         self._start_at = 0.0
         self._starter: subprocess.Popen[bytes] | None = None
         self._closed = not supported()
@@ -71,7 +73,7 @@ class Sidecar:
             rank: that writes the stream.
             world_size: ranks of the run: above some hundreds the sidecar gathers their finished journal files.
         """
-        place: dict[str, object] = {"rank": rank, "world_size": world_size, "alerts": self._alerts}
+        place: dict[str, object] = {"rank": rank, "world_size": world_size, **self._wishes}
         return self._call({"do": "register", "stream": stream, "uid": uid, "pid": pid, **place}, start=True)
 
     def joined(self, stream: str, uid: str) -> bool:

@@ -27,7 +27,7 @@ from torchtrack.journal.frame import Kind
 from torchtrack.journal.origin import origin
 from torchtrack.journal.writer import Writer
 from torchtrack.sidecar import gathering, salvage
-from torchtrack.sidecar.courier import Courier
+from torchtrack.sidecar.helper import Helper
 
 PROTOCOL: Final = 1
 MAX_REQUEST: Final = 4096
@@ -97,7 +97,8 @@ class Sidecar:
         self._leave_at = time.monotonic() + _FIRST_REQUEST_S
         self._beat_at = time.monotonic() + heartbeat_s
         self._gathering = gathering.Gathering(directory, lambda: self._stop_at is not None)
-        self._courier = Courier(directory)
+        self._courier = Helper("torchtrack.sidecar.courier", directory)
+        self._lookout = Helper("torchtrack.lookout", directory)
 
     def run(self) -> None:
         """Serve until no registered process is left, or SIGTERM."""
@@ -116,6 +117,7 @@ class Sidecar:
         for uid in list(self._writers):
             self._seal(uid, "left")
         guard.attempt("gathering journals", self._gathering.finish)
+        guard.attempt("leaving the lookout", self._lookout.close)
         guard.attempt("leaving the courier", self._courier.close)
 
     def _terminate(self, *_: object) -> None:
@@ -154,15 +156,25 @@ class Sidecar:
         rank, world_size = request.get("rank"), request.get("world_size")
         if what == "register" and isinstance(rank, int) and isinstance(world_size, int):
             watched.rank, watched.world_size = rank, world_size  # a rank may learn late which it is
-        alerts = request.get("alerts")
-        if what == "register" and isinstance(alerts, dict):
-            guard.attempt("following alerts", self._courier.follow, stream, watched.uid, watched.rank, alerts)
+        if what == "register":
+            guard.attempt("having a stream followed", self._have_followed, stream, watched, request)
         if what == "joined" and _HEX.fullmatch(uid) and uid != watched.uid:
             before, watched.uid = watched.uid, uid
             self._seal_if_unused(before)
         elif what == "ended":
             watched.live = False
+            guard.attempt("the last findings", self._lookout.ended, stream)
         return True
+
+    def _have_followed(self, stream: str, watched: _Watched, request: Mapping[str, object]) -> None:
+        """Start what reads the journals beside the training, for what this rank has asked for."""
+        place = {"uid": watched.uid, "rank": watched.rank}
+        lookout = request.get("lookout") is True and watched.rank == 0 and watched.live
+        if lookout:
+            self._lookout.follow(stream, place)
+        alerts = request.get("alerts")
+        if isinstance(alerts, dict):
+            self._courier.follow(stream, {**place, **alerts, "lookout": lookout})
 
     def _register(self, stream: str, uid: str, pid: int) -> bool:
         stat = _stat(pid)
@@ -191,6 +203,7 @@ class Sidecar:
                 self._poll.unregister(watched.pidfd)
                 os.close(watched.pidfd)
             self._write_exit(stream, watched, end)
+            guard.attempt("the last findings", self._lookout.ended, stream)
             guard.attempt("the last alerts", self._courier.ended, stream)
             for written in _gathered(stream, watched):
                 self._gathering.ended(written)
@@ -217,6 +230,7 @@ class Sidecar:
         for uid, streams in live.items():
             record = json.dumps({"time_ns": time.time_ns(), "streams": streams})
             self._writer(uid).append(Kind.HEARTBEAT, record.encode())
+        guard.attempt("looking after the lookout", self._lookout.look)
         guard.attempt("looking after the courier", self._courier.look)
         self._gathering.look([each for stream, watched in self._watched.items() for each in _gathered(stream, watched)])
 

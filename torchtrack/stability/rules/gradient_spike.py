@@ -18,11 +18,9 @@ import numpy as np
 
 from torchtrack.stability.finding import Sign
 from torchtrack.stability.metrics import is_gradient_norm
-from torchtrack.stability.robust import Rings, Window, log2, quiet_median
+from torchtrack.stability.robust import Outlier, Rings, log2, quiet_median
 from torchtrack.stability.step import Step
 
-_WINDOW: Final = 64
-_LEAST: Final = 12
 _Z: Final = 8.0
 _Z_OVER: Final = 4.0
 _FLOOR: Final = 0.25
@@ -52,8 +50,8 @@ class GradientSpike:
     )
 
     def __init__(self) -> None:
-        self._windows: dict[str, Window] = {}
-        self._norms = Rings(_TENSORS)
+        self._norms: dict[str, Outlier] = {}
+        self._tensors = Rings(_TENSORS)
 
     def update(self, step: Step) -> Mapping[str, Sign | None]:
         """Look at each metric that is a norm of gradients."""
@@ -65,13 +63,8 @@ class GradientSpike:
         return looked
 
     def _look(self, name: str, value: float, risen: tuple[str, ...], step: Step) -> Sign | None:
-        window = self._windows.setdefault(name, Window(_WINDOW))
-        center, scale = window.normal()
-        log = math.log2(value)
-        z = (log - center) / max(scale, _FLOOR)
-        ready = len(window) >= _LEAST
-        window.push(log)
-        if not ready or z < _Z_OVER:
+        center, z = self._norms.setdefault(name, Outlier()).push(math.log2(value), _FLOOR)
+        if z < _Z_OVER:
             return None
         usual = 2.0**center
         where = f", most of all in {', '.join(risen)}" if risen else ""
@@ -91,7 +84,7 @@ class GradientSpike:
         rows = step.tensors.get("gradient")
         if rows is None:
             return ()
-        logs = self._norms.push(rows.names, log2(rows.norm))
+        logs = self._tensors.push(rows.names, log2(rows.norm))
         rise = logs[:, -1] - quiet_median(logs[:, :-1])
         rise[np.isnan(rise)] = -math.inf
         most = np.argsort(-rise, kind="stable")[:_NAMED]

@@ -15,11 +15,9 @@ from typing import Final
 
 from torchtrack.stability.finding import Sign
 from torchtrack.stability.metrics import is_loss
-from torchtrack.stability.robust import Window
+from torchtrack.stability.robust import Outlier
 from torchtrack.stability.step import Step
 
-_WINDOW: Final = 64
-_LEAST: Final = 12
 _Z: Final = 8.0
 _Z_OVER: Final = 4.0
 _FLOOR: Final = 0.02
@@ -46,7 +44,7 @@ class LossSpike:
     )
 
     def __init__(self) -> None:
-        self._windows: dict[str, Window] = {}
+        self._losses: dict[str, Outlier] = {}
         self._began: dict[str, float] = {}
 
     def update(self, step: Step) -> Mapping[str, Sign | None]:
@@ -58,14 +56,9 @@ class LossSpike:
         }
 
     def _look(self, name: str, value: float, step: Step) -> Sign | None:
-        window = self._windows.setdefault(name, Window(_WINDOW))
         began = self._began.setdefault(name, abs(value))
-        center, scale = window.normal()
-        floor = _FLOOR * max(abs(center), began) or 1e-12
-        z = (value - center) / max(scale, floor)
-        ready = len(window) >= _LEAST
-        window.push(value)
-        if not ready or z < _Z_OVER:
+        center, z = self._losses.setdefault(name, Outlier()).push(value, _FLOOR * began or 1e-12, _FLOOR)
+        if z < _Z_OVER:
             return None
         return Sign(
             why=f"{name} is {value:.4g} at step {step.step:,}, where its median was {center:.4g}.",
