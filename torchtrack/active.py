@@ -216,9 +216,9 @@ def alert(title: str, text: str = "", level: str = "info", wait_duration: float 
     _current("alert()").alert(title, text, level, wait_duration)
 
 
-def mark(title: str, text: str = "") -> None:
+def mark(title: str = "", text: str = "", *, batch: Any = None) -> None:
     """`Run.mark` of the active run."""
-    _current("mark()").mark(title, text)
+    _current("mark()").mark(title, text, batch=batch)
 
 
 def finish(exit_code: int | None = None, quiet: bool | None = None) -> None:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 
 from torchtrack import alerts, environment, guard
 from torchtrack.background import Background
+from torchtrack.batches import Batches
 from torchtrack.console import ConsoleCapture
 from torchtrack.fields import Fields
 from torchtrack.job import Identity, Job, is_dataloader_worker
@@ -106,6 +107,7 @@ class Run:
         self._stream = secrets.randbits(64)
         self._background = Background()
         self._phases = Phases()
+        self._batches = Batches()
         self._recorder = recorder = Recorder(self._open)
         self._logbook = logbook = Logbook(
             recorder, self._background, self._redactor, lambda: Path(self.dir), strict=self.settings.strict
@@ -451,9 +453,21 @@ class Run:
         wait_s = wait_s if isinstance(wait_s, float) else alerts.DEFAULT_WAIT_S
         self._event("alert", {"title": title, "text": text, "level": named, "wait_s": wait_s})
 
-    def mark(self, title: str, text: str = "") -> None:
-        """Mark the current step, such as "warm-up ends", so that charts can show it."""
-        self._event("mark", {"title": title, "text": text})
+    def mark(self, title: str = "", text: str = "", *, batch: Any = None) -> None:
+        """Mark the current step, such as "warm-up ends", so that charts can show it; or say which samples it is of.
+
+        Args:
+            title: one line.
+            text: details.
+            batch: ids of the samples this rank trains on in the step under way, as whole numbers or strings: one, a
+                sequence, an array or a tensor on the CPU. A digest of them is recorded on each rank with the row that
+                closes the step; a rank that trains on the batches of another is then found. To be called by the thread
+                that trains and logs. Never waits.
+        """
+        if batch is not None:
+            self._mark_batch(batch)
+        if title or text or batch is None:
+            self._event("mark", {"title": title, "text": text})
 
     def flush(self, timeout_s: float = 5.0) -> bool:
         """Wait until all rows logged so far are in the journal. False if that took longer than `timeout_s` seconds.
@@ -553,6 +567,16 @@ class Run:
             self._end("exception", in_words(error) if error is not None else kind.__name__)
 
     # -- inside -----------------------------------------------------------------------------------------------------
+
+    def _mark_batch(self, ids: Any) -> None:
+        if self._forked:
+            guard.attempt("mark()", self._reopen_after_fork)
+        if self.disabled or self._finished:
+            return
+        wrong = guard.outcome(self._batches.add, ids)
+        if isinstance(wrong, Exception):
+            self._refuse("mark", wrong)
+        self._recorder.log_beside(self._batches.take)
 
     def _event(self, kind: str, data: Mapping[str, Any]) -> None:
         """What the user says about the run."""

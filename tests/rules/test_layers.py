@@ -24,6 +24,7 @@ ARROWS: dict[str, set[str]] = {
     "naming": set(),
     "phases": set(),
     "alerts": set(),
+    "batches": set(),
     # parts
     "background": set(),
     "console": set(),
@@ -38,13 +39,14 @@ ARROWS: dict[str, set[str]] = {
     "recorder": {"columns", "journal", "records"},
     "sidecar": {"alerts", "journal", "records"},
     "watch": {"histogram", "journal", "records"},
-    "stability": {"histogram"},
+    "stability": {"batches", "histogram"},
     "values": {"columns", "histogram", "media", "recorder", "watch"},
     "logbook": {"background", "blobs", "columns", "histogram", "media", "recorder", "records", "redact", "values"},
     # the training script's side
     "run": {
         "alerts",
         "background",
+        "batches",
         "console",
         "environment",
         "fields",
@@ -63,7 +65,7 @@ ARROWS: dict[str, set[str]] = {
     "active": {"environment", "fields", "job", "naming", "run", "settings"},
     "launch": {"active", "run", "watch"},
     # the reader's side
-    "api": {"histogram", "journal", "naming", "records", "sidecar", "stability"},
+    "api": {"batches", "histogram", "journal", "naming", "records", "sidecar", "stability"},
     "server": {"api", "histogram", "journal", "naming", "records", "stability"},
     "lookout": {"api", "journal", "records", "stability"},
     "cli": {"alerts", "api", "journal", "launch", "records"},

@@ -17,6 +17,7 @@ from torchtrack.api import facts, history, parts, tensors
 from torchtrack.api.facts import Event
 from torchtrack.api.history import Part, Window
 from torchtrack.api.streams import BACKGROUND, Names, Rows
+from torchtrack.batches import DIGEST, MIDDLE
 from torchtrack.records import LOCAL_NORM, OF_LAYERS, Table
 from torchtrack.stability import Facts, Finding, Monitor, Rule, Step, Tensors
 from torchtrack.stability.metrics import MEMORY
@@ -24,7 +25,7 @@ from torchtrack.stability.noise_scale import NoiseScale, noise_scale
 from torchtrack.stability.step import Seen, from_flat
 
 KINDS: Final = ("gradient", "parameter", "update", "activation", "optimizer")
-SEEN: Final = frozenset(("nonfinite", "nonfinite_step", "replica_divergence"))
+SEEN: Final = frozenset(("nonfinite", "nonfinite_held", "nonfinite_step", "replica_divergence"))
 """Events that rules look at."""
 DESCRIBE: Final = ("model", "mesh")
 """Events that say what a run trains, and how it is spread."""
@@ -37,6 +38,11 @@ _FORMATS: Final = {
     "torch.float8_e4m3fn": "e4m3",
     "torch.float8_e5m2": "e5m2",
 }
+
+
+def is_looked_at(name: str) -> bool:
+    """Whether rules are given this metric."""
+    return name in (DIGEST, MIDDLE) or not name.startswith((*BACKGROUND, *OF_LAYERS))
 
 
 def replay(rules: Iterable[Rule], steps: Iterable[Step]) -> list[Finding]:
@@ -138,7 +144,9 @@ def facts_of(streams: Sequence[Rows]) -> Facts:
     formats = {}
     own: dict[int, list[str]] = {}
     places: dict[int, str] = {}
+    data_parallel = False
     for event in in_order(facts.events(streams, DESCRIBE)):
+        data_parallel = data_parallel or event.data.get("data_parallel") is True
         if event.type == "mesh":
             places[event.rank] = _place(event.data.get("coordinates"))
         for module in event.data.get("modules", ()):
@@ -152,7 +160,7 @@ def facts_of(streams: Sequence[Rows]) -> Facts:
         rank: f"{len(set(names))}-{zlib.crc32(' '.join(sorted(set(names))).encode())}" for rank, names in own.items()
     }
     peers = {rank: f"{held.get(rank, '')} {places.get(rank, '')}" for rank in sorted({*held, *places})}
-    return Facts(tuple(order), formats, peers)
+    return Facts(tuple(order), formats, peers, data_parallel)
 
 
 def _place(coordinates: Any) -> str:
@@ -200,7 +208,7 @@ def steps(
     rows = counted(streams)
     codes = {code for part in rows for own in part.streams for code in own.by_code()}
     every = sorted((names.names[code], code) for code in codes)
-    keys = [(name, code) for name, code in every if not name.startswith((*BACKGROUND, *OF_LAYERS))]
+    keys = [(name, code) for name, code in every if is_looked_at(name)]
     memory = [(name, code) for name, code in every if name in MEMORY]
     metrics = _metrics(history.combined(rows, keys, window))
     ranks = _ranks(history.by_rank(rows, [*keys, *memory], window))

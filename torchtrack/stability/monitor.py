@@ -11,8 +11,6 @@ Memory is bounded: a state for each key that is not calm, and at most a fixed nu
 
 from __future__ import annotations
 
-import functools
-import re
 from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -20,13 +18,13 @@ from typing import Any, Final, Protocol
 
 from torchtrack import guard
 from torchtrack.stability.finding import SEVERITIES, Finding, Severity, Sign, identity, worst
+from torchtrack.stability.metrics import is_learning_rate
 from torchtrack.stability.step import Step
 
 _HORIZON: Final = 100
 _HINT_STEPS: Final = 20
 _MAX_FINDINGS: Final = 32
 _MAX_NAMES: Final = 64
-_LEARNING_RATE: Final = re.compile(r"(^|[/_.])(lr|learning_rate)([/_.-]|$)", re.IGNORECASE)
 _LR_CHANGE: Final = 2.0
 
 
@@ -241,7 +239,7 @@ class Monitor:
         if draft is None:
             sign = opening[0][0].sign
             before = sum(one.first_step == first for one in own)
-            draft = _Draft(rule, first, sign, step.step, sign, hints=self._hints(first), before=before)
+            draft = _Draft(rule, first, sign, step.step, sign, hints=self._hints(first, sign), before=before)
             self._drafts.append(draft)
         for known, key, sign in opening:
             known.draft = draft
@@ -291,22 +289,20 @@ class Monitor:
         for mark in step.marks:
             self._events.append((step.step, f"{mark!r} was marked at step {step.step:,}"))
         for name, value in step.scalars.items():
-            if not _is_learning_rate(name):
+            if not is_learning_rate(name):
                 continue
             before = self._rates.get(name, 0.0)
             if before > 0 and value > 0 and not 1 / _LR_CHANGE < value / before < _LR_CHANGE:
                 self._events.append((step.step, f"{name} went from {before:.3g} to {value:.3g} at step {step.step:,}"))
             self._rates[name] = value
 
-    def _hints(self, step: int) -> tuple[str, ...]:
-        return tuple(text for at, text in self._events if step - _HINT_STEPS <= at <= step)
+    def _hints(self, step: int, sign: Sign) -> tuple[str, ...]:
+        """What happened shortly before, but for what the sign itself is about; the same of two metrics once."""
+        near = [text for at, text in self._events if step - _HINT_STEPS <= at <= step]
+        fresh = [text for text in near if text.partition(" ")[0] not in sign.names]
+        return tuple({text.partition(" ")[2]: text for text in fresh[::-1]}.values())[::-1]
 
 
 def _graver(sign: Sign, severity: Severity) -> bool:
     """Whether this is more than the note that a finding was so far: it then is a finding of its own."""
     return severity == "info" and sign.severity != "info"
-
-
-@functools.lru_cache(maxsize=4096)
-def _is_learning_rate(name: str) -> bool:
-    return bool(_LEARNING_RATE.search(name))

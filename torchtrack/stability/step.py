@@ -65,10 +65,12 @@ class Facts:
     """Of parameters that are kept in a narrow format: "fp16", "bf16", "e4m3" or "e5m2"."""
     peers: Mapping[int, str] = field(default_factory=dict)
     """By rank a text that is equal for ranks which compute the same on other data: those can be compared."""
+    data_parallel: bool = False
+    """Whether the model is known to average its gradients over all ranks, so that each reads data of its own."""
 
 
 class Seen(NamedTuple):
-    """An event of `watch`: "nonfinite", "nonfinite_step" or "replica_divergence", with what it says."""
+    """An event of `watch`: "nonfinite", "nonfinite_held", "nonfinite_step" or "replica_divergence": what it says."""
 
     rank: int
     type: str

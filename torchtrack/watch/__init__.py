@@ -136,7 +136,7 @@ def describe(models: Sequence[tuple[str, nn.Module]]) -> dict[str, Any]:
             owner, _, leaf = held.name[len(prefix) :].rpartition(".")
             described = {"name": leaf, "shape": list(held.shape), **_described(held.parameter)}
             tree[f"{prefix}{owner}".rstrip("/")]["parameters"].append(described)
-    return {"modules": list(tree.values())}
+    return {"modules": list(tree.values()), "data_parallel": any(layout.averages(model) for _, model in models)}
 
 
 def _described(parameter: Any) -> dict[str, Any]:

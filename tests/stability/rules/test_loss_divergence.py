@@ -28,3 +28,7 @@ def test_overfitting_is_never_critical() -> None:
 def test_half_of_what_was_won_has_to_be_lost(end: float, found: bool) -> None:
     losses = [*np.linspace(2, 1, 100), *np.linspace(1, end, 60), *np.full(40, end)]
     assert rules_of(steps.run(steps.scalars("loss", losses)), "warning") == ["loss_divergence"] * found
+
+
+def test_a_loss_that_is_always_zero_is_nothing() -> None:
+    assert steps.run(steps.scalars("loss", np.zeros(100))) == []

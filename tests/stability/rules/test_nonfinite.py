@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
+import pytest
 
 from tests.stability import steps
 from tests.stability.steps import WEIGHT, samples
@@ -53,3 +55,13 @@ def test_a_step_that_was_left_out_between_two_samples_is_a_warning_and_one_that_
         (one,) = steps.run([*rows, Step(5, seen=seen)])
         told = (one.rule, one.severity, one.first_step, one.names, one.ranks)
         assert told == ("non_finite", severity, 5, ("b",), (1,))
+
+
+@pytest.mark.parametrize(("tellers", "named"), [([2], (2,)), ([1, 2, 3], (1, 2, 3)), ([0, 1, 2, 3], None)])
+def test_a_nan_that_some_ranks_alone_hold_after_the_average_is_blamed_on_them(tellers: list[int], named: Any) -> None:
+    said = {"kind": "gradient", "first": "b", "names": ["b"], "count": 1}
+    rows = {"gradient": steps.tensors({"a": WEIGHT, "b": WEIGHT})}
+    of_all = {"loss": dict.fromkeys(range(4), 1.0)}
+    seen = [Seen(rank, "nonfinite_held", said) for rank in tellers]
+    found = steps.run([Step(7, {}, of_all, tensors=rows, seen=seen)])
+    assert [(one.severity, one.names, one.ranks) for one in found] == ([("critical", ("b",), named)] if named else [])

@@ -3,7 +3,7 @@
 Reference: in data parallel training all ranks draw from one distribution, so their losses differ by chance alone: the
 median of many log ratios is then zero within its standard error.
 
-Default: over the last 16 steps the median ratio of a rank to the median of the others is 1.4 or more (2 or more for a
+Default: over the last 16 steps the median ratio of a rank to the median of the others is 1.4 or more (1.5 or more for a
 norm, and with three ranks and more also so much less), and five standard errors from 1. Of two ranks the larger is
 named. Metrics: training losses and norms of gradients that more than one rank logs, `watch/local_grad_norm` too.
 A note only: tokens or samples of a step that differ by 1.25 times, and memory of which a rank has twice what the others
@@ -29,7 +29,7 @@ from torchtrack.stability.step import Floats, Step
 _WINDOW: Final = 16
 _LEAST: Final = 10
 _LOSS: Final = math.log2(1.4)
-_NORM: Final = 1.0
+_NORM: Final = math.log2(1.5)
 _AMOUNT: Final = math.log2(1.25)
 _MEMORY: Final = 1.0
 _OVER: Final = 0.6
