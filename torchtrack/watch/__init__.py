@@ -13,7 +13,7 @@ import torch.distributed as dist
 from torch import nn
 
 from torchtrack.watch import kernels, layout
-from torchtrack.watch.blackbox import BlackBox
+from torchtrack.watch.blackbox import BlackBox, Order
 from torchtrack.watch.layout import Shard
 from torchtrack.watch.schedule import Schedule
 from torchtrack.watch.watcher import KINDS, Watcher
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from torchtrack.job import Job
     from torchtrack.recorder import Recorder
 
-__all__ = ["Shard", "Watcher", "describe", "start"]
+__all__ = ["Order", "Shard", "Watcher", "describe", "start"]
 
 
 def start(
@@ -40,7 +40,7 @@ def start(
     job: Job | None,
     ordinal: int,
     prefixes: MutableMapping[nn.Module, str],
-    blackbox: int | None = None,
+    blackbox: Order | None = None,
 ) -> Watcher:
     """Check the arguments of `Run.watch` and begin to watch.
 
@@ -58,7 +58,7 @@ def start(
         job: the other ranks.
         ordinal: number of this watch in the run.
         prefixes: the prefix of every model this run has watched; the new ones are added.
-        blackbox: the stream whose black box is kept; None for none.
+        blackbox: how the black box is kept; None for none.
 
     Raises:
         TypeError: something that is no module, or an argument of the wrong type.
@@ -111,8 +111,7 @@ def start(
         checksum_every,
     )
     if kinds and blackbox is not None:
-        rank = job.identity.rank if job is not None else 0
-        watcher.blackbox = BlackBox(watcher.models, recorder, blackbox, ordinal, rank, include, exclude)
+        watcher.blackbox = BlackBox(watcher.models, recorder, ordinal, blackbox, watcher.schedule, include, exclude)
     return watcher
 
 

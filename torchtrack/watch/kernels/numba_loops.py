@@ -567,7 +567,8 @@ def _norms(items, rows):  # type: ignore[no-untyped-def]
         else:
             for start in range(0, size, _BLOCK):
                 n = min(_BLOCK, size - start)
-                _stage(address + start * step * (4 if kind == FLOAT32 else 2), n, step, kind, 1.0, False, numbers)
+                here = address + start * step * (4 if kind == FLOAT32 else 2)
+                _stage(here, n, step, kind, np.float32(1), kind < 0, numbers)
                 _norms_of_words(carray(_pointer(i8(numbers.ctypes.data)), n, u4), rows[row])
 
 

@@ -74,7 +74,7 @@ def norms(tensors: Sequence[torch.Tensor]) -> torch.Tensor:
     if not tensors:
         return torch.zeros(0, 3, dtype=torch.float64, device=_HOST)
     if tensors[0].device.type != "cpu":
-        found = [*torch._foreach_norm(tensors, 2), *torch._foreach_norm(tensors, math.inf)]
+        found = [*torch._foreach_norm(list(tensors), 2), *torch._foreach_norm(list(tensors), math.inf)]
         same = all(each.dtype is found[0].dtype for each in found)
         return torch.stack(found if same else [each.float() for each in found]).view(2, -1).T
     rows = torch.zeros(len(tensors), 3, dtype=torch.float64, device=_HOST)
