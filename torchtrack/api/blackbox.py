@@ -41,6 +41,8 @@ class Left(NamedTuple):
     """What it was kept for, such as "spike-120"; "" if it is from the end of the process."""
     is_salvaged: bool
     """False if it lies where the process wrote it: that lives, or nobody has seen it end."""
+    is_live: bool
+    """Whether the process may still write to it."""
 
 
 def left(streams: Iterable[Rows]) -> list[Left]:
@@ -53,11 +55,20 @@ def left(streams: Iterable[Rows]) -> list[Left]:
         saved = [path for folder in sorted(folders) for path in sorted(folder.glob(f"{stream.key}-*"))]
         names = {path.name for path in saved}
         here = [path for path in here if path.name.removeprefix(ring.prefix("")) not in names]
+        lives = not any(path.suffix == ".ttb" and _is_over(path) for path in here)
         for path in [*saved, *here]:
             _, _, why = path.name.removeprefix(ring.prefix("")).partition(".")[0].partition("-")
             _, _, why = why.partition("-")
-            found.append(Left(path, stream.rank, stream.attempt, stream.key, why, path in saved))
+            found.append(
+                Left(path, stream.rank, stream.attempt, stream.key, why, path in saved, path in here and lives)
+            )
     return found
+
+
+def _is_over(path: Path) -> bool:
+    with contextlib.suppress(OSError, ValueError), path.open("rb") as file:
+        return ring.is_over(ring.describe(file.read(ring.HEAD_BYTES)))
+    return False
 
 
 def table(streams: Iterable[Rows]) -> pa.Table:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -18,7 +19,8 @@ if TYPE_CHECKING:
 
 _WORST: Final = 3
 _LINES: Final = 24
-"""Of a file of stacks, what is shown of its end."""
+"""Of the stack of a thread, how many lines are shown."""
+_OURS: Final = re.compile(r"\btorchtrack/\S+\", line \d+ in _(?:main|load)$", re.MULTILINE)
 
 
 @click.command()
@@ -144,12 +146,30 @@ def _worst(step: Step) -> str:
 def _files(files: Sequence[Left]) -> Iterator[Any]:
     from rich.text import Text
 
+    rings = [file for file in files if file.path.suffix == ".ttb"]
+    if rings:
+        kept = sorted({file.why for file in rings if file.why})
+        yield Text(
+            f"\nfrom {common.plural(len(rings), 'file')}" + (f", kept at {', '.join(kept)}" if kept else ""), "dim"
+        )
     for file in files:
+        if file in rings:
+            continue
         why = f"rank {file.rank}" + (f", kept at {file.why}" if file.why else "")
-        where = "" if file.is_salvaged else "  (still where the process wrote it)"
+        where = "" if file.is_salvaged else "  (where the process wrote it)"
         yield Text.assemble("\n", (why, "bold"), ("  " + str(file.path) + where, "dim"))
-        if file.path.suffix == ".stacks":
-            lines = file.path.read_text(errors="replace").splitlines() if file.path.exists() else []
-            if len(lines) > _LINES:
-                yield Text(f"  ... {len(lines) - _LINES:,} lines before", "dim")
-            yield Text("\n".join(f"  {line}" for line in lines[-_LINES:]))
+        text = _text(file.path) if file.path.suffix == ".stacks" else ""
+        blocks = [block for block in text.split("\n\n") if block.strip()]
+        shown = [block for block in blocks if not _OURS.search(block)]
+        for block in shown:
+            lines = block.strip("\n").splitlines()
+            yield Text("\n".join(f"  {line}" for line in lines[:_LINES]), no_wrap=True, overflow="ellipsis")
+        if len(blocks) > len(shown):
+            yield Text(f"  and {common.plural(len(blocks) - len(shown), 'thread')} of torchtrack's own", "dim")
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(errors="replace")
+    except OSError:
+        return ""  # it has been salvaged meanwhile

@@ -191,9 +191,8 @@ def _findings(run: Run) -> Iterator[Any]:
 
 
 def _boxes(run: Run) -> Iterator[Any]:
-    """That there is a black box. Of a run that goes on, or was not seen to end, one lies where it writes."""
-    files = [file for file in run.blackbox_files() if file.path.suffix == ".ttb"]
-    files = [file for file in files if file.is_salvaged or run.state != "running"]
+    """That there is a black box; one that is still being written to is none yet."""
+    files = [file for file in run.blackbox_files() if file.path.suffix == ".ttb" and not file.is_live]
     if files:
         ranks = sorted({file.rank for file in files})
         named = ", ".join(map(str, ranks[:8])) + (f" and {len(ranks) - 8} more" if len(ranks) > 8 else "")

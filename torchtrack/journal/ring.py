@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 
 MAGIC: Final = b"TTRING01"
 MAX_BYTES: Final = 64 << 20
+HEAD_BYTES: Final = 8 << 20
+"""A description is not longer."""
 STEPS: Final = 256
 """So many steps are kept, fewer where they would not fit."""
 ABSENT: Final = 0xFFFFFFFF
@@ -81,9 +83,11 @@ def is_over(described: dict[str, Any]) -> bool:
     if not isinstance(written, list) or len(written) != len(mine := process(os.getpid())) or written[:2] != mine[:2]:
         return False
     try:
-        return process(int(written[2])) != written
+        stat = Path(f"/proc/{int(written[2])}/stat").read_text()
     except (OSError, ValueError):
         return True
+    fields = stat.rpartition(")")[2].split()
+    return fields[0] in "ZX" or fields[19] != written[3]
 
 
 def prefix(stream: int | str) -> str:

@@ -15,7 +15,6 @@ from torchtrack.journal import ring
 
 WHY: Final = re.compile(r"(?:spike|nonfinite|stall)-[0-9]{1,20}")
 """For what reasons the last steps of ranks that go on are kept, and at which step."""
-_HEAD_BYTES: Final = 8 << 20
 
 
 def salvage(stream: str, folder: Path) -> list[str]:
@@ -26,6 +25,9 @@ def salvage(stream: str, folder: Path) -> list[str]:
     """
     saved = []
     for path in ring.left_by(stream):
+        if not path.stat().st_size:  # stacks that nobody had the time to write
+            path.unlink()
+            continue
         saved.append(_copy(path, folder, path.name.removeprefix(ring.prefix(""))))
         if path.suffix == ".ttb":
             saved += [_copy(dump, folder, f"{stream}-process.flight") for dump in _dumps(_described(path))]
@@ -63,7 +65,7 @@ def left_in(directory: Path) -> Iterator[tuple[str, str]]:
 
 def _described(path: Path) -> dict[str, Any]:
     with contextlib.suppress(OSError, ValueError), path.open("rb") as file:
-        return ring.describe(file.read(_HEAD_BYTES))
+        return ring.describe(file.read(ring.HEAD_BYTES))
     return {}
 
 

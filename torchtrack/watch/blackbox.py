@@ -74,11 +74,11 @@ class _Part(NamedTuple):
 
 
 class _Early(NamedTuple):
-    """A gradient that was measured before it was clipped, and how it was when it had been."""
+    """Gradients that were measured before they were clipped, and how each was when it had been."""
 
     part: _Part
-    pick: int
-    mark: tuple[int, int]
+    held: list[Held]
+    marks: list[tuple[int, int]]
 
 
 class _Taken:
@@ -134,13 +134,15 @@ class BlackBox:
         self._rows: dict[str, int] = {}
         self._ring: ring.Ring | None = None
         self._broken = False
-        self._early: dict[str, _Early] = {}
+        self._early: list[_Early] = []
         self._pending: deque[_Taken] = deque()
         self._task = -1
         self._norms: deque[float] = deque(maxlen=_WINDOW)
         self._kept = self._quiet = 0
         self._kept_s = -math.inf
         self._unjudged: int | None = None
+        self._squares, self._bad = 0.0, False
+        """Of the step that was written last: the squared norm of all, and whether any is not finite."""
         self._stalled = False
         hooks.add(self)
 
@@ -174,19 +176,18 @@ class BlackBox:
         begin = time.perf_counter()
         self._unclaimed += self._number < 0
         by_id = self._holdings.last or self._holdings.now()
-        held = [h for p in parameters if p.grad is not None for h in by_id.get(id(p), ())]
-        todo = [h for h in held if not self._is_early(h)]
-        found: list[tuple[Held, _Part, int]] = []
+        self._early = [early for early in self._early if early.marks == _marks(early.held)]
+        already = {id(h) for early in self._early for h in early.held}
+        todo = [h for p in parameters for h in by_id.get(id(p), ()) if id(h) not in already]
         if todo and self._name(by_id):
-            for part, names in self._measure(todo, []):
-                found += [(h, part, pick) for pick, h in enumerate(names)]
+            self._early += [_Early(part, held, []) for part, held in self._measure(todo, [])]
         took = time.perf_counter() - begin
         self._spent_s += took
         if hooks.enclosing_optimizer() is None:
             self._ahead_s += took
         else:
             self._cost_s += took
-        return lambda *_: self._remember(found, [h for h in held if h.name in self._early])
+        return self._clipped
 
     def stepped(self, optimizer: Optimizer) -> None:
         """Not of interest."""
@@ -249,8 +250,8 @@ class BlackBox:
             scale = getattr(optimizer, "grad_scale", None)
             if isinstance(scale, torch.Tensor):
                 taken.scale = HostCopy(scale.detach().clone())
-            taken.parts += self._clipped(held)
-            todo = [h for h in held if self._early.pop(h.name, None) is None]
+            parts, todo = self._unclipped(held)
+            taken.parts += parts
             taken.parts += [part for part, _ in self._measure(todo, taken.events)]
             task = hooks.backward_pass()
             if task is None:
@@ -271,30 +272,26 @@ class BlackBox:
         self._pending.append(_Taken(self._number, self._recorder.step, skipped=skipped))
         return self._pending[-1]
 
-    def _clipped(self, held: Sequence[Held]) -> list[_Part]:
-        """What was measured before a clipping of gradients that have not changed since; others are forgotten."""
-        found: dict[int, _Part] = {}
-        for each in held:
-            if not self._is_early(each):
-                self._early.pop(each.name, None)
-                continue
-            part, pick, _ = self._early[each.name]
-            mine = found.setdefault(id(part), part._replace(rows=[], picks=[]))
-            mine.rows.append(self._rows[each.name])
-            if isinstance(mine.picks, list):
-                mine.picks.append(pick)
-        return list(found.values())
+    def _clipped(self, *_: object) -> None:
+        """A clipping is over: how the gradients are now that were measured before it, or before an earlier one."""
+        self._early = [early._replace(marks=_marks(early.held)) for early in self._early]
 
-    def _is_early(self, held: Held) -> bool:
-        early = self._early.get(held.name)
-        return early is not None and early.mark == _mark(held)
-
-    def _remember(self, found: Sequence[tuple[Held, _Part, int]], again: Sequence[Held]) -> None:
-        """How gradients are after a clipping: those that were measured before it, and before an earlier one."""
-        for held in again:
-            self._early[held.name] = self._early[held.name]._replace(mark=_mark(held))
-        for held, part, pick in found:
-            self._early[held.name] = _Early(part, pick, _mark(held))
+    def _unclipped(self, held: list[Held]) -> tuple[list[_Part], list[Held]]:
+        """What was measured before a clipping of gradients that have not changed since; those left to measure."""
+        if not self._early:
+            return [], held
+        every, self._early = self._early, []
+        if len(every) == 1 and every[0].held == held and every[0].marks == _marks(held):
+            return [every[0].part], []
+        parts, wanted = [], {id(h) for h in held}
+        for early in every:
+            now = _marks(early.held)
+            mine = [i for i, h in enumerate(early.held) if id(h) in wanted and early.marks[i : i + 1] == [now[i]]]
+            parts.append(early.part._replace(rows=[early.part.rows[i] for i in mine], picks=mine))
+            wanted -= {id(early.held[i]) for i in mine}
+            if any(id(h) not in wanted and i not in mine for i, h in enumerate(early.held)):
+                self._early.append(early)  # of other optimizers too
+        return parts, [h for h in held if id(h) in wanted]
 
     @torch.no_grad()
     def _measure(self, held: Sequence[Held], events: list[tuple[Any, Any]]) -> list[tuple[_Part, list[Held]]]:
@@ -341,14 +338,18 @@ class BlackBox:
             out = self._ring.rows
             if taken.number != self._written:
                 self._judge()
+                self._squares, self._bad = 0.0, False
                 out[:] = (np.nan, np.nan, ring.ABSENT)
                 self._written = taken.number
             scale = 1.0 if taken.scale is None else taken.scale.value()
             for part in taken.parts:
                 values = part.copy.numpy()[part.picks]
-                out["norm"][part.rows], out["absmax"][part.rows] = values[:, 0] / scale, values[:, 1] / scale
+                norms, sizes = values[:, 0] / scale, values[:, 1] / scale
                 bad = values[:, 2] if values.shape[1] > 2 else ~np.isfinite(values[:, 1])
+                out["norm"][part.rows], out["absmax"][part.rows] = norms, sizes
                 out["nonfinite"][part.rows] = np.minimum(bad, ring.ABSENT - 1)
+                self._squares += float(norms @ norms)
+                self._bad |= bool(bad.any())
             self._ring.write(taken.number, taken.step, taken.time_ns, out, skipped=taken.skipped)
             self._device_s = sum(before.elapsed_time(behind) for before, behind in taken.events) / 1e3
             self._unjudged = None if taken.skipped else taken.step
@@ -358,14 +359,11 @@ class BlackBox:
         step, self._unjudged = self._unjudged, None
         if self._ring is None or step is None:
             return
-        here = self._ring.rows[self._ring.rows["nonfinite"] != ring.ABSENT]
-        with np.errstate(over="ignore"):
-            norm = float(np.sqrt(np.square(here["norm"], dtype=np.float64).sum()))
-        known, self._quiet = self._norms, self._quiet - 1
-        why = "nonfinite" if here["nonfinite"].any() else ""
+        norm, known, self._quiet = math.sqrt(self._squares), self._norms, self._quiet - 1
+        why = "nonfinite" if self._bad else ""
         if not why and len(known) >= _WINDOW // 4 and norm > _SPIKE * min(known) and norm > _SPIKE * np.median(known):
             why = "spike"
-        if np.isfinite(norm):
+        if math.isfinite(norm):
             known.append(norm)
         if why and self._quiet <= 0 and self._kept < _KEPT:
             self._kept, self._quiet = self._kept + 1, ring.STEPS
@@ -424,13 +422,18 @@ def _local(held: Held) -> torch.Tensor | None:
     return local if local.layout is torch.strided and local.numel() and not local.is_meta else None
 
 
-def _mark(held: Held) -> tuple[int, int]:
-    """Tells a gradient that something has happened to from one as it was; it may err only over a freed one."""
-    gradient = held.parameter.grad
-    if gradient is None or gradient.is_inference():
-        return 0, 0
-    plain = type(gradient) in layout.PLAIN or not layout.is_dtensor(gradient)
-    return id(gradient), (gradient if plain else layout.local_part(gradient))._version
+def _marks(held: Sequence[Held]) -> list[tuple[int, int]]:
+    """Tells gradients that something has happened to from those as they were; it may err only over freed ones."""
+    marks = []
+    for each in held:
+        gradient = each.parameter.grad
+        if gradient is None or gradient.is_inference():
+            marks.append((0, 0))
+        elif type(gradient) in layout.PLAIN or not layout.is_dtensor(gradient):
+            marks.append((id(gradient), gradient._version))
+        else:
+            marks.append((id(gradient), layout.local_part(gradient)._version))
+    return marks
 
 
 def _event(device: torch.device) -> Any:
