@@ -181,12 +181,7 @@ class BlackBox:
         todo = [h for p in parameters for h in by_id.get(id(p), ()) if id(h) not in already]
         if todo and self._name(by_id):
             self._early += [_Early(part, held, []) for part, held in self._measure(todo, [])]
-        took = time.perf_counter() - begin
-        self._spent_s += took
-        if hooks.enclosing_optimizer() is None:
-            self._ahead_s += took
-        else:
-            self._cost_s += took
+        self._charge(begin)
         return self._clipped
 
     def stepped(self, optimizer: Optimizer) -> None:
@@ -243,8 +238,9 @@ class BlackBox:
     # -- measuring --------------------------------------------------------------------------------------------------
 
     def _take(self, optimizer: Optimizer, *, skipped: bool) -> None:
-        begin = time.perf_counter()
-        self._drain()
+        begin, task = time.perf_counter(), hooks.backward_pass()
+        if task is None:
+            self._drain()
         held = self._held(optimizer)
         if held and self._open() and (taken := self._taken(skipped=skipped)) is not None:
             scale = getattr(optimizer, "grad_scale", None)
@@ -253,7 +249,6 @@ class BlackBox:
             parts, todo = self._unclipped(held)
             taken.parts += parts
             taken.parts += [part for part, _ in self._measure(todo, taken.events)]
-            task = hooks.backward_pass()
             if task is None:
                 self._drain()
             elif task != self._task:  # each parameter has an optimizer of its own: one record for all of them
@@ -274,7 +269,18 @@ class BlackBox:
 
     def _clipped(self, *_: object) -> None:
         """A clipping is over: how the gradients are now that were measured before it, or before an earlier one."""
+        begin = time.perf_counter()
         self._early = [early._replace(marks=_marks(early.held)) for early in self._early]
+        self._charge(begin)
+
+    def _charge(self, begin: float) -> None:
+        """Count the time since then to the step that the clipping belongs to: as a rule the one to come."""
+        took = time.perf_counter() - begin
+        self._spent_s += took
+        if hooks.enclosing_optimizer() is None:
+            self._ahead_s += took
+        else:
+            self._cost_s += took
 
     def _unclipped(self, held: list[Held]) -> tuple[list[_Part], list[Held]]:
         """What was measured before a clipping of gradients that have not changed since; those left to measure."""
