@@ -24,7 +24,7 @@ from torch.optim.optimizer import Optimizer
 from torchtrack import guard
 from torchtrack.journal import ring
 from torchtrack.watch import flight, hooks, kernels, layout, stacks
-from torchtrack.watch.drain import HostCopy
+from torchtrack.watch.drain import HostCopy, snapshot
 from torchtrack.watch.holdings import Holdings
 from torchtrack.watch.layout import Held
 from torchtrack.watch.schedule import Schedule
@@ -89,11 +89,16 @@ class _Taken:
         self.parts: list[_Part] = []
         self.scale: HostCopy | None = None
         """What the gradients still have to be divided by."""
+        self.found_inf: HostCopy | None = None
+        """Not 0 if the optimizer leaves the step out by itself."""
         self.events: list[tuple[Any, Any]] = []
 
     def ready(self) -> bool:
         """Whether all of it is on the host."""
-        return all(part.copy.ready() for part in self.parts) and (self.scale is None or self.scale.ready())
+        copies = [part.copy for part in self.parts] + [
+            copy for copy in (self.scale, self.found_inf) if copy is not None
+        ]
+        return all(copy.ready() for copy in copies)
 
 
 class BlackBox:
@@ -243,9 +248,9 @@ class BlackBox:
             self._drain()
         held = self._held(optimizer)
         if held and self._open() and (taken := self._taken(skipped=skipped)) is not None:
-            scale = getattr(optimizer, "grad_scale", None)
-            if isinstance(scale, torch.Tensor):
-                taken.scale = HostCopy(scale.detach().clone())
+            scale, found_inf = getattr(optimizer, "grad_scale", None), getattr(optimizer, "found_inf", None)
+            taken.scale = snapshot(scale) if isinstance(scale, torch.Tensor) else None
+            taken.found_inf = snapshot(found_inf) if isinstance(found_inf, torch.Tensor) else None
             parts, todo = self._unclipped(held)
             taken.parts += parts
             taken.parts += [part for part, _ in self._measure(todo, taken.events)]
@@ -356,9 +361,10 @@ class BlackBox:
                 out["nonfinite"][part.rows] = np.minimum(bad, ring.ABSENT - 1)
                 self._squares += float(norms @ norms)
                 self._bad |= bool(bad.any())
-            self._ring.write(taken.number, taken.step, taken.time_ns, out, skipped=taken.skipped)
+            skipped = taken.skipped or (taken.found_inf is not None and taken.found_inf.value() > 0)
+            self._ring.write(taken.number, taken.step, taken.time_ns, out, skipped=skipped)
             self._device_s = sum(before.elapsed_time(behind) for before, behind in taken.events) / 1e3
-            self._unjudged = None if taken.skipped else taken.step
+            self._unjudged = None if skipped else taken.step
 
     def _judge(self) -> None:
         """Have the last steps kept if the one that was written last, whole by now, is where something began."""
