@@ -91,7 +91,7 @@ def test_a_sidecar_keeps_what_the_ranks_of_a_run_have_and_only_for_a_reason_it_k
             one.write(0, 0, 0, one.rows)
             assert node.client.register(stream, UID, node.trainer().pid)
         assert not node.client.keep(STREAM, "../../etc")
-        assert all([node.client.keep(stream, "nonfinite-7") for stream in streams])
+        assert all(node.client.keep(stream, "nonfinite-7") for stream in streams)
         expected = [f"{stream}-0-nonfinite-7.ttb" for stream in streams]
         folder = tmp_path / UID / "nodes"
         node.eventually(lambda: sorted(path.name for path in folder.glob("*.ttb")) == expected)
