@@ -25,6 +25,7 @@ from torchtrack import guard
 from torchtrack.journal import ring
 from torchtrack.watch import flight, hooks, kernels, layout, stacks
 from torchtrack.watch.drain import HostCopy, snapshot
+from torchtrack.watch.early import Early, Part
 from torchtrack.watch.holdings import Holdings
 from torchtrack.watch.layout import Held
 from torchtrack.watch.schedule import Schedule
@@ -65,28 +66,12 @@ class Order(NamedTuple):
     """Has the last steps of all ranks of this node kept, for a reason such as "spike-120". Must not wait."""
 
 
-class _Part(NamedTuple):
-    """What was measured in one go: the rows, which of the results are theirs, and the results."""
-
-    rows: list[int]
-    picks: list[int] | slice
-    copy: HostCopy
-
-
-class _Early(NamedTuple):
-    """Gradients that were measured before they were clipped, and how each was when it had been."""
-
-    part: _Part
-    held: list[Held]
-    marks: list[tuple[int, int]]
-
-
 class _Taken:
     """What one step gave, until it has arrived on the host."""
 
     def __init__(self, number: int, step: int, *, skipped: bool) -> None:
         self.number, self.step, self.time_ns, self.skipped = number, step, time.time_ns(), skipped
-        self.parts: list[_Part] = []
+        self.parts: list[Part] = []
         self.scale: HostCopy | None = None
         """What the gradients still have to be divided by."""
         self.found_inf: HostCopy | None = None
@@ -139,7 +124,7 @@ class BlackBox:
         self._rows: dict[str, int] = {}
         self._ring: ring.Ring | None = None
         self._broken = False
-        self._early: list[_Early] = []
+        self._early = Early()
         self._pending: deque[_Taken] = deque()
         self._task = -1
         self._norms: deque[float] = deque(maxlen=_WINDOW)
@@ -181,11 +166,9 @@ class BlackBox:
         begin = time.perf_counter()
         self._unclaimed += self._number < 0
         by_id = self._holdings.last or self._holdings.now()
-        self._early = [early for early in self._early if early.marks == _marks(early.held)]
-        already = {id(h) for early in self._early for h in early.held}
-        todo = [h for p in parameters for h in by_id.get(id(p), ()) if id(h) not in already]
+        todo = self._early.missing([held for p in parameters for held in by_id.get(id(p), ())])
         if todo and self._name(by_id):
-            self._early += [_Early(part, held, []) for part, held in self._measure(todo, [])]
+            self._early.measured(self._measure(todo, []))
         self._charge(begin)
         return self._clipped
 
@@ -251,7 +234,7 @@ class BlackBox:
             scale, found_inf = getattr(optimizer, "grad_scale", None), getattr(optimizer, "found_inf", None)
             taken.scale = snapshot(scale) if isinstance(scale, torch.Tensor) else None
             taken.found_inf = snapshot(found_inf) if isinstance(found_inf, torch.Tensor) else None
-            parts, todo = self._unclipped(held)
+            parts, todo = self._early.take(held)
             taken.parts += parts
             taken.parts += [part for part, _ in self._measure(todo, taken.events)]
             if task is None:
@@ -273,9 +256,9 @@ class BlackBox:
         return self._pending[-1]
 
     def _clipped(self, *_: object) -> None:
-        """A clipping is over: how the gradients are now that were measured before it, or before an earlier one."""
+        """A clipping is over."""
         begin = time.perf_counter()
-        self._early = [early._replace(marks=_marks(early.held)) for early in self._early]
+        self._early.clipped()
         self._charge(begin)
 
     def _charge(self, begin: float) -> None:
@@ -287,25 +270,8 @@ class BlackBox:
         else:
             self._cost_s += took
 
-    def _unclipped(self, held: list[Held]) -> tuple[list[_Part], list[Held]]:
-        """What was measured before a clipping of gradients that have not changed since; those left to measure."""
-        if not self._early:
-            return [], held
-        every, self._early = self._early, []
-        if len(every) == 1 and every[0].held == held and every[0].marks == _marks(held):
-            return [every[0].part], []
-        parts, wanted = [], {id(h) for h in held}
-        for early in every:
-            now = _marks(early.held)
-            mine = [i for i, h in enumerate(early.held) if id(h) in wanted and early.marks[i : i + 1] == [now[i]]]
-            parts.append(early.part._replace(rows=[early.part.rows[i] for i in mine], picks=mine))
-            wanted -= {id(early.held[i]) for i in mine}
-            if any(id(h) not in wanted and i not in mine for i, h in enumerate(early.held)):
-                self._early.append(early)  # of other optimizers too
-        return parts, [h for h in held if id(h) in wanted]
-
     @torch.no_grad()
-    def _measure(self, held: Sequence[Held], events: list[tuple[Any, Any]]) -> list[tuple[_Part, list[Held]]]:
+    def _measure(self, held: Sequence[Held], events: list[tuple[Any, Any]]) -> list[tuple[Part, list[Held]]]:
         groups: dict[torch.device, tuple[list[Held], list[torch.Tensor]]] = {}
         for each in held:
             local = _local(each)
@@ -320,7 +286,7 @@ class BlackBox:
             copy = HostCopy(kernels.choose_norms(device)(tensors))
             if timed:
                 events.append((before, _event(device)))
-            part = _Part([self._rows[each.name] for each in names], slice(None), copy)
+            part = Part([self._rows[each.name] for each in names], slice(None), copy)
             measured.append((part, names))
         return measured
 
@@ -406,7 +372,7 @@ class BlackBox:
         hooks.remove(self)
         self._holdings.forget()
         self._known.clear()
-        self._early.clear()
+        self._early = Early()
         self._drain()
         self._pending.clear()
         made, self._ring = self._ring, None
@@ -432,20 +398,6 @@ def _local(held: Held) -> torch.Tensor | None:
     else:
         local = held.local(gradient)
     return local if local.layout is torch.strided and local.numel() and not local.is_meta else None
-
-
-def _marks(held: Sequence[Held]) -> list[tuple[int, int]]:
-    """Tells gradients that something has happened to from those as they were; it may err only over freed ones."""
-    marks = []
-    for each in held:
-        gradient = each.parameter.grad
-        if gradient is None or gradient.is_inference():
-            marks.append((0, 0))
-        elif type(gradient) in layout.PLAIN or not layout.is_dtensor(gradient):
-            marks.append((id(gradient), gradient._version))
-        else:
-            marks.append((id(gradient), layout.local_part(gradient)._version))
-    return marks
 
 
 def _event(device: torch.device) -> Any:
