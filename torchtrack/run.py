@@ -19,9 +19,9 @@ from torchtrack.background import Background
 from torchtrack.console import ConsoleCapture
 from torchtrack.fields import Fields
 from torchtrack.job import Identity, Job, is_dataloader_worker
+from torchtrack.journal import ring
 from torchtrack.journal.frame import rank_path
 from torchtrack.journal.origin import origin
-from torchtrack.journal.ring import process
 from torchtrack.journal.writer import Writer
 from torchtrack.logbook import Logbook
 from torchtrack.naming import name_of
@@ -491,6 +491,8 @@ class Run:
             "sidecar", lambda: self._sidecar and self._sidecar.ended(f"{self._stream:016x}", reason)
         )
         settled = self._background.close(max(0.1, (deadline - time.monotonic()) / 2))
+        if reason == "exit" and self._sidecar is not None and not self._sidecar.is_there:
+            guard.attempt("the black box", ring.discard, f"{self._stream:016x}")  # nobody sees with what code it exits
         ended = {
             "type": "ended",
             "reason": reason,
@@ -519,8 +521,7 @@ class Run:
         watchers, self._watchers = self._watchers, []
         for watcher in watchers:
             if watcher.blackbox is not None:
-                seen = reason != "exit" or (self._sidecar is not None and self._sidecar.is_there)
-                guard.attempt("the black box", watcher.blackbox.stop, reason if seen else "")
+                guard.attempt("the black box", watcher.blackbox.stop, reason)
             guard.attempt("unwatch()", watcher.stop, within, _PATIENCE_S.get(reason, _PATIENCE_OF_FAILURES_S))
         for watcher in [*watchers, *self._unwatched]:
             guard.attempt("unwatch()", watcher.join, max(0.1, until - time.monotonic()))
@@ -628,7 +629,7 @@ class Run:
         about = {
             "directory": str(self.settings.dir.absolute()),
             "uid": who.uid,
-            "process": process(os.getpid()),
+            "process": ring.process(os.getpid()),
             "flight_recorder": places(who.rank),
             "start_ns": time.time_ns(),
         }

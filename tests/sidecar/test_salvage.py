@@ -52,7 +52,7 @@ def test_what_goes_on_is_copied_with_its_reason(place: Path, tmp_path: Path) -> 
 
 def test_what_ended_well_is_removed(place: Path) -> None:
     leave(place)
-    salvage.discard(STREAM)
+    ring.discard(STREAM)
     assert names(place) == []
 
 
@@ -76,7 +76,7 @@ def test_only_what_ended_processes_of_this_folder_left_is_found(place: Path, tmp
     for other in ({"directory": "elsewhere"}, {"process": mine}, {"process": None}):
         leave(place, **{**about, **other})
         assert list(salvage.left_in(tmp_path)) == []
-        salvage.discard(STREAM)
+        ring.discard(STREAM)
     leave(place, **about)
     if not whole:
         (place / f"torchtrack-{STREAM}-0.ttb").write_bytes(b"no ring")

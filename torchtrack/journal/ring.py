@@ -101,6 +101,12 @@ def left_by(stream: str) -> list[Path]:
     return [path for path in dict.fromkeys(found) if _is_ours(path)]
 
 
+def discard(stream: str) -> None:
+    """Remove what a stream left on this node."""
+    for path in left_by(stream):
+        path.unlink(missing_ok=True)
+
+
 def rings() -> list[Path]:
     """The rings that lie on this node, of this user only."""
     found = [path for place in places() for path in sorted(place.glob(f"{prefix('')}*.ttb"))]

@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Final
 
 from torchtrack import guard
+from torchtrack.journal import ring
 from torchtrack.journal.frame import Kind
 from torchtrack.journal.origin import origin
 from torchtrack.journal.writer import Writer
@@ -215,7 +216,7 @@ class Sidecar:
         if end.code == 0:
             if watched.uid in self._keeps:
                 _keep([stream], self._directory / watched.uid / "nodes", self._keeps[watched.uid][1])
-            guard.attempt("removing a black box", salvage.discard, stream)
+            guard.attempt("removing a black box", ring.discard, stream)
         else:
             guard.attempt("salvaging a black box", self._salvage, stream, watched.uid)
         self._seal_if_unused(watched.uid)

@@ -49,12 +49,6 @@ def keep(stream: str, folder: Path, why: str) -> list[str]:
     return saved
 
 
-def discard(stream: str) -> None:
-    """Remove what a process left that has ended well."""
-    for path in ring.left_by(stream):
-        path.unlink(missing_ok=True)
-
-
 def left_in(directory: Path) -> Iterator[tuple[str, str]]:
     """Uid and stream of the black boxes of a runs folder whose processes have ended on this node, unseen."""
     for path in ring.rings():

@@ -125,8 +125,6 @@ def rank(way: str, base: Path, number: int) -> None:
     assert Sidecar(folder, timeout_s=30.0).register(f"{run._stream:016x}", run.uid, os.getpid(), rank=number)
     train(way, base, run)
     assert run.flush(30.0)
-    assert run._sidecar is not None
-    run._sidecar.is_there = True  # as after its own registration, which goes on in the background
     dist.barrier()
     end(way, base, run)
     dist.destroy_process_group()
