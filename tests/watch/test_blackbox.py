@@ -236,6 +236,21 @@ def test_by_default_it_looks_as_often_as_its_share_pays_for_and_at_every_sample(
     assert made.schedule.share == pytest.approx(0.0025, rel=0.05)
 
 
+def test_steps_that_are_no_part_of_the_training_are_left_out(box: Boxed, model: nn.Module) -> None:
+    box.boxed(model)
+    training = True
+    box.run._watchers[0].only_while(lambda: training)
+    optimizer, expected = sgd(model), []
+    for step in range(4):
+        training = step in (0, 3)
+        backward(model, step)
+        expected += [truth(model)] if training else []
+        clip_grad_norm_(model.parameters(), 1e-3)
+        optimizer.step()
+        optimizer.zero_grad()
+    assert box.steps() == expected
+
+
 def test_false_keeps_nothing(box: Boxed, model: nn.Module) -> None:
     watcher = box.run.watch(model, log_freq=1000, blackbox=False)
     assert watcher is not None

@@ -109,6 +109,8 @@ class BlackBox:
         include: Sequence[str] = (),
         exclude: Sequence[str] = (),
     ) -> None:
+        self.trains: Callable[[], bool] | None = None
+        """As `Watcher.only_while` was told."""
         self._holdings = Holdings(models, include, exclude)
         self._recorder, self._ordinal, self._order = recorder, ordinal, order
         self.schedule = Schedule(1, None if order.every else SHARE)
@@ -140,7 +142,7 @@ class BlackBox:
 
     def begin(self, optimizer: Optimizer) -> bool:
         """Count a step; True if it is looked at."""
-        if self._broken:
+        if self._broken or (self.trains is not None and not self.trains()):
             return False
         known = self._known.get(optimizer)
         if not (known[1] if known else self._held(optimizer)):
@@ -161,7 +163,7 @@ class BlackBox:
 
     def clipping(self, parameters: list[torch.Tensor]) -> hooks.Clipped | None:
         """Measure gradients before they are clipped, if the step they belong to is looked at."""
-        if self._broken or not self._is_due_next():
+        if self._broken or (self.trains is not None and not self.trains()) or not self._is_due_next():
             return None
         begin = time.perf_counter()
         self._unclaimed += self._number < 0
@@ -371,6 +373,7 @@ class BlackBox:
         """
         hooks.remove(self)
         self._holdings.forget()
+        self.trains = None
         self._known.clear()
         self._early = Early()
         self._drain()

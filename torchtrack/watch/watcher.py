@@ -298,6 +298,8 @@ class Watcher:
                 rank. False: the step is neither counted nor sampled.
         """
         self._trains = trains
+        if self.blackbox is not None:
+            self.blackbox.trains = trains
 
     # -- optimizers that are not torch's ----------------------------------------------------------------------------
 
