@@ -638,7 +638,7 @@ class Run:
         def keep(why: str) -> None:
             background.submit("sidecar", lambda: sidecar.keep(f"{stream:016x}", why))
 
-        return Order(stream, every, about, keep)
+        return Order(stream, every, about, keep, self._redactor.text)
 
     def _look_at_steps(self) -> None:
         for watcher in list(self._watchers):

@@ -37,7 +37,7 @@ class Boxed(Watched):
         monkeypatch.setattr(Run, "_order", lambda run, *, every: self._order(run, every=every))
 
     def _order(self, run: Run, *, every: bool) -> Order:
-        return Order(run._stream, every, {}, self.kept.append)
+        return Order(run._stream, every, {}, self.kept.append, lambda text: text.replace("hunter2", "***"))
 
     def boxed(self, model: nn.Module, *, every: bool = True, log_freq: int = 1000) -> BlackBox:
         """Watch a model, without samples but the first."""
@@ -281,6 +281,21 @@ def test_a_stall_leaves_stacks_once_and_asks_for_the_last_steps(box: Boxed, mode
     made._last_s -= 1e4
     made.look()
     assert box.kept == ["stall-1", "stall-2"]
+
+
+def test_an_exception_leaves_ring_and_stacks_without_credentials(box: Boxed, model: nn.Module) -> None:
+    made = box.boxed(model)
+    backward(model)
+    sgd(model).step()
+    try:
+        raise ValueError("no entry for hunter2")
+    except ValueError:
+        made.stop("exception")
+    [path] = box.files(".stacks")
+    assert "ValueError: no entry for ***\n" in path.read_text()
+    assert "most recent call first" in path.read_text()
+    assert len(box.records()) == 1
+    ring.discard(f"{box.run._stream:016x}")
 
 
 def test_it_changes_nothing_and_leaves_no_handler_behind(box: Boxed, model: nn.Module) -> None:

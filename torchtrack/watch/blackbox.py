@@ -64,6 +64,8 @@ class Order(NamedTuple):
     """What the ring says of itself; see `journal.ring`."""
     keep: Callable[[str], None]
     """Has the last steps of all ranks of this node kept, for a reason such as "spike-120". Must not wait."""
+    redact: Callable[[str], str]
+    """Takes credentials out of a text."""
 
 
 class _Taken:
@@ -383,7 +385,7 @@ class BlackBox:
             return
         stays = reason in ("exception", "exit") or time.perf_counter() - self._kept_s < _KEEPING_S
         if reason == "exception":
-            stacks.write("an exception ended the run", stacks.last_error())
+            stacks.write("an exception ended the run", self._order.redact(stacks.last_error()))
             flight.dump(self._order.stream)
         stacks.end(remove=not stays)
         made.close(remove=not stays)

@@ -59,11 +59,10 @@ def begin(stream: int) -> None:
         _open.users += 1
 
 
-def write(why: str, error: BaseException | None = None) -> None:
-    """Write the stacks of all threads now, behind an exception's own if there is one. **Threads:** any."""
+def write(why: str, text: str = "") -> None:
+    """Write the stacks of all threads now, behind a text such as an exception's own. **Threads:** any."""
     if _open is not None:
         stamp = time.strftime("%Y-%m-%d %H:%M:%S", time.gmtime())
-        text = "".join(traceback.format_exception(error)) if error is not None else ""
         _open.file.write(f"--- {stamp} UTC: {why}\n{text}".encode())
         faulthandler.dump_traceback(_open.file, all_threads=True)
 
@@ -81,10 +80,10 @@ def end(*, remove: bool) -> None:
             done.path.unlink(missing_ok=True)
 
 
-def last_error() -> BaseException | None:
-    """The exception that is under way, or that has ended the script."""
+def last_error() -> str:
+    """The exception that is under way, or that has ended the script, with its traceback; "" if there is none."""
     error = sys.exc_info()[1] or getattr(sys, "last_value", None)
-    return error if isinstance(error, BaseException) else None
+    return "".join(traceback.format_exception(error)) if isinstance(error, BaseException) else ""
 
 
 def _size(path: Path) -> int:
