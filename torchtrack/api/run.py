@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from torchtrack.api import blackbox, charts, facts, findings, hints, history, parts, summary, tensors
+from torchtrack.api.blackbox import Left
 from torchtrack.api.facts import Attempt, Event
 from torchtrack.api.hints import did_you_mean
 from torchtrack.api.history import Part, Window
@@ -424,9 +425,17 @@ class Run:
     def blackbox(self) -> pa.Table:
         """The last steps of every rank that did not end well: a row a step and gradient that lay on the rank.
 
-        Columns: step, time, rank, attempt, name, norm, absmax, nonfinite. Empty without `watch(blackbox=True)`.
+        Those before a spike, a non-finite value or a stall are there too, and on the node of a rank that still runs
+        its own. Which steps there are is what `watch(blackbox=)` says.
+
+        Columns: step, time, rank, attempt, name, norm, absmax, nonfinite (on an accelerator 1 for any), and skipped:
+        whether a gradient scaler left the step out.
         """
         return blackbox.table(self._streams())
+
+    def blackbox_files(self) -> list[Left]:
+        """The files behind `blackbox`, with Python stacks and the dumps of PyTorch's flight recorder."""
+        return blackbox.left(self._streams())
 
     # -- inside -------------------------------------------------------------------------------------------------------
 

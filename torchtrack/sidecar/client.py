@@ -60,6 +60,8 @@ class Sidecar:
         self._start_at = 0.0
         self._starter: subprocess.Popen[bytes] | None = None
         self._closed = not supported()
+        self.is_there = False
+        """Whether the last call found one."""
 
     def register(self, stream: str, uid: str, pid: int, *, rank: int = 0, world_size: int = 1) -> bool:
         """Have the process behind a stream watched. Starts a sidecar if there is none.
@@ -84,6 +86,10 @@ class Sidecar:
         """The run has ended in this process: no more heartbeats; how the process exits is still recorded."""
         return self._call({"do": "ended", "stream": stream, "reason": reason}, start=False)
 
+    def keep(self, stream: str, why: str) -> bool:
+        """Have the last steps of this node's ranks of the stream's run kept, for a reason such as "spike-120"."""
+        return self._call({"do": "keep", "stream": stream, "why": why}, start=False)
+
     def close(self) -> None:
         """Make every later call do nothing."""
         self._closed = True
@@ -99,6 +105,7 @@ class Sidecar:
         except (OSError, subprocess.SubprocessError):
             done = False
         self.errors += not done
+        self.is_there = done
         return done
 
     def _until(self, deadline: float, request: dict[str, object], *, start: bool) -> bool:

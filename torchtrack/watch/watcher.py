@@ -311,6 +311,8 @@ class Watcher:
                 rank. False: the step is neither counted nor sampled.
         """
         self._trains = trains
+        if self.blackbox is not None:
+            self.blackbox.trains = trains
 
     def trains(self) -> bool:
         """Whether the step under way is part of the training, as far as `only_while` was told."""
