@@ -95,10 +95,10 @@ def trainer(steps: int, callback: TorchtrackCallback | None, *, resume: bool, **
 
 def in_other_ways() -> None:
     once: dict[str, Any] = {"resume": False, "eval_strategy": "no", "save_strategy": "no"}
-    compiled = {"torch_compile": True, "torch_compile_backend": "aot_eager"}
+    compiled: dict[str, Any] = {"torch_compile": True, "torch_compile_backend": "aot_eager"}
     trainer(STEPS, TorchtrackCallback("compiled", watch=WATCH, dir=RUNS), **once, **compiled)
     torchtrack.finish()
-    finding = {"auto_find_batch_size": True, "per_device_train_batch_size": BATCH + 1}
+    finding: dict[str, Any] = {"auto_find_batch_size": True, "per_device_train_batch_size": BATCH + 1}
     trainer(STEPS, TorchtrackCallback("finding", watch=WATCH, dir=RUNS), **once, **finding)
     torchtrack.finish()
 
