@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import contextlib
 import logging
 import os
 import sys
@@ -269,12 +270,26 @@ def _at_exit() -> None:
             run._end("exit", None)
     sys.meta_path.remove(_NoLatePandas)
     _process.runs.clear()
+    if uncaught and type(error) is KeyboardInterrupt:
+        _stay_interrupted(error)
+
+
+def _stay_interrupted(error: KeyboardInterrupt) -> None:
+    """Let the process end as Ctrl-C ends it, by SIGINT.
+
+    Python does so if the last text that it ran ended by an uncaught KeyboardInterrupt. It forgets the script's when a
+    module runs text meanwhile, as `namedtuple` and `dataclass` do while one is imported.
+    """
+    trace = error.__traceback__
+    if trace is not None and trace.tb_frame.f_back is None:  # the script's, not that of a cell in a notebook
+        with contextlib.suppress(KeyboardInterrupt):
+            exec("raise KeyboardInterrupt")  # noqa: S102
 
 
 class _NoLatePandas:
     """A finder that refuses pandas, which Arrow loads with the first column it makes.
 
-    While a process ends that can fail, costs time, and changes the exit code that Ctrl-C leaves.
+    While a process ends that can fail, and costs time.
     """
 
     @staticmethod
