@@ -37,6 +37,11 @@ class HeldRows(Rows):
         self._newest: tuple[int, Mapping[str, Any]] = (0, _NOTHING)
         self._fetched: dict[records.Table, int] = {}
 
+    @property
+    def number(self) -> int:
+        """The stream's number in the store."""
+        return self._number
+
     def tell(self, stream: int, record: Mapping[str, Any]) -> None:
         """Give the newest record, which the next poll takes; without one the stream is gone."""
         self._newest = stream, record

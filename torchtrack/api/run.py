@@ -428,6 +428,10 @@ class Run:
         """
         return blackbox.table(self._streams())
 
+    def streams(self) -> list[Rows]:
+        """The ranks' streams by attempt and rank; where two tell of the same thing, the later in this order wins."""
+        return self._streams()
+
     # -- inside -------------------------------------------------------------------------------------------------------
 
     def _sync(self) -> list[Rows]:
