@@ -85,7 +85,27 @@ def test_what_was_never_recorded_is_an_empty_map(two_ranks: MetricsStore) -> Non
 
 
 @pytest.mark.parametrize(
-    "glob", ["*", "layers.*.weight", "a?c", "[ab].w", "[!a].w", "a[", "a.b", "w(1)|x", "日*", "a\nb", "]", "[]a]x"]
+    "glob",
+    [
+        "*",
+        "layers.*.weight",
+        "a?c",
+        "[ab].w",
+        "[!a].w",
+        "a[",
+        "a.b",
+        "w(1)|x",
+        "日*",
+        "a\nb",
+        "]",
+        "[]a]x",
+        "[z-a]",
+        "[^a].w",
+        "[!z-a].w",
+        "[a-c]bc",
+        "[a-]",
+        "[!]a]x",
+    ],
 )
 def test_a_pattern_finds_in_the_store_what_it_finds_in_a_folder(glob: str) -> None:
     names = [
@@ -105,6 +125,10 @@ def test_a_pattern_finds_in_the_store_what_it_finds_in_a_folder(glob: str) -> No
         "ax",
         "]x",
     ]
-    pattern = re.compile(re.sub(r"\\x\{([0-9a-f]+)\}", lambda m: re.escape(chr(int(m[1], 16))), glob_pattern(glob)))
+    pattern = re.compile(re.sub(r"\\x\{([0-9a-fA-F]+)\}", _character, glob_pattern(glob)))
 
     assert [n for n in names if pattern.match(n)] == [n for n in names if fnmatch.fnmatchcase(n, glob)]
+
+
+def _character(escape: re.Match[str]) -> str:
+    return "\\U" + escape[1].rjust(8, "0")

@@ -428,6 +428,12 @@ class Run:
         """
         return blackbox.table(self._streams())
 
+    @property
+    def version(self) -> tuple[int, ...]:
+        """Another one whenever something new was recorded."""
+        self._sync()
+        return self._version
+
     def streams(self) -> list[Rows]:
         """The ranks' streams by attempt and rank; where two tell of the same thing, the later in this order wins."""
         return self._streams()

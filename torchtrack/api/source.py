@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final, Protocol
 
+from torchtrack.api.remote import Server
 from torchtrack.api.run import Run
 from torchtrack.api.streams import Names, Rows, StreamRows
 from torchtrack.errors import RunNotFoundError
@@ -197,23 +198,27 @@ class Api:
     """Reads runs, also while they are being written.
 
     Args:
-        source: a folder of runs (the `dir` of `init`), one run's folder, or a single `.ttj` or `.ttg` file.
+        source: a folder of runs (the `dir` of `init`), one run's folder, a single `.ttj` or `.ttg` file, or the URL
+            of a server, whose key is read from `TORCHTRACK_API_KEY`.
 
     Raises:
-        ValueError: the source is a URL.
+        ValueError: the source is a URL other than `http://` or `https://`.
         FileNotFoundError: there is no such file or folder.
     """
 
     def __init__(self, source: str | os.PathLike[str]) -> None:
+        self._runs: dict[str, Run] = {}
         if "://" in str(source):
-            raise ValueError(f"{source}: reading from a server comes with a later version; give the folder of the runs")
+            if not str(source).startswith(("http://", "https://")):
+                raise ValueError(f"{source}: give a folder of runs, or the http:// or https:// address of a server")
+            self._source = Source(Server(str(source)).shelf())
+            return
         path = Path(source)
         if not path.exists():
             raise FileNotFoundError(
                 f"{path}: no such folder; runs are written to `dir` of init, TORCHTRACK_DIR, or ./torchtrack-runs"
             )
         self._source = Source(Folder(path))
-        self._runs: dict[str, Run] = {}
 
     @classmethod
     def of(cls, source: Source) -> Api:

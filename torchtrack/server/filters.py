@@ -120,7 +120,7 @@ _WORDS: Final = {
 
 
 def _explain(text: str, error: lark.UnexpectedInput) -> str:
-    at = len(text) if isinstance(error, lark.exceptions.UnexpectedEOF) else max(0, error.pos_in_stream)
+    at = len(text) if isinstance(error, lark.exceptions.UnexpectedEOF) else int(error.column) - 1
     names = getattr(error, "allowed", None) or getattr(error, "expected", None) or ()
     expected = sorted(
         {_WORDS[str(getattr(name, "name", name))] for name in names if str(getattr(name, "name", name)) in _WORDS}

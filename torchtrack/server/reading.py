@@ -1,0 +1,110 @@
+"""The runs of the store for those who answer questions: found by name, told apart by project, summed up in rows."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, Final, Literal
+
+from torchtrack.api.run import Run
+from torchtrack.api.source import Api
+from torchtrack.server.metrics import MetricsStore
+from torchtrack.server.placement import Placed, placed
+from torchtrack.server.series import Item
+from torchtrack.server.stored import open_source
+
+FIELDS: Final = (
+    "uid",
+    "id",
+    "name",
+    "project",
+    "group",
+    "job_type",
+    "tags",
+    "notes",
+    "state",
+    "created",
+    "duration_s",
+    "world_size",
+    "attempts",
+    "last_step",
+    "config",
+    "summary",
+)
+"""What a row of the table of runs has, and what it can be filtered by."""
+_ENDED: Final = ("finished", "failed", "killed", "crashed")
+
+
+class Reader:
+    """Answers for several threads; what it knows of runs is brought up to date when it is asked.
+
+    Args:
+        store: where the rows are.
+        batch: the Indexer's counter, so that nothing is looked up while nothing has changed; None: always look.
+    """
+
+    def __init__(self, store: MetricsStore, batch: Callable[[], int] | None = None) -> None:
+        self.store = store
+        self.batch = batch or (lambda: -1)
+        self._api = Api.of(open_source(store, batch))
+        self._lock = threading.RLock()
+        self._rows: dict[str, tuple[Any, dict[str, Any]]] = {}
+
+    @contextmanager
+    def run(self, name: str) -> Iterator[Run]:
+        """A run by uid, or whatever else `Api.run` takes; no other thread reads runs meanwhile.
+
+        Raises:
+            RunNotFoundError: there is none.
+        """
+        with self._lock:
+            yield self._api.run(name)
+
+    def placed(self, name: str) -> tuple[str, list[Placed]]:
+        """The uid and the streams of a run.
+
+        Raises:
+            RunNotFoundError: there is none.
+        """
+        with self.run(name) as run:
+            return run.uid, self.where(run)
+
+    def items(self, name: str, metric: str, rank: int | Literal["mean", "all"]) -> list[Item]:
+        """The lines of a metric of a run: one, or one a rank."""
+        uid, streams = self.placed(name)
+        if rank == "all":
+            each = sorted({one.rank for one in streams})
+            return [Item(uid, metric, n, tuple(one for one in streams if one.rank == n)) for n in each]
+        return [Item(uid, metric, rank, tuple(one for one in streams if rank in ("mean", one.rank)))]
+
+    def rows(self, project: str | None = None) -> list[dict[str, Any]]:
+        """A row for each run, newest first, with the keys of `FIELDS`."""
+        with self._lock:
+            rows = [self.row(run) for run in self._api.runs()]
+        return [row for row in rows if project in (None, row["project"])]
+
+    def where(self, run: Run) -> list[Placed]:
+        """The streams of a run."""
+        return placed(self.store, run)
+
+    def row(self, run: Run) -> dict[str, Any]:
+        """A run as a row of the table."""
+        version = run.version
+        known = self._rows.get(run.uid)
+        if known is not None and known[0] == version:
+            if known[1]["state"] not in _ENDED:
+                known[1]["state"] = run.state  # time alone may have changed it
+            return known[1]
+        row = {name: _FIELDS[name](run) for name in FIELDS}
+        self._rows[run.uid] = version, row
+        return row
+
+
+_FIELDS: Final[Mapping[str, Callable[[Run], Any]]] = {
+    **{name: lambda run, name=name: getattr(run, name) for name in FIELDS},  # type: ignore[misc]
+    "tags": lambda run: list(run.tags),
+    "created": lambda run: run.created.isoformat(),
+    "duration_s": lambda run: run.duration.total_seconds(),
+    "attempts": lambda run: len(run.attempts),
+}
