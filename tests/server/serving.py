@@ -11,7 +11,9 @@ from typing import Any
 
 import urllib3
 import uvicorn
+from fastapi import APIRouter
 
+from torchtrack.server.catalog import Catalog
 from torchtrack.server.indexer import Indexer
 from torchtrack.server.metrics import MetricsStore
 from torchtrack.server.worker import create_app
@@ -43,9 +45,13 @@ class Client:
 
 
 @contextmanager
-def serving(store: MetricsStore, runs: Path) -> Iterator[Client]:
+def serving(
+    store: MetricsStore, runs: Path, catalog: Catalog | None = None, more: APIRouter | None = None
+) -> Iterator[Client]:
     """A server that follows a folder; everything in it is there from the start."""
-    app = create_app(store, runs)
+    app = create_app(store, runs, catalog)
+    if more is not None:
+        app.include_router(more, prefix="/api/v1")
     server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="warning", lifespan="on"))
     app.state.indexer.poll(everything=True)
     thread = threading.Thread(target=server.run, name="uvicorn")

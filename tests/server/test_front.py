@@ -5,21 +5,25 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import signal
 import threading
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
 
-import pytest
 import urllib3
 import uvicorn
 from fastapi import FastAPI
+from fastapi.routing import APIRoute
 
 from tests.api.journals import UID
 from tests.server.samples import Make, facts, write_runs
 from torchtrack import Api
+from torchtrack.server import live, query
 from torchtrack.server.front import Worker, router
+from torchtrack.server.metrics import MetricsStore
+from torchtrack.server.reading import Reader
 from torchtrack.server.worker import install
 
 
@@ -90,10 +94,18 @@ class Pool:
         self.pool.clear()
 
 
-@pytest.mark.parametrize("method", ["PUT", "DELETE", "PATCH"])
-def test_nothing_that_changes_anything_reaches_the_worker(method: str) -> None:
+def test_the_front_passes_on_all_that_the_worker_answers_and_no_more(store: MetricsStore) -> None:
+    reader = Reader(store)
+    each = [route for module in (query, live) for route in module.router(reader).routes]
+    answered = {(method, route.path) for route in each if isinstance(route, APIRoute) for method in route.methods or ()}
     worker = Worker(Path("nowhere"))
-    allowed = {m for route in router(worker).routes for m in getattr(route, "methods", ())}
+    mine = [route for route in router(worker).routes if isinstance(route, APIRoute)]
+    passed = [(method, route.path_regex) for route in mine for method in route.methods or ()]
     worker._folder.cleanup()
 
-    assert method not in allowed
+    for method, path in answered:
+        example = re.sub(r"\{\w+\}", "x", path)
+        assert any(m == method and pattern.match(example) for m, pattern in passed), (method, path)
+    assert {method for method, _ in passed} == {"GET", "POST"}
+    assert not any(method == "POST" and pattern.match("/runs/x/restore") for method, pattern in passed)
+    assert len(answered) > 10

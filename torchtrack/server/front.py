@@ -27,19 +27,20 @@ from fastapi.responses import StreamingResponse
 from torchtrack.server.problems import ApiError
 
 MODULE: Final = "torchtrack.server.worker"
-PATHS: Final = (
-    "/projects",
-    "/projects/{rest:path}",
-    "/runs/{rest:path}",
-    "/compare",
-    "/series",
-    "/heatmap",
-    "/histogram",
-    "/streams",
-    "/streams/{stream}/{table}",
-    "/live",
+ROUTES: Final = (
+    ("GET", "/projects"),
+    ("POST", "/projects/{project}/runs/query"),
+    ("GET", "/projects/{project}/keys"),
+    ("GET", "/runs/{rest:path}"),
+    ("GET", "/compare"),
+    ("POST", "/series"),
+    ("POST", "/heatmap"),
+    ("POST", "/histogram"),
+    ("GET", "/streams"),
+    ("GET", "/streams/{stream}/{table}"),
+    ("GET", "/live"),
 )
-"""What the worker answers; of these, `GET` and `POST` that only read."""
+"""What the worker answers; all of it only reads."""
 FIRST_PAUSE_S: Final = 0.2
 LONGEST_PAUSE_S: Final = 30.0
 STOP_S: Final = 10.0
@@ -55,14 +56,18 @@ class Worker:
         runs: the folder of runs it follows.
         index: where its index lies; None: in the user's cache.
         dsn: a ClickHouse server instead.
+        catalog: the URL of what people typed.
     """
 
-    def __init__(self, runs: Path, index: Path | None = None, dsn: str | None = None) -> None:
+    def __init__(
+        self, runs: Path, index: Path | None = None, dsn: str | None = None, catalog: str | None = None
+    ) -> None:
         self._folder = tempfile.TemporaryDirectory(prefix="torchtrack-")  # 0700; a socket's name must be short
         self.socket = Path(self._folder.name) / "worker"
         self._command = [sys.executable, "-m", MODULE, "--runs", str(runs), "--socket", str(self.socket)]
         self._command += ["--index", str(index)] if index else []
         self._command += ["--dsn", dsn] if dsn else []
+        self._command += ["--catalog", catalog] if catalog else []
         self._task: asyncio.Task[None] | None = None
         self.process: asyncio.subprocess.Process | None = None
         self.starts = 0
@@ -150,6 +155,6 @@ async def _pieces(answer: httpx.Response) -> AsyncIterator[bytes]:
 def router(worker: Worker) -> APIRouter:
     """The routes that the worker answers."""
     routes = APIRouter(tags=["query"])
-    for path in PATHS:
-        routes.add_api_route(path, worker.ask, methods=["GET", "POST"], include_in_schema=False)
+    for method, path in ROUTES:
+        routes.add_api_route(path, worker.ask, methods=[method], include_in_schema=False)
     return routes

@@ -109,6 +109,7 @@ def router(reader: Reader) -> APIRouter:
     routes = APIRouter(tags=["query"])
     _about_runs(routes, reader)
     _of_a_run(routes, reader)
+    _exports(routes, reader)
     _charts(routes, reader)
     _for_scripts(routes, reader)
     return routes
@@ -210,6 +211,8 @@ def _of_a_run(routes: APIRouter, reader: Reader) -> None:
         more = after + limit < rows.num_rows
         return {"n": rows.num_rows, "lines": jsonable(page.to_pylist()), "after": after + limit if more else None}
 
+
+def _exports(routes: APIRouter, reader: Reader) -> None:
     @routes.get("/runs/{uid}/history")
     def history(
         uid: Uid,

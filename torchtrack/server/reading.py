@@ -9,6 +9,8 @@ from typing import Any, Final, Literal
 
 from torchtrack.api.run import Run
 from torchtrack.api.source import Api
+from torchtrack.errors import RunNotFoundError
+from torchtrack.server.catalog import Catalog, overlaid
 from torchtrack.server.metrics import MetricsStore
 from torchtrack.server.placement import Placed, placed
 from torchtrack.server.series import Item
@@ -31,6 +33,8 @@ FIELDS: Final = (
     "last_step",
     "config",
     "summary",
+    "archived",
+    "colour",
 )
 """What a row of the table of runs has, and what it can be filtered by."""
 _ENDED: Final = ("finished", "failed", "killed", "crashed")
@@ -42,10 +46,14 @@ class Reader:
     Args:
         store: where the rows are.
         batch: the Indexer's counter, so that nothing is looked up while nothing has changed; None: always look.
+        catalog: what people typed, which wins over what runs say.
     """
 
-    def __init__(self, store: MetricsStore, batch: Callable[[], int] | None = None) -> None:
+    def __init__(
+        self, store: MetricsStore, batch: Callable[[], int] | None = None, catalog: Catalog | None = None
+    ) -> None:
         self.store = store
+        self._catalog = catalog
         self.batch = batch or (lambda: -1)
         self._api = Api.of(open_source(store, batch))
         self._lock = threading.RLock()
@@ -56,10 +64,13 @@ class Reader:
         """A run by uid, or whatever else `Api.run` takes; no other thread reads runs meanwhile.
 
         Raises:
-            RunNotFoundError: there is none.
+            RunNotFoundError: there is none, or it was deleted.
         """
         with self._lock:
-            yield self._api.run(name)
+            run = self._api.run(name)
+            if self._catalog is not None and run.uid in self._catalog.deleted():
+                raise RunNotFoundError(f"run {run.uid} was deleted")
+            yield run
 
     def placed(self, name: str) -> tuple[str, list[Placed]]:
         """The uid and the streams of a run.
@@ -81,7 +92,10 @@ class Reader:
     def rows(self, project: str | None = None) -> list[dict[str, Any]]:
         """A row for each run, newest first, with the keys of `FIELDS`."""
         with self._lock:
-            rows = [self.row(run) for run in self._api.runs()]
+            rows = [self._row(run) for run in self._api.runs()]
+        if self._catalog is not None:
+            deleted, edits = self._catalog.deleted(), self._catalog.edits()
+            rows = [overlaid(row, edits.get(row["uid"], {})) for row in rows if row["uid"] not in deleted]
         return [row for row in rows if project in (None, row["project"])]
 
     def where(self, run: Run) -> list[Placed]:
@@ -90,6 +104,10 @@ class Reader:
 
     def row(self, run: Run) -> dict[str, Any]:
         """A run as a row of the table."""
+        edits = {} if self._catalog is None else self._catalog.edits([run.uid]).get(run.uid, {})
+        return overlaid(self._row(run), edits)
+
+    def _row(self, run: Run) -> dict[str, Any]:
         version = run.version
         known = self._rows.get(run.uid)
         if known is not None and known[0] == version:
@@ -107,4 +125,6 @@ _FIELDS: Final[Mapping[str, Callable[[Run], Any]]] = {
     "created": lambda run: run.created.isoformat(),
     "duration_s": lambda run: run.duration.total_seconds(),
     "attempts": lambda run: len(run.attempts),
+    "archived": lambda run: False,  # noqa: ARG005  # people alone say so
+    "colour": lambda run: None,  # noqa: ARG005
 }

@@ -25,6 +25,7 @@ from fastapi.responses import JSONResponse
 
 from torchtrack.errors import RunNotFoundError, StoreError
 from torchtrack.server import live, query
+from torchtrack.server.catalog import Catalog
 from torchtrack.server.filters import FilterError
 from torchtrack.server.indexer import Indexer
 from torchtrack.server.metrics import MetricsStore
@@ -45,15 +46,16 @@ def index_folder(runs: Path) -> Path:
     return cache / "torchtrack" / "index" / hashlib.sha256(str(runs.resolve()).encode()).hexdigest()[:16]
 
 
-def create_app(store: MetricsStore, runs: Path) -> FastAPI:
+def create_app(store: MetricsStore, runs: Path, catalog: Catalog | None = None) -> FastAPI:
     """The application: follows a folder of runs while it is up, and answers from the store.
 
     Args:
         store: where the rows go; closed at the end.
         runs: the folder of runs.
+        catalog: what people typed, which is only read.
     """
     indexer = Indexer(runs, store)
-    reader = Reader(store, lambda: indexer.batch)
+    reader = Reader(store, lambda: indexer.batch, catalog)
     stop = threading.Event()
 
     @contextlib.asynccontextmanager
@@ -134,13 +136,15 @@ def _follow(indexer: Indexer, stop: threading.Event) -> None:
 @click.option("--runs", type=click.Path(path_type=Path, file_okay=False), required=True, help="The folder of runs.")
 @click.option("--index", type=click.Path(path_type=Path), help="Where the index lies; by default in the user's cache.")
 @click.option("--dsn", help="A ClickHouse server instead: clickhouse://user:password@host:port.")
+@click.option("--catalog", help="What people typed: a URL of SQLAlchemy's.")
 @click.option("--socket", "path", type=click.Path(path_type=Path), required=True, help="The Unix socket to listen on.")
-def main(runs: Path, index: Path | None, dsn: str | None, path: Path) -> None:
+def main(runs: Path, index: Path | None, dsn: str | None, catalog: str | None, path: Path) -> None:
     """Index a folder of runs and answer questions about it."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
     store = MetricsStore(dsn) if dsn else MetricsStore.in_folder(index or index_folder(runs))
     os.umask(0o077)
-    uvicorn.run(create_app(store, runs), uds=str(path), log_level="warning", lifespan="on")
+    app = create_app(store, runs, Catalog(catalog) if catalog else None)
+    uvicorn.run(app, uds=str(path), log_level="warning", lifespan="on")
 
 
 if __name__ == "__main__":
