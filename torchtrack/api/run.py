@@ -434,6 +434,12 @@ class Run:
         self._sync()
         return self._version
 
+    def release(self) -> None:
+        """Forget rows that lie in a store; they are fetched again when asked for."""
+        for stream in self._streams():
+            stream.release()
+        self._cache.clear()
+
     def streams(self) -> list[Rows]:
         """The ranks' streams by attempt and rank; where two tell of the same thing, the later in this order wins."""
         return self._streams()

@@ -72,6 +72,7 @@ class Source:
         self._groups: dict[str, list[Rows]] = {}
         self._aliases: dict[str, str] = {}
         self._still = False
+        self._nodes: tuple[dict[str, dict[str, Any]], dict[str, int]] | None = None  # as of a still moment
 
     @contextmanager
     def still(self) -> Iterator[dict[str, list[Rows]]]:
@@ -82,6 +83,7 @@ class Source:
             yield groups
         finally:
             self._still = before
+            self._nodes = self._nodes if before else None
 
     def refresh_all(self) -> dict[str, list[Rows]]:
         """Look for new streams and new frames everywhere; the streams of each run by uid."""
@@ -114,7 +116,9 @@ class Source:
 
     def state(self, streams: Sequence[Rows]) -> State:
         """What became of the processes that wrote some rank streams."""
-        exits, beats = self._node_records()
+        exits, beats = self._nodes or self._node_records()
+        if self._still:
+            self._nodes = exits, beats
         facts = []
         for stream in streams:
             if stream.parent:
@@ -237,7 +241,8 @@ class Api:
         """
         with self._source.still() as groups:
             found = [self._run(uid) for uid in groups]
-            kept = [run for run in found if project in (None, run.project) and _matches(run, filters or {})]
+            mine = [run for run in found if project is None or run.project == project]
+            kept = [run for run in mine if _matches(run, filters or {})]
             return sorted(kept, key=lambda run: (run.created, run.uid), reverse=True)
 
     def run(self, name: str) -> Run:

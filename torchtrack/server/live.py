@@ -37,7 +37,7 @@ def router(reader: Reader) -> APIRouter:
         if poll is not None:
             return JSONResponse(await run_in_threadpool(changed, reader, poll), headers=_HEADERS)
         known = last_event_id if last_event_id and last_event_id.isdecimal() else None
-        since = min(int(known), _FAR) if known else reader.batch()
+        since = min(int(known), _FAR) if known else max(0, reader.batch())
         return StreamingResponse(events(reader, since), media_type="text/event-stream", headers=_HEADERS)
 
     return routes

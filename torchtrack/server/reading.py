@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, Final, Literal
@@ -37,6 +38,8 @@ FIELDS: Final = (
     "colour",
 )
 """What a row of the table of runs has, and what it can be filtered by."""
+HELD_RUNS: Final = 16
+"""Runs whose rows stay in memory once they were asked for."""
 _ENDED: Final = ("finished", "failed", "killed", "crashed")
 
 
@@ -55,7 +58,9 @@ class Reader:
         self.store = store
         self._catalog = catalog
         self.batch = batch or (lambda: -1)
-        self._api = Api.of(open_source(store, batch))
+        self._source = open_source(store, batch)
+        self._api = Api.of(self._source)
+        self._held: OrderedDict[str, Run] = OrderedDict()
         self._lock = threading.RLock()
         self._rows: dict[str, tuple[Any, dict[str, Any]]] = {}
 
@@ -70,7 +75,17 @@ class Reader:
             run = self._api.run(name)
             if self._catalog is not None and run.uid in self._catalog.deleted():
                 raise RunNotFoundError(f"run {run.uid} was deleted")
-            yield run
+            try:
+                yield run
+            finally:
+                self._hold(run)
+
+    def _hold(self, run: Run) -> None:
+        """Keep the rows of the runs that were asked for last, and no others."""
+        self._held[run.uid] = run
+        self._held.move_to_end(run.uid)
+        while len(self._held) > HELD_RUNS:
+            self._held.popitem(last=False)[1].release()
 
     def placed(self, name: str) -> tuple[str, list[Placed]]:
         """The uid and the streams of a run.
@@ -91,7 +106,7 @@ class Reader:
 
     def rows(self, project: str | None = None) -> list[dict[str, Any]]:
         """A row for each run, newest first, with the keys of `FIELDS`."""
-        with self._lock:
+        with self._lock, self._source.still():
             rows = [self._row(run) for run in self._api.runs()]
         if self._catalog is not None:
             deleted, edits = self._catalog.deleted(), self._catalog.edits()
@@ -116,6 +131,8 @@ class Reader:
             return known[1]
         row = {name: _FIELDS[name](run) for name in FIELDS}
         self._rows[run.uid] = version, row
+        if run.uid not in self._held:
+            run.release()
         return row
 
 
