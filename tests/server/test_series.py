@@ -16,7 +16,7 @@ from torchtrack.server import stored
 from torchtrack.server.answers import Answer
 from torchtrack.server.indexer import Indexer
 from torchtrack.server.metrics import MetricsStore
-from torchtrack.server.placement import placed
+from torchtrack.server.placement import Placed, placed
 from torchtrack.server.series import Item, Span, bucket_width, series
 
 
@@ -126,3 +126,24 @@ def test_lines_of_many_runs_share_one_grid_and_one_export(runs: Path, journal: M
     assert [len(column) for column in answer.columns.values()] == [len(answer.columns["x"])] * len(answer.columns)
     assert answer.table.num_rows == sum(run.history("loss").num_rows for run in source.runs())
     assert series(store, [], Span(None, None, 10)).columns["x"].size == 0
+
+
+def test_lines_that_share_streams_do_not_take_each_others_values(
+    runs: Path, journal: Make, store: MetricsStore
+) -> None:
+    write_runs(journal)
+    Indexer(runs, store).poll()
+    run = Api.of(stored.open_source(store)).run(UID)
+    where = placed(store, run)
+    of: dict[int, tuple[Placed, ...]] = {rank: tuple(one for one in where if one.rank == rank) for rank in (0, 1, 7)}
+    items = [Item(UID, "loss", 0, of[0]), Item(UID, "loss", "mean", tuple(where)), Item(UID, "tokens", 1, of[1])]
+    items += [Item(UID, "loss", 1, of[1]), Item(UID, "loss", 7, of[7]), Item(UID, "no such", 0, of[0])]
+    answer = series(store, items, Span(None, None, 1000))
+
+    for number, (metric, rank) in enumerate([("loss", 0), ("loss", "mean"), ("tokens", 1), ("loss", 1)]):
+        expected = run.history(metric, ranks=rank)[metric].to_pylist()  # type: ignore[arg-type]
+        line = answer.columns[f"last.{number}"]
+        np.testing.assert_allclose(line[~np.isnan(line)], expected, rtol=1e-6)
+    assert not answer.columns["count.4"].any()
+    assert not answer.columns["count.5"].any()
+    assert series(store, items[4:5], Span(None, None, 1000)).columns["x"].size == 0

@@ -10,7 +10,7 @@ import io
 import json
 import math
 import struct
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final, Literal
 
@@ -34,11 +34,16 @@ _TYPES: Final = {
 
 @dataclass(frozen=True)
 class Answer:
-    """Columns for a chart, and the same as a table for people who export it."""
+    """Columns for a chart, and how to make a table of the same for people who export it."""
 
     columns: Mapping[str, npt.NDArray[Any]]
-    table: pa.Table
+    make_table: Callable[[], pa.Table]
     header: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def table(self) -> pa.Table:
+        """The table."""
+        return self.make_table()
 
     def response(self, format: Format) -> Response:  # noqa: A002
         """The answer in a format."""

@@ -117,10 +117,11 @@ def _survey(store: MetricsStore, window: Window, parameters: dict[str, Any]) -> 
     They do if each tells of a whole tensor, a tensor is written by one rank, a sample has one step on all ranks, and no
     (attempt, sample) comes twice.
     """
+    attempt = f"{_ATTEMPT}, " if len(set(parameters["attempts"])) > 1 else ""
     found = store.query(
         "SELECT min(first) AS low, max(final) AS high, sum(number) AS n, "
         "max(number > samples OR parts > 0 OR ranks > 1) AS odd FROM (SELECT name, min(step) AS first, "
-        f"max(step) AS final, count() AS number, uniqExact({_ATTEMPT}, sample) AS samples, "
+        f"max(step) AS final, count() AS number, uniqExact({attempt}sample) AS samples, "
         f"countIf(count != numel) AS parts, uniqExact({lookup('ranks')}) AS ranks {_where(window)} GROUP BY name)",
         **parameters,
     ).to_pylist()[0]
@@ -156,7 +157,7 @@ def heatmap(
     aggregate = "argMax(v, abs(v))" if pool == "max" else "avg(v)"
     if not plain:
         rows = _pooled(_exact(run, window), stat, width, pool)
-        return _map(sorted(set(rows["name"].to_pylist())), np.unique(rows["bucket"].to_numpy()), rows, width, norm)
+        return _map(sorted(rows["name"].unique().to_pylist()), np.unique(rows["bucket"].to_numpy()), rows, width, norm)
     rows = store.query(
         f"SELECT name, {_BUCKET}, {aggregate} AS value, count() AS samples, max(bad) AS bad "
         f"FROM (SELECT name, step, nans + pos_infs + neg_infs > 0 AS bad, "
@@ -164,7 +165,7 @@ def heatmap(
         width=width,
         **parameters,
     )
-    names = sorted(set(rows["name"].to_pylist()))
+    names = sorted(rows["name"].unique().to_pylist())
     return _map(names, np.unique(rows["bucket"].to_numpy()), rows, width, norm)
 
 
@@ -207,8 +208,10 @@ def _map(names: Sequence[str], grid: npt.NDArray[np.int64], rows: pa.Table, widt
     cells = np.full((len(names), len(grid)), np.nan)
     flags = np.full(cells.shape, MISSING, np.uint8)
     if rows.num_rows:
+        encoded = rows["name"].combine_chunks()
+        encoded = encoded if pa.types.is_dictionary(encoded.type) else encoded.dictionary_encode()
         place = {name: at for at, name in enumerate(names)}
-        row = np.array([place[name] for name in rows["name"].to_pylist()])
+        row = np.array([place.get(name, -1) for name in encoded.dictionary.to_pylist()])[encoded.indices.to_numpy()]
         column = np.searchsorted(grid, rows["bucket"].to_numpy())
         cells[row, column] = rows["value"].to_numpy()
         bad = rows["bad"].to_numpy().astype(np.uint8)
@@ -216,14 +219,18 @@ def _map(names: Sequence[str], grid: npt.NDArray[np.int64], rows: pa.Table, widt
     if norm == "median":
         cells = _against_median(cells)
     x = grid * width
-    table = pa.table(
-        {
-            "name": pa.array(np.repeat(np.array(names, object), len(grid)).tolist(), pa.string()),
-            "step": pa.array(np.tile(x, len(names)), pa.int64()),
-            "value": pa.array(cells.ravel()),
-            "flags": pa.array(flags.ravel()),
-        }
-    )
+
+    def table() -> pa.Table:
+        name = pa.array(np.repeat(np.arange(len(names), dtype=np.int32), len(grid)))
+        return pa.table(
+            {
+                "name": pa.DictionaryArray.from_arrays(name, pa.array(list(names), pa.string())),
+                "step": pa.array(np.tile(x, len(names)), pa.int64()),
+                "value": pa.array(cells.ravel()),
+                "flags": pa.array(flags.ravel()),
+            }
+        )
+
     columns: dict[str, npt.NDArray[Any]] = {
         "x": x.astype(np.float64),
         "cells": cells.astype(np.float32).ravel(),
@@ -275,9 +282,11 @@ def histogram(store: MetricsStore, run: Run, streams: Sequence[Placed], window: 
 
 def _counts(grid: npt.NDArray[np.int64], cells: npt.NDArray[np.uint64], width: int) -> Answer:
     x = grid * width
-    column, bucket = np.nonzero(cells)
-    table = pa.table(
-        {"step": pa.array(x[column], pa.int64()), "bucket": pa.array(bucket), "count": pa.array(cells[column, bucket])}
-    )
+
+    def table() -> pa.Table:
+        column, bucket = np.nonzero(cells)
+        step = pa.array(x[column], pa.int64())
+        return pa.table({"step": step, "bucket": pa.array(bucket), "count": pa.array(cells[column, bucket])})
+
     columns: dict[str, npt.NDArray[Any]] = {"x": x.astype(np.float64), "counts": cells.ravel()}
     return Answer(columns, table, {"bucket": width, "shape": list(cells.shape)})

@@ -63,12 +63,13 @@ def arrays(streams: Sequence[Placed]) -> dict[str, Any]:
         "worlds": [one.world_size for one in streams],
         "stops": [one.stop for one in streams],
         "attempts": [one.attempt for one in streams],
+        "orders": list(range(len(streams))),
     }
 
 
-def lookup(name: str, type_: str = "Int64") -> str:
-    """SQL for the value of a stream in one of the arrays."""
-    return f"{{{name}:Array({type_})}}[indexOf({{streams:Array(UInt64)}}, stream)]"
+def lookup(name: str) -> str:
+    """SQL for the value of a stream in one of the arrays; a hash table for the engine."""
+    return f"transform(stream, {{streams:Array(UInt64)}}, {{{name}:Array(Int64)}}, toInt64(-1))"
 
 
 VISIBLE: Final = "stream IN {streams:Array(UInt64)} AND step < " + lookup("stops")

@@ -67,11 +67,30 @@ def series(store: MetricsStore, items: Sequence[Item], span: Span) -> Answer:
     if not items:
         return _answer([], np.zeros(0, np.int64), [], 1, raw=True)
     low, high, points = _extent(store, items, span)
-    width = bucket_width(low, high, span.pixels)
     raw = points <= RAW_POINTS * span.pixels
-    parts = [_line(store, item, span, 1 if raw else width) for item in items]
+    width = 1 if raw else bucket_width(low, high, span.pixels)
+    parts: list[dict[str, npt.NDArray[Any]]] = [{}] * len(items)
+    for lot in _lots(items):
+        for number, part in zip(lot, _lines(store, [items[i] for i in lot], span, width), strict=True):
+            parts[number] = part
     grid = np.unique(np.concatenate([part["x"] for part in parts]))
-    return _answer(items, grid, parts, 1 if raw else width, raw=raw)
+    return _answer(items, grid, parts, width, raw=raw)
+
+
+def _lots(items: Sequence[Item]) -> list[list[int]]:
+    """The lines in as few queries as can be: in one query, each stream belongs to one set of streams."""
+    lots: list[tuple[dict[int, tuple[Placed, ...]], list[int]]] = []
+    for number, item in enumerate(items):
+        fits = (
+            lot for lot in lots if all(lot[0].get(one.stream, item.streams) == item.streams for one in item.streams)
+        )
+        lot = next(fits, None)
+        if lot is None:
+            lot = ({}, [])
+            lots.append(lot)
+        lot[0].update((one.stream, item.streams) for one in item.streams)
+        lot[1].append(number)
+    return [members for _, members in lots]
 
 
 def bucket_width(low: int, high: int, pixels: int) -> int:
@@ -102,17 +121,33 @@ def _extent(store: MetricsStore, items: Sequence[Item], span: Span) -> tuple[int
     return min(found["low"].to_pylist()), max(found["high"].to_pylist()), max(found["points"].to_pylist())
 
 
-def _line(store: MetricsStore, item: Item, span: Span, width: int) -> dict[str, npt.NDArray[Any]]:
-    parameters = {"name": item.metric, "width": width, **arrays(item.streams)}
-    steps = _where(span)
+def _lines(store: MetricsStore, items: Sequence[Item], span: Span, width: int) -> list[dict[str, npt.NDArray[Any]]]:
+    """Lines of which each stream belongs to one set of streams: one query, and one more for each that needs it."""
+    sets = list(dict.fromkeys(item.streams for item in items))
+    streams = [one for each in sets for one in each]
     rows = store.query(
-        f"SELECT {_BUCKET} AS bucket, {_M4}, uniqExact(step) AS steps, countIf(partial) AS partials "
-        f"FROM (SELECT step, value AS v, partial {_FROM}{steps}) GROUP BY bucket ORDER BY bucket",
-        **parameters,
+        f"SELECT {lookup('sets')} AS owner, name, {_BUCKET} AS bucket, {_M4}, uniqExact(step) AS steps, "
+        "countIf(partial) AS partials FROM (SELECT stream, name, step, value AS v, partial FROM scalars "
+        f"WHERE {VISIBLE} AND name IN {{names:Array(String)}}{_where(span)}) "
+        "GROUP BY owner, name, bucket ORDER BY owner, name, bucket",
+        names=sorted({item.metric for item in items}),
+        width=width,
+        sets=[number for number, each in enumerate(sets) for _ in each],
+        **arrays(streams),
     )
+    names, owners = np.array(rows["name"].to_pylist(), object), rows["owner"].to_numpy()
+    found = []
+    for item in items:
+        mine = rows.filter(pa.array((owners == sets.index(item.streams)) & (names == item.metric)))
+        found.append(_line(store, item, span, width, mine))
+    return found
+
+
+def _line(store: MetricsStore, item: Item, span: Span, width: int, rows: pa.Table) -> dict[str, npt.NDArray[Any]]:
+    parameters = {"name": item.metric, "width": width, **arrays(item.streams)}
     single = rows["total"].equals(rows["steps"]) and (item.alone or not any(rows["partials"].to_pylist()))
     if not single:
-        source = _source(steps, single=False, alone=item.alone)
+        source = _source(_where(span), single=False, alone=item.alone)
         rows = store.query(
             f"SELECT {_BUCKET} AS bucket, {_M4} FROM ({source}) GROUP BY bucket ORDER BY bucket", **parameters
         )
@@ -133,7 +168,7 @@ def _source(steps: str, *, single: bool, alone: bool) -> str:
         return f"SELECT step, value AS v {_FROM}{steps}"
     by_rank = (
         f"SELECT step, {lookup('ranks')} AS r, argMax((value, reduce, partial, {lookup('worlds')}), "
-        f"(indexOf({{streams:Array(UInt64)}}, stream), seq, row)) AS said {_FROM}{steps} GROUP BY step, r"
+        f"({lookup('orders')}, seq, row)) AS said {_FROM}{steps} GROUP BY step, r"
     )
     whole = "" if alone else " HAVING n >= needed"
     return (
@@ -189,8 +224,7 @@ def _answer(
     raw: bool,
 ) -> Answer:
     columns: dict[str, npt.NDArray[Any]] = {"x": grid.astype(np.float64)}
-    tables = [_TABLE.empty_table()]
-    for number, (item, part) in enumerate(zip(items, parts, strict=True)):
+    for number, part in enumerate(parts):
         where = np.searchsorted(grid, part["x"])
         for name in VALUES:
             column = np.full(len(grid), np.nan, np.float32)
@@ -201,14 +235,18 @@ def _answer(
             counts = np.zeros(len(grid), np.uint32)
             counts[where] = part[name]
             columns[f"{name}.{number}"] = counts
-        tables.append(_long(item, part))
     header = {
         "items": [{"run": item.run, "metric": item.metric, "rank": item.rank} for item in items],
         "bucket": width,
         "raw": raw,
         "cursor": max((int(part["x"][-1]) for part in parts if len(part["x"])), default=None),
     }
-    return Answer(columns, pa.concat_tables(tables), header)
+
+    def table() -> pa.Table:
+        lines = [_long(item, part) for item, part in zip(items, parts, strict=True)]
+        return pa.concat_tables([_TABLE.empty_table(), *lines])
+
+    return Answer(columns, table, header)
 
 
 _TABLE: Final = pa.schema(
