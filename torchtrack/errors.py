@@ -6,6 +6,7 @@
     |-- NonFiniteError         a gradient was NaN or infinite and watch was told to raise (also an ArithmeticError)
     |-- JournalError           a journal cannot be read
     |   `-- FormatVersionError it was written by a newer torchtrack than this one
+    |-- ServerError            a server does not answer, or not as hoped; the message says what it said
     |-- StoreError             a server's store refused or failed; what it holds can be built anew from the journals
     `-- MissingDependencyError an optional package is needed; the message names the pip command (also an ImportError)
 
@@ -65,3 +66,7 @@ class MissingDependencyError(TorchtrackError, ImportError):
 
 class StoreError(TorchtrackError):
     """A store of the server refused or failed. It is a view: what it holds can be built anew from the journals."""
+
+
+class ServerError(TorchtrackError):
+    """A server does not answer, or refuses; the message says what it said."""

@@ -19,9 +19,9 @@ Make = Callable[..., RankJournal]
 OTHER = "ffee000011112222"
 
 
-def test_a_url_says_that_servers_come_later() -> None:
-    with pytest.raises(ValueError, match="comes with a later version"):
-        Api("https://example.org/team")
+def test_a_url_that_is_no_servers_says_what_one_is() -> None:
+    with pytest.raises(ValueError, match="http:// or https:// address"):
+        Api("s3://bucket/team")
 
 
 def test_a_folder_that_is_not_there_is_an_error(tmp_path: Path) -> None:

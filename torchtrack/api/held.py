@@ -37,6 +37,11 @@ class HeldRows(Rows):
         self._newest: tuple[int, Mapping[str, Any]] = (0, _NOTHING)
         self._fetched: dict[records.Table, int] = {}
 
+    @property
+    def number(self) -> int:
+        """The stream's number in the store."""
+        return self._number
+
     def tell(self, stream: int, record: Mapping[str, Any]) -> None:
         """Give the newest record, which the next poll takes; without one the stream is gone."""
         self._newest = stream, record
@@ -129,6 +134,7 @@ class Shelf:
         self._cursor = 0
         self._known: dict[Path, tuple[int, Mapping[str, Any]]] = {}
         self._open: dict[Path, HeldRows] = {}
+        self._folders: dict[Path, dict[Path, None]] = {}  # the streams of each run's folder
 
     def find(self, folder: Path | None = None) -> list[Path]:
         """The streams, or those in the folder of one run; what is known of all is brought up to date."""
@@ -140,12 +146,14 @@ class Shelf:
                 if self._known.get(path, (0,))[0] != number:
                     continue  # another stream has its place already
                 del self._known[path]
+                del self._folders[path.parent.parent][path]
                 record = _NOTHING
             else:
                 self._known[path] = number, record
+                self._folders.setdefault(path.parent.parent, {})[path] = None
             if path in self._open:
                 self._open[path].tell(number, record)
-        return [path for path in self._known if folder is None or path.parent.parent == folder]
+        return list(self._known if folder is None else self._folders.get(folder, ()))
 
     def open(self, path: Path, names: Names) -> HeldRows:
         """One of them."""

@@ -437,6 +437,22 @@ class Run:
         """The files behind `blackbox`, with Python stacks and the dumps of PyTorch's flight recorder."""
         return blackbox.left(self._streams())
 
+    @property
+    def version(self) -> tuple[int, ...]:
+        """Another one whenever something new was recorded."""
+        self._sync()
+        return self._version
+
+    def release(self) -> None:
+        """Forget rows that lie in a store; they are fetched again when asked for."""
+        for stream in self._streams():
+            stream.release()
+        self._cache.clear()
+
+    def streams(self) -> list[Rows]:
+        """The ranks' streams by attempt and rank; where two tell of the same thing, the later in this order wins."""
+        return self._streams()
+
     # -- inside -------------------------------------------------------------------------------------------------------
 
     def _sync(self) -> list[Rows]:

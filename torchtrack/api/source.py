@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final, Protocol
 
+from torchtrack.api.remote import Server
 from torchtrack.api.run import Run
 from torchtrack.api.streams import Names, Rows, StreamRows
 from torchtrack.errors import RunNotFoundError
@@ -71,6 +72,7 @@ class Source:
         self._groups: dict[str, list[Rows]] = {}
         self._aliases: dict[str, str] = {}
         self._still = False
+        self._nodes: tuple[dict[str, dict[str, Any]], dict[str, int]] | None = None  # as of a still moment
 
     @contextmanager
     def still(self) -> Iterator[dict[str, list[Rows]]]:
@@ -81,6 +83,7 @@ class Source:
             yield groups
         finally:
             self._still = before
+            self._nodes = self._nodes if before else None
 
     def refresh_all(self) -> dict[str, list[Rows]]:
         """Look for new streams and new frames everywhere; the streams of each run by uid."""
@@ -113,7 +116,9 @@ class Source:
 
     def state(self, streams: Sequence[Rows]) -> State:
         """What became of the processes that wrote some rank streams."""
-        exits, beats = self._node_records()
+        exits, beats = self._nodes or self._node_records()
+        if self._still:
+            self._nodes = exits, beats
         facts = []
         for stream in streams:
             if stream.parent:
@@ -197,23 +202,27 @@ class Api:
     """Reads runs, also while they are being written.
 
     Args:
-        source: a folder of runs (the `dir` of `init`), one run's folder, or a single `.ttj` or `.ttg` file.
+        source: a folder of runs (the `dir` of `init`), one run's folder, a single `.ttj` or `.ttg` file, or the URL
+            of a server, whose key is read from `TORCHTRACK_API_KEY`.
 
     Raises:
-        ValueError: the source is a URL.
+        ValueError: the source is a URL other than `http://` or `https://`.
         FileNotFoundError: there is no such file or folder.
     """
 
     def __init__(self, source: str | os.PathLike[str]) -> None:
+        self._runs: dict[str, Run] = {}
         if "://" in str(source):
-            raise ValueError(f"{source}: reading from a server comes with a later version; give the folder of the runs")
+            if not str(source).startswith(("http://", "https://")):
+                raise ValueError(f"{source}: give a folder of runs, or the http:// or https:// address of a server")
+            self._source = Source(Server(str(source)).shelf())
+            return
         path = Path(source)
         if not path.exists():
             raise FileNotFoundError(
                 f"{path}: no such folder; runs are written to `dir` of init, TORCHTRACK_DIR, or ./torchtrack-runs"
             )
         self._source = Source(Folder(path))
-        self._runs: dict[str, Run] = {}
 
     @classmethod
     def of(cls, source: Source) -> Api:
@@ -232,7 +241,8 @@ class Api:
         """
         with self._source.still() as groups:
             found = [self._run(uid) for uid in groups]
-            kept = [run for run in found if project in (None, run.project) and _matches(run, filters or {})]
+            mine = [run for run in found if project is None or run.project == project]
+            kept = [run for run in mine if _matches(run, filters or {})]
             return sorted(kept, key=lambda run: (run.created, run.uid), reverse=True)
 
     def run(self, name: str) -> Run:

@@ -215,6 +215,9 @@ class Rows:
         """Take what was written since the last poll."""
         raise NotImplementedError
 
+    def release(self) -> None:
+        """Forget rows that can be had again; here there are none."""
+
     def _fresh(self, table: records.Table) -> list[pa.Table]:
         """Rows of a table that were not asked for before, in the order written."""
         raise NotImplementedError

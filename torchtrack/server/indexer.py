@@ -42,7 +42,8 @@ class Tail:
         self.damages: list[list[Any]] = []
         self.last_mono_ns: int | None = None
         self.stored: dict[Table, int] = {}
-        """The newest seq of each table that was in the store when this process began."""
+        """The newest seq of each table that was in the store when it was asked for the stream `asked`."""
+        self.asked = -1
         self.number = 0
         self.last_seq = -1
         self.journal = Stream(path)
@@ -56,7 +57,7 @@ class Tail:
     def start_over(self) -> None:
         """Forget what was read: the file is another one."""
         self.exits, self.heartbeats, self.damages = [], [], []
-        self.last_mono_ns, self.last_seq, self.stored = None, -1, {}
+        self.last_mono_ns, self.last_seq, self.stored, self.asked = None, -1, {}, -1
 
     def record(self) -> dict[str, Any]:
         """What readers are told: all records of the stream, and the seq up to which its rows are in the store."""
@@ -112,8 +113,8 @@ class Indexer:
         self.folder = Path(folder)
         self.store = store
         self.on_change = on_change
-        self.batch = 0
-        """Grows with every write of records: the cursor of those who follow."""
+        self.batch = -1
+        """Grows with every write of records: the cursor of those who follow. -1 until the store was asked."""
         self._tails: dict[Path, Tail] = {}
         self._pending: dict[tuple[Table, int], list[pa.Table]] = {}
         self._rows = self._bytes = 0
@@ -194,10 +195,15 @@ class Indexer:
         self._loaded = True
 
     def _ask_for_newest(self, tails: list[Tail]) -> None:
-        by_number = {tail.number: tail for tail in tails}
+        by_number: dict[int, list[Tail]] = {}
+        for tail in tails:
+            tail.asked = tail.journal.stream
+            tail.stored = {}
+            by_number.setdefault(tail.asked, []).append(tail)
         for table in Table if by_number else ():
             for number, seq in self.store.newest_seqs(table, by_number).items():
-                by_number[number].stored[table] = seq
+                for tail in by_number[number]:
+                    tail.stored[table] = seq
 
     def _scan(self, everything: bool) -> None:
         """Look for streams that came and went."""
@@ -207,8 +213,9 @@ class Indexer:
         if not self.folder.exists():
             raise FileNotFoundError(f"{self.folder}: no such folder of runs")
         found = set(find_streams(self.folder))
-        for path in found - self._tails.keys():
-            self._tails[path] = Tail(path, str(path.relative_to(self.folder)))
+        fresh = [Tail(path, str(path.relative_to(self.folder))) for path in found - self._tails.keys()]
+        self._tails.update((tail.path, tail) for tail in fresh)
+        self._ask_for_newest(fresh)
         for path in self._tails.keys() - found:
             self._drop(self._tails.pop(path))
         ended = time.monotonic()
@@ -258,7 +265,8 @@ class Indexer:
             self._drop(tail)
             tail.start_over()
         tail.number = tail.journal.stream
-        self._ask_for_newest([tail])
+        if tail.asked != tail.number:
+            self._ask_for_newest([tail])
 
     def _take_rows(self, tail: Tail, frame: Frame) -> int:
         try:

@@ -103,7 +103,7 @@ class MetricsStore:
     def rows(self, table: Table, streams: Sequence[int], first_seq: int = 0, stop_seq: int | None = None) -> pa.Table:
         """Rows of streams in the order written, as `records.decode` gives them; of the seqs in the range given."""
         sql = (
-            f"SELECT {schema.selected(table)} FROM {schema.NAMES[table]} WHERE stream IN {{streams:Array(UInt64)}} "  # noqa: S608
+            f"SELECT {schema.selected(table)} FROM {schema.NAMES[table]} WHERE stream IN {{streams:Array(UInt64)}} "
             "AND seq >= {first:UInt64} AND seq < {stop:UInt64} ORDER BY stream, seq, row"
         )
         stop = (1 << 64) - 1 if stop_seq is None else stop_seq
@@ -112,7 +112,7 @@ class MetricsStore:
     def newest_seqs(self, table: Table, streams: Iterable[int]) -> dict[int, int]:
         """The last frame of each stream of which the table has rows."""
         found = self.query(
-            f"SELECT stream, max(seq) AS seq FROM {schema.NAMES[table]} "  # noqa: S608
+            f"SELECT stream, max(seq) AS seq FROM {schema.NAMES[table]} "
             "WHERE stream IN {streams:Array(UInt64)} GROUP BY stream",
             streams=list(streams),
         )
@@ -138,7 +138,7 @@ class MetricsStore:
         try:
             client.command(f"CREATE DATABASE IF NOT EXISTS `{self.database}`")
             where = f"database = '{self.database}' AND name = 'streams'"
-            made_by = client.query(f"SELECT comment FROM system.tables WHERE {where}").result_rows  # noqa: S608
+            made_by = client.query(f"SELECT comment FROM system.tables WHERE {where}").result_rows
             if anew or (made_by and made_by[0][0] != schema.MADE_BY):
                 client.command(f"DROP DATABASE `{self.database}` SYNC")
                 client.command(f"CREATE DATABASE `{self.database}`")

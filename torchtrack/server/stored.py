@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pyarrow as pa
@@ -27,18 +27,26 @@ def changes(store: MetricsStore, cursor: int) -> tuple[int, list[dict[str, Any]]
     return cursor, rows
 
 
-def open_source(store: MetricsStore) -> Source:
-    """Everything in the store as runs."""
+def open_source(store: MetricsStore, batch: Callable[[], int] | None = None) -> Source:
+    """Everything in the store as runs.
+
+    Args:
+        store: where they are.
+        batch: the Indexer's counter of what it wrote: while it stands still, nothing is looked for.
+    """
 
     def fetch(stream: int, table: Table, first_seq: int, stop_seq: int) -> pa.Table:
         return store.rows(table, [stream], first_seq, stop_seq)
 
-    return Source(Shelf(store.label, lambda cursor: changes(store, cursor), fetch))
+    def changed(cursor: int) -> tuple[int, list[dict[str, Any]]]:
+        return (cursor, []) if batch is not None and cursor == batch() else changes(store, cursor)
+
+    return Source(Shelf(store.label, changed, fetch))
 
 
 def counts(store: MetricsStore) -> Iterator[tuple[str, int, int]]:
     """Name, rows and different keys of each table of rows; the last two are equal, or something is very wrong."""
     for table in Table:
         name = table.name.lower()
-        found = store.query(f"SELECT count() AS n, uniqExact(stream, seq, row) AS keys FROM {name}").to_pylist()[0]  # noqa: S608
+        found = store.query(f"SELECT count() AS n, uniqExact(stream, seq, row) AS keys FROM {name}").to_pylist()[0]
         yield name, found["n"], found["keys"]

@@ -1,0 +1,207 @@
+"""How fast the metrics store takes rows in, and how fast it answers what a page asks.
+
+    python benchmarks/query.py [--runs 20000]
+
+In one process with chDB. Rows a second are of wall time, and of processor time of all threads together; answers are
+medians and 95th percentiles, through the functions behind the routes, without HTTP. No other tracker is measured here.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from torchtrack import records
+from torchtrack.api.run import Run
+from torchtrack.histogram import Histogram
+from torchtrack.journal.frame import Kind
+from torchtrack.journal.writer import Writer
+from torchtrack.records import Table
+from torchtrack.server import distributions, schema
+from torchtrack.server.filters import compile_filter
+from torchtrack.server.indexer import Indexer
+from torchtrack.server.metrics import MetricsStore
+from torchtrack.server.placement import Placed
+from torchtrack.server.reading import FIELDS
+from torchtrack.server.series import Item, Span, series
+
+REPEATS = 15
+MONTH = 202511
+
+
+def scalars(steps: int, names: int, rng: np.random.Generator) -> pa.Table:
+    """So many steps of so many metrics, as a frame has them."""
+    n = steps * names
+    code = pa.array(np.tile(np.arange(names, dtype=np.int32), steps))
+    mean = pa.DictionaryArray.from_arrays(pa.array(np.zeros(n, np.int32)), pa.array(["mean"]))
+    arrays = [
+        pa.array(np.repeat(np.arange(steps), names)),
+        pa.array(1_750_000_000_000_000 + np.arange(n)).cast(pa.timestamp("us", tz="UTC")),
+        pa.DictionaryArray.from_arrays(code, pa.array([f"metric/{i}" for i in range(names)])),
+        pa.array(rng.normal(size=n)),
+        mean,
+        pa.array(np.zeros(n, np.bool_)),
+    ]
+    return pa.table(arrays, schema=records.SCALARS)
+
+
+def shifted(rows: pa.Table, by: int) -> pa.Table:
+    step = pa.array(rows["step"].to_numpy() + by)
+    return rows.set_column(0, rows.schema.field(0), step)
+
+
+def timed(call: Callable[[], Any]) -> tuple[float, float]:
+    """Wall and processor seconds."""
+    wall, cpu = time.perf_counter(), time.process_time()
+    call()
+    return time.perf_counter() - wall, time.process_time() - cpu
+
+
+def ingest(store: MetricsStore, rng: np.random.Generator) -> None:
+    print("rows of scalars into chDB, 50 metrics, batches of 500,000\n")
+    print("| from | rows | rows/s | rows/s of processor time |\n|---|---|---|---|")
+    batch = scalars(10_000, 50, rng)
+    parts = [schema.to_store(Table.SCALARS, shifted(batch, i * 10_000), month=MONTH, stream=1, seq=i) for i in range(8)]
+    store.insert("scalars", parts[0])
+    times = [timed(lambda part=part: store.insert("scalars", part)) for part in parts[1:]]
+    report("Arrow, as the Indexer inserts it", sum(part.num_rows for part in parts[1:]), times)
+    with tempfile.TemporaryDirectory() as folder:
+        runs = Path(folder)
+        write_journal(runs, [shifted(batch.slice(0, 50_000), i * 1000) for i in range(60)])
+        indexer = Indexer(runs, store)
+        report("journals, read, checked, decoded", 3_000_000, [timed(lambda: indexer.poll(everything=True))])
+
+
+def report(label: str, rows: int, times: list[tuple[float, float]]) -> None:
+    wall, cpu = (sum(each) for each in zip(*times, strict=True))
+    print(f"| {label} | {rows:,} | {rows / wall:,.0f} | {rows / cpu:,.0f} |")
+
+
+def write_journal(runs: Path, frames: list[pa.Table]) -> None:
+    uid, stream = "00000000000000aa", 0xABC
+    opening = {
+        "role": "rank",
+        "uid": uid,
+        "attempt": 1,
+        "rank": 0,
+        "world_size": 1,
+        "start_time_ns": 1_763_000_000 * 10**9,
+    }
+    writer = Writer(runs / uid / "000", f"0-{stream:016x}", stream, opening, sync_interval_s=60)
+    for rows in frames:
+        batch = rows.combine_chunks().to_batches()[0]
+        assert writer.append(Kind.DATA, records.encode(batch), table=Table.SCALARS, rows=batch.num_rows)
+    writer.seal("finish")
+    writer.close()
+
+
+def ask(label: str, call: Callable[[], Any]) -> None:
+    call()
+    walls = sorted(timed(call)[0] for _ in range(REPEATS))
+    print(f"| {label} | {statistics.median(walls) * 1e3:.0f} | {walls[int(0.95 * (REPEATS - 1))] * 1e3:.0f} |")
+
+
+def charts(store: MetricsStore, rng: np.random.Generator) -> None:
+    one = scalars(1_000_000, 1, rng)
+    short = one.slice(0, 100_000)
+    for stream in range(100, 120):
+        store.insert("scalars", schema.to_store(Table.SCALARS, short, month=MONTH, stream=stream, seq=1))
+    for half in range(2):
+        part = one.slice(half * 500_000, 500_000)
+        store.insert("scalars", schema.to_store(Table.SCALARS, part, month=MONTH, stream=200, seq=half))
+    line = {
+        stream: Item(str(stream), "metric/0", "mean", (Placed(stream, 1, 0, 1),)) for stream in [*range(100, 120), 200]
+    }
+    many = [line[stream] for stream in range(100, 120)]
+    ask("20 runs x 100,000 points to 1,000 buckets", lambda: series(store, many, Span(None, None, 1000)))
+    ask("the same, zoomed to 5 %", lambda: series(store, many, Span(50_000, 55_000, 1000)))
+    ask("1 run x 1,000,000 points to 1,000 buckets", lambda: series(store, [line[200]], Span(None, None, 1000)))
+    ask("the same, smoothed", lambda: series(store, [line[200]], Span(None, None, 1000, tau=100.0)))
+
+
+def tensors(rows: int, names: int, rng: np.random.Generator) -> pa.Table:
+    """Whole tensors, 40 buckets each, so many samples of so many names."""
+    one = Histogram.of(rng.normal(size=4096).astype(np.float32))
+    used = np.flatnonzero(one.counts)[:40]
+    n = rows * names
+    text = pa.DictionaryArray.from_arrays(pa.array(np.zeros(n, np.int32)), pa.array(["gradient"]))
+    name = pa.DictionaryArray.from_arrays(
+        pa.array(np.tile(np.arange(names, dtype=np.int32), rows)),
+        pa.array([f"layers.{i}.weight" for i in range(names)]),
+    )
+    stage = pa.DictionaryArray.from_arrays(pa.array(np.zeros(n, np.int32)), pa.array(["step"]))
+    sample = pa.array(np.repeat(np.arange(rows), names))
+    offsets = pa.array(np.arange(n + 1, dtype=np.int32) * len(used))
+    whole, none, positive = pa.array(np.full(n, 4096)), pa.array(np.zeros(n, np.int64)), pa.array(rng.random(n))
+    arrays = [sample, sample, pa.array(np.arange(n)).cast(pa.timestamp("us", tz="UTC")), text, name, stage]
+    arrays += [pa.array(np.ones(n, np.int32)), whole, pa.array([""] * n), whole, *[positive] * 4, *[none] * 4]
+    arrays += [pa.ListArray.from_arrays(offsets, pa.array(np.tile(used.astype(np.uint16), n)))]
+    arrays += [pa.ListArray.from_arrays(offsets, pa.array(np.tile(one.counts[used], n)))]
+    return pa.table(arrays, schema=records.TENSORS)
+
+
+def maps(store: MetricsStore, rng: np.random.Generator) -> None:
+    for part in range(20):
+        rows = tensors(100, 600, rng)
+        rows = rows.set_column(0, rows.schema.field(0), pa.array(rows["sample"].to_numpy() + part * 100))
+        rows = rows.set_column(1, rows.schema.field(1), rows["sample"])
+        store.insert("tensors", schema.to_store(Table.TENSORS, rows, month=MONTH, stream=300, seq=part))
+    where = [Placed(300, 1, 0, 1)]
+    run: Run = None  # type: ignore[assignment]  # asked only where ranks wrote parts
+    window = distributions.Window("gradient", pixels=2048)
+    ask(
+        "600 tensors x 2,000 columns",
+        lambda: distributions.heatmap(store, run, where, window, "norm", norm="abs", pool="max"),
+    )
+    one = distributions.Window("gradient", "layers.7.weight", pixels=1000)
+    ask("histograms of 1 tensor over 2,000 samples", lambda: distributions.histogram(store, run, where, one))
+    block = distributions.Window("gradient", "layers.1?.weight", pixels=1000)
+    ask("the same, 10 tensors added", lambda: distributions.histogram(store, run, where, block))
+
+
+def table_of_runs(number: int, rng: np.random.Generator) -> None:
+    values = rng.random((number, 30))
+    rows = [
+        {
+            "uid": f"{i:016x}",
+            "state": "finished",
+            "tags": ["a"],
+            "config": {"lr": v[0]},
+            "summary": {f"m{k}": v[k] for k in range(30)},
+        }
+        for i, v in enumerate(values.tolist())
+    ]
+    text = "state = finished and config.lr < 0.5 and summary.m3 > 0.1"
+
+    def query() -> list[Any]:
+        matches = compile_filter(text, FIELDS)
+        return sorted((row for row in rows if matches(row)), key=lambda row: row["summary"]["m7"])[:50]
+
+    ask(f"{number:,} rows of runs in memory, filtered and sorted", query)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--runs", type=int, default=20_000)
+    options = parser.parse_args()
+    rng = np.random.default_rng(0)
+    with tempfile.TemporaryDirectory() as folder:
+        store = MetricsStore.in_folder(Path(folder) / "index")
+        ingest(store, rng)
+        print(f"\nanswers, {REPEATS} calls\n\n| question | median ms | p95 ms |\n|---|---|---|")
+        charts(store, rng)
+        maps(store, rng)
+        table_of_runs(options.runs, rng)
+        store.close()
+
+
+if __name__ == "__main__":
+    main()

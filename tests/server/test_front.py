@@ -1,0 +1,111 @@
+"""What a client sees of a worker that is killed: an answer, 503 for a moment, the same answer."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import signal
+import threading
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+from typing import Any
+
+import urllib3
+import uvicorn
+from fastapi import FastAPI
+from fastapi.routing import APIRoute
+
+from tests.api.journals import UID
+from tests.server.samples import Make, facts, write_runs
+from torchtrack import Api
+from torchtrack.server import live, query
+from torchtrack.server.front import Worker, router
+from torchtrack.server.metrics import MetricsStore
+from torchtrack.server.reading import Reader
+from torchtrack.server.worker import install
+
+
+@contextlib.contextmanager
+def front(worker: Worker) -> Iterator[str]:
+    @contextlib.asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        async with worker:
+            yield
+
+    app = FastAPI(lifespan=lifespan)
+    app.include_router(router(worker), prefix="/api/v1")
+    install(app)
+    server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="warning", lifespan="on"))
+    thread = threading.Thread(target=server.run, name="uvicorn")
+    thread.start()
+    try:
+        while not server.started:
+            threading.Event().wait(0.01)
+            assert thread.is_alive()
+        yield "http://{}:{}".format(*server.servers[0].sockets[0].getsockname()[:2])
+    finally:
+        server.should_exit = True
+        thread.join()
+
+
+def ask(pool: urllib3.PoolManager, url: str) -> tuple[int, Any, str | None]:
+    answer = pool.request("GET", url)
+    return answer.status, json.loads(answer.data), answer.headers.get("Retry-After")
+
+
+def test_a_worker_that_is_killed_is_replaced_and_those_who_ask_meanwhile_are_told_to_wait(
+    runs: Path, journal: Make, tmp_path: Path
+) -> None:
+    write_runs(journal)
+    worker = Worker(runs, tmp_path / "index")
+    with front(worker) as url, contextlib.closing(Pool()) as closing:
+        pool, path = closing.pool, f"{url}/api/v1/runs/{UID}"
+        seen: set[int] = set()
+        for starts in (1, 2):
+            while (status := ask(pool, path)[0]) != 200:
+                seen.add(status)
+                threading.Event().wait(0.05)
+            assert worker.starts == starts
+            if starts == 1:
+                assert worker.process is not None  # one was just asked
+                os.kill(worker.process.pid, signal.SIGKILL)
+                while (first := ask(pool, path))[0] == 200:
+                    threading.Event().wait(0.01)
+                assert first[0] == 503
+                assert first[1]["error"]["code"] == "starting"
+                assert first[2] == "1"
+        assert seen <= {404, 503}  # 404 while the first poll has not ended
+        there, here = Api(runs).run(UID), Api(url).run(UID)
+        mine = dict(facts(here))
+        for what, expected in facts(there):
+            assert mine[what] == expected, what
+    assert worker.process is not None
+    assert worker.process.returncode is not None
+    assert not worker.socket.parent.exists()
+
+
+class Pool:
+    def __init__(self) -> None:
+        self.pool = urllib3.PoolManager(retries=False)
+
+    def close(self) -> None:
+        self.pool.clear()
+
+
+def test_the_front_passes_on_all_that_the_worker_answers_and_no_more(store: MetricsStore) -> None:
+    reader = Reader(store)
+    each = [route for module in (query, live) for route in module.router(reader).routes]
+    answered = {(method, route.path) for route in each if isinstance(route, APIRoute) for method in route.methods or ()}
+    worker = Worker(Path("nowhere"))
+    mine = [route for route in router(worker).routes if isinstance(route, APIRoute)]
+    passed = [(method, route.path_regex) for route in mine for method in route.methods or ()]
+    worker._folder.cleanup()
+
+    for method, path in answered:
+        example = re.sub(r"\{\w+\}", "x", path)
+        assert any(m == method and pattern.match(example) for m, pattern in passed), (method, path)
+    assert {method for method, _ in passed} == {"GET", "POST"}
+    assert not any(method == "POST" and pattern.match("/runs/x/restore") for method, pattern in passed)
+    assert len(answered) > 10

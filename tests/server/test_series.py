@@ -1,0 +1,149 @@
+"""Charts from the store: what they show is what `Run.history` says, bucket by bucket."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import pytest
+
+from tests.api.journals import UID
+from tests.server.samples import Make, write_runs
+from torchtrack import Api
+from torchtrack.server import stored
+from torchtrack.server.answers import Answer
+from torchtrack.server.indexer import Indexer
+from torchtrack.server.metrics import MetricsStore
+from torchtrack.server.placement import Placed, placed
+from torchtrack.server.series import Item, Span, bucket_width, series
+
+
+def chart(
+    store: MetricsStore, metrics: list[str], span: Span, rank: int | Literal["mean"] = "mean", uid: str = UID
+) -> Answer:
+    run = Api.of(stored.open_source(store)).run(uid)
+    streams = tuple(one for one in placed(store, run) if rank in ("mean", one.rank))
+    return series(store, [Item(uid, metric, rank, streams) for metric in metrics], span)
+
+
+@pytest.mark.parametrize("rank", ["mean", 0, 1])
+@pytest.mark.parametrize("pixels", [2, 4, 100])
+def test_every_bucket_says_of_the_history_what_is_true_of_it(
+    runs: Path, journal: Make, store: MetricsStore, rank: int | Literal["mean"], pixels: int
+) -> None:
+    write_runs(journal)
+    Indexer(runs, store).poll()
+    run = Api(runs).run(UID)
+    metrics = ["loss", "tokens", "part", "odd", "infinite", "before"]
+    answer = chart(store, metrics, Span(None, None, pixels), rank)
+    width = answer.header["bucket"]
+
+    for number, metric in enumerate(metrics):
+        history = run.history(metric, ranks=rank)
+        history = history.filter(history[metric].is_valid())
+        step, value = history["step"].to_numpy(), history[metric].to_numpy()
+        column = {name: answer.columns[f"{name}.{number}"] for name in ("first", "min", "max", "last", "mean")}
+        count, nonfinite = answer.columns[f"count.{number}"], answer.columns[f"nonfinite.{number}"]
+        assert int(count.sum() + nonfinite.sum()) == len(step)
+        for at, x in enumerate(answer.columns["x"].astype(int)):
+            inside = value[(step >= x) & (step < x + width)]
+            finite = inside[np.isfinite(inside)]
+            assert (count[at], nonfinite[at]) == (len(finite), len(inside) - len(finite))
+            ends = (inside[0], inside[-1]) if len(inside) else (math.nan, math.nan)
+            spread = (finite.min(), finite.max(), finite.mean()) if len(finite) else (math.nan,) * 3
+            got = [column[name][at] for name in ("first", "last", "min", "max", "mean")]
+            np.testing.assert_allclose(got, [*ends, *spread], rtol=1e-6)
+
+
+def test_a_spike_of_one_step_is_there_at_every_zoom(runs: Path, journal: Make, store: MetricsStore) -> None:
+    rank = journal()
+    n = 20_000
+    value = np.sin(np.arange(n) / 100)
+    value[12_345], value[777] = 1e6, math.nan
+    rank.columns(np.arange(n), ["loss"] * n, value, ["mean"] * n, np.arange(n))
+    Indexer(runs, store).poll()
+
+    for pixels in (1, 7, 100, 1000):
+        answer = chart(store, ["loss"], Span(None, None, pixels))
+        assert len(answer.columns["x"]) <= pixels
+        assert np.nanmax(answer.columns["max.0"]) == 1e6
+        assert answer.columns["nonfinite.0"].sum() == 1
+    zoomed = chart(store, ["loss"], Span(12_300, 12_400, 100))
+    assert zoomed.header["raw"]
+    assert zoomed.columns["last.0"][45] == 1e6
+    assert zoomed.columns["x"].tolist() == list(range(12_300, 12_400))
+
+
+def test_points_that_arrive_move_no_bucket(runs: Path, journal: Make, store: MetricsStore) -> None:
+    rank = journal()
+    indexer = Indexer(runs, store)
+    before: dict[float, float] = {}
+    for start in (0, 1000, 1100):
+        n = 100 if start else 1000
+        rank.columns(np.arange(start, start + n), ["loss"] * n, np.arange(n) % 17, ["mean"] * n, np.arange(n))
+        indexer.poll()
+        answer = chart(store, ["loss"], Span(None, None, 100))
+        assert answer.header["bucket"] == 16
+        now = dict(zip(answer.columns["x"].tolist(), answer.columns["mean.0"].tolist(), strict=True))
+        assert {x: now[x] for x in list(before)[:-1]} == dict(list(before.items())[:-1])
+        before = now
+
+
+def test_smoothing_is_the_same_at_every_zoom(runs: Path, journal: Make, store: MetricsStore) -> None:
+    rank = journal()
+    n = 4000
+    value = np.random.default_rng(0).normal(size=n)
+    rank.columns(np.arange(n), ["loss"] * n, value, ["mean"] * n, np.arange(n))
+    Indexer(runs, store).poll()
+    whole = chart(store, ["loss"], Span(None, None, 4000, tau=20.0))
+    part = chart(store, ["loss"], Span(3000, 3100, 100, tau=20.0))
+
+    expected = [np.average(value[: i + 1], weights=np.exp(-np.arange(i, -1, -1) / 20.0)) for i in range(3000, 3100)]
+    np.testing.assert_allclose(whole.columns["smooth.0"][3000:3100], expected, rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(part.columns["smooth.0"], expected, rtol=2e-3, atol=2e-3)
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "pixels"), [(0, 0, 1), (0, 999, 1000), (0, 1000, 1000), (-7, 5, 3), (5, 10**12, 800)]
+)
+def test_a_bucket_is_the_smallest_power_of_two_that_fits(low: int, high: int, pixels: int) -> None:
+    width = bucket_width(low, high, pixels)
+
+    assert width & (width - 1) == 0
+    assert high // width - low // width + 1 <= pixels
+    assert width == 1 or high // (width // 2) - low // (width // 2) + 1 > pixels
+
+
+def test_lines_of_many_runs_share_one_grid_and_one_export(runs: Path, journal: Make, store: MetricsStore) -> None:
+    write_runs(journal)
+    Indexer(runs, store).poll()
+    source = Api.of(stored.open_source(store))
+    items = [Item(run.uid, "loss", "mean", tuple(placed(store, run))) for run in source.runs()]
+    answer = series(store, items, Span(None, None, 1000))
+
+    assert [len(column) for column in answer.columns.values()] == [len(answer.columns["x"])] * len(answer.columns)
+    assert answer.table.num_rows == sum(run.history("loss").num_rows for run in source.runs())
+    assert series(store, [], Span(None, None, 10)).columns["x"].size == 0
+
+
+def test_lines_that_share_streams_do_not_take_each_others_values(
+    runs: Path, journal: Make, store: MetricsStore
+) -> None:
+    write_runs(journal)
+    Indexer(runs, store).poll()
+    run = Api.of(stored.open_source(store)).run(UID)
+    where = placed(store, run)
+    of: dict[int, tuple[Placed, ...]] = {rank: tuple(one for one in where if one.rank == rank) for rank in (0, 1, 7)}
+    items = [Item(UID, "loss", 0, of[0]), Item(UID, "loss", "mean", tuple(where)), Item(UID, "tokens", 1, of[1])]
+    items += [Item(UID, "loss", 1, of[1]), Item(UID, "loss", 7, of[7]), Item(UID, "no such", 0, of[0])]
+    answer = series(store, items, Span(None, None, 1000))
+
+    for number, (metric, rank) in enumerate([("loss", 0), ("loss", "mean"), ("tokens", 1), ("loss", 1)]):
+        expected = run.history(metric, ranks=rank)[metric].to_pylist()  # type: ignore[arg-type]
+        line = answer.columns[f"last.{number}"]
+        np.testing.assert_allclose(line[~np.isnan(line)], expected, rtol=1e-6)
+    assert not answer.columns["count.4"].any()
+    assert not answer.columns["count.5"].any()
+    assert series(store, items[4:5], Span(None, None, 1000)).columns["x"].size == 0

@@ -1,0 +1,70 @@
+"""Runs on a server, read as those in a folder are: the records of their streams come first, rows when asked for."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from typing import Any, Final
+from urllib.parse import quote, urlencode
+
+import pyarrow as pa
+
+from torchtrack.api.held import Shelf
+from torchtrack.errors import ServerError
+from torchtrack.records import SCHEMAS, Table
+
+TIMEOUT_S: Final = 60.0
+_TRIES: Final = 4
+
+
+class Server:
+    """A server's answers.
+
+    Args:
+        url: of the server, without `/api/v1`.
+        key: what it lets one in with; by default `TORCHTRACK_API_KEY`.
+    """
+
+    def __init__(self, url: str, key: str | None = None) -> None:
+        import urllib3
+
+        self.url = url.rstrip("/")
+        key = key if key is not None else os.environ.get("TORCHTRACK_API_KEY")
+        headers = {"Authorization": f"Bearer {key}"} if key else {}
+        retries = urllib3.Retry(
+            _TRIES, backoff_factor=0.2, status_forcelist=(429, 502, 503, 504), raise_on_status=False
+        )
+        self._pool = urllib3.PoolManager(headers=headers, retries=retries, timeout=TIMEOUT_S)
+
+    def shelf(self) -> Shelf:
+        """All its streams."""
+        return Shelf(self.url, self._changes, self._rows)
+
+    def _changes(self, cursor: int) -> tuple[int, list[Mapping[str, Any]]]:
+        answer = json.loads(self._get("streams", since=cursor))
+        return answer["cursor"], answer["streams"]
+
+    def _rows(self, stream: int, table: Table, first_seq: int, stop_seq: int) -> pa.Table:
+        path = f"streams/{stream:016x}/{table.name.lower()}"
+        with pa.ipc.open_stream(self._get(path, first=first_seq, stop=stop_seq)) as reader:
+            return reader.read_all().cast(SCHEMAS[table])
+
+    def _get(self, path: str, **query: Any) -> bytes:
+        import urllib3
+
+        url = f"{self.url}/api/v1/{quote(path)}?{urlencode(query)}"
+        try:
+            answer = self._pool.request("GET", url)
+        except urllib3.exceptions.HTTPError as error:
+            raise ServerError(f"{self.url} does not answer: {error}") from error
+        if answer.status != 200:
+            raise ServerError(f"{self.url} answers {answer.status}: {_message(answer.data)}")
+        return bytes(answer.data)
+
+
+def _message(body: bytes) -> str:
+    try:
+        return str(json.loads(body)["error"]["message"])
+    except (ValueError, KeyError, TypeError):
+        return body[:200].decode(errors="replace")

@@ -1,0 +1,241 @@
+"""What people type: names, tags and notes they gave runs, runs they deleted, views they saved.
+
+Of this the catalog is the truth, as the journal is of what a run recorded. An edit of a field wins over what the run
+says, also after the index was built anew. SQLite by default, PostgreSQL by URL; several processes may use one catalog.
+"""
+
+from __future__ import annotations
+
+import secrets
+import threading
+from collections.abc import Iterable, Mapping
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any, Final
+
+import sqlalchemy as sa
+from alembic.config import Config
+from alembic.runtime.environment import EnvironmentContext
+from alembic.script import ScriptDirectory
+from sqlalchemy.exc import IntegrityError
+
+from torchtrack.errors import TorchtrackError
+
+EDITABLE: Final[Mapping[str, type]] = {
+    "name": str,
+    "notes": str,
+    "tags": list,
+    "group": str,
+    "archived": bool,
+    "colour": str,
+}
+"""Fields of a run that people may set, and what their values are."""
+MAX_TEXT: Final = 100_000
+MAX_TAGS: Final = 1000
+_migrating: Final = threading.Lock()
+
+_metadata = sa.MetaData()
+_edits = sa.Table(
+    "edits",
+    _metadata,
+    sa.Column("uid", sa.String(64), primary_key=True),
+    sa.Column("field", sa.String(64), primary_key=True),
+    sa.Column("value", sa.JSON, nullable=False),
+    sa.Column("by", sa.String(256), nullable=False),
+    sa.Column("at", sa.DateTime(timezone=True), nullable=False),
+)
+_tombstones = sa.Table(
+    "tombstones",
+    _metadata,
+    sa.Column("uid", sa.String(64), primary_key=True),
+    sa.Column("by", sa.String(256), nullable=False),
+    sa.Column("at", sa.DateTime(timezone=True), nullable=False),
+)
+_views = sa.Table(
+    "views",
+    _metadata,
+    sa.Column("id", sa.String(32), primary_key=True),
+    sa.Column("project", sa.String(256), nullable=False, index=True),
+    sa.Column("name", sa.String(256), nullable=False),
+    sa.Column("content", sa.JSON, nullable=False),
+    sa.Column("version", sa.Integer, nullable=False),
+    sa.Column("by", sa.String(256), nullable=False),
+    sa.Column("at", sa.DateTime(timezone=True), nullable=False),
+    sa.UniqueConstraint("project", "name"),
+)
+
+
+class ConflictError(TorchtrackError):
+    """Somebody else changed it meanwhile, or the name is taken."""
+
+
+class Catalog:
+    """The tables, brought to this version's form when it is opened.
+
+    Args:
+        url: SQLAlchemy's, such as `sqlite:////srv/torchtrack/catalog.db` or `postgresql+psycopg://user@host/name`.
+    """
+
+    def __init__(self, url: str) -> None:
+        self._engine = sa.create_engine(url)
+        if self._engine.dialect.name == "sqlite":
+            sa.event.listen(self._engine, "connect", _prepare_sqlite)
+            sa.event.listen(self._engine, "begin", _begin_immediate)
+        try:
+            self._migrate()
+        except BaseException:
+            self.close()
+            raise
+
+    @classmethod
+    def in_folder(cls, folder: Path) -> Catalog:
+        """The catalog in a folder."""
+        folder.mkdir(parents=True, exist_ok=True)
+        return cls(f"sqlite:///{folder.resolve() / 'catalog.db'}")
+
+    def close(self) -> None:
+        """Let go of all connections."""
+        self._engine.dispose()
+
+    # -- runs ----------------------------------------------------------------------------------------------------------
+
+    def edit(self, uid: str, changes: Mapping[str, Any], by: str) -> None:
+        """Set fields of a run; None takes an edit back, so that the run's own value shows again.
+
+        Raises:
+            ValueError: no such field, or a value that is none for it; nothing is changed.
+        """
+        for field, value in changes.items():
+            _check(field, value)
+        with self._engine.begin() as connection:
+            for field, value in changes.items():
+                where = (_edits.c.uid == uid) & (_edits.c.field == field)
+                connection.execute(sa.delete(_edits).where(where))
+                if value is not None:
+                    row = {"uid": uid, "field": field, "value": value, "by": by, "at": _now()}
+                    connection.execute(sa.insert(_edits).values(row))
+
+    def edits(self, uids: Iterable[str] | None = None) -> dict[str, dict[str, Any]]:
+        """By run: the fields people set."""
+        query = sa.select(_edits.c.uid, _edits.c.field, _edits.c.value)
+        query = query if uids is None else query.where(_edits.c.uid.in_(list(uids)))
+        found: dict[str, dict[str, Any]] = {}
+        with self._engine.connect() as connection:
+            for uid, field, value in connection.execute(query):
+                found.setdefault(uid, {})[field] = value
+        return found
+
+    def delete(self, uid: str, by: str) -> None:
+        """Say that a run is deleted: it is shown no more, also if its journals arrive again."""
+        with self._engine.begin() as connection:
+            connection.execute(sa.delete(_tombstones).where(_tombstones.c.uid == uid))
+            connection.execute(sa.insert(_tombstones).values(uid=uid, by=by, at=_now()))
+
+    def restore(self, uid: str) -> None:
+        """Take that back."""
+        with self._engine.begin() as connection:
+            connection.execute(sa.delete(_tombstones).where(_tombstones.c.uid == uid))
+
+    def deleted(self) -> set[str]:
+        """The runs that are deleted."""
+        with self._engine.connect() as connection:
+            return set(connection.execute(sa.select(_tombstones.c.uid)).scalars())
+
+    # -- saved views ---------------------------------------------------------------------------------------------------
+
+    def save_view(self, project: str, name: str, content: Any, by: str) -> dict[str, Any]:
+        """Save a new view.
+
+        Raises:
+            ConflictError: the project has one of this name.
+        """
+        row = {"id": secrets.token_hex(8), "project": project, "name": name, "content": content, "version": 1}
+        try:
+            with self._engine.begin() as connection:
+                connection.execute(sa.insert(_views).values(**row, by=by, at=_now()))
+        except IntegrityError as error:
+            raise ConflictError(f"project {project!r} has a view {name!r} already; choose another name") from error
+        return row
+
+    def change_view(self, id_: str, content: Any, version: int, by: str) -> int:
+        """Change a view that is still in the version one has seen; the new version.
+
+        Raises:
+            ConflictError: it is not, or it is gone.
+        """
+        where = (_views.c.id == id_) & (_views.c.version == version)
+        change = sa.update(_views).where(where).values(content=content, version=version + 1, by=by, at=_now())
+        with self._engine.begin() as connection:
+            if connection.execute(change).rowcount == 0:
+                raise ConflictError("somebody else changed or removed this view; load it again")
+        return version + 1
+
+    def remove_view(self, id_: str) -> None:
+        """Remove a view; it may be gone already."""
+        with self._engine.begin() as connection:
+            connection.execute(sa.delete(_views).where(_views.c.id == id_))
+
+    def views(self, project: str) -> list[dict[str, Any]]:
+        """The views of a project by name."""
+        columns = [_views.c[name] for name in ("id", "project", "name", "content", "version")]
+        query = sa.select(*columns).where(_views.c.project == project).order_by(_views.c.name)
+        with self._engine.connect() as connection:
+            return [dict(row) for row in connection.execute(query).mappings()]
+
+    # -- inside --------------------------------------------------------------------------------------------------------
+
+    def _migrate(self) -> None:
+        """Apply what this version has and the tables do not, all or nothing; several at once wait for each other."""
+        config = Config()
+        config.set_main_option("script_location", str(Path(__file__).parent / "migrations").replace("%", "%%"))
+        script = ScriptDirectory.from_config(config)
+
+        def steps(revision: Any, context: Any) -> Any:
+            del context
+            return script._upgrade_revs("head", revision)  # what alembic's own command does
+
+        with (
+            _migrating,  # alembic keeps what it is doing in a global
+            EnvironmentContext(config, script, fn=steps) as environment,
+            self._engine.begin() as connection,
+        ):
+            if self._engine.dialect.name == "postgresql":
+                connection.execute(sa.text("SELECT pg_advisory_xact_lock(7420)"))
+            environment.configure(connection=connection, target_metadata=_metadata)
+            environment.run_migrations()
+
+
+def overlaid(row: Mapping[str, Any], edits: Mapping[str, Any]) -> dict[str, Any]:
+    """A run as people see it: what they set wins over what it says."""
+    return {**row, **edits}
+
+
+def _now() -> datetime:
+    return datetime.now(timezone.utc)
+
+
+def _check(field: str, value: Any) -> None:
+    kind = EDITABLE.get(field)
+    if kind is None:
+        raise ValueError(f"no field {field!r} to edit; there are {', '.join(sorted(EDITABLE))}")
+    if value is None:
+        return
+    if not isinstance(value, kind):
+        raise ValueError(f"{field} is a {kind.__name__}, not {value!r}")
+    texts = value if isinstance(value, list) else [value]
+    if isinstance(value, list) and (len(value) > MAX_TAGS or not all(isinstance(each, str) for each in value)):
+        raise ValueError(f"{field} is a list of at most {MAX_TAGS} texts")
+    if any(isinstance(each, str) and (len(each) > MAX_TEXT or "\x00" in each) for each in texts):
+        raise ValueError(f"{field} has at most {MAX_TEXT} characters, and no NUL")
+
+
+def _prepare_sqlite(connection: Any, record: Any) -> None:
+    """Transactions are ours to begin; readers do not wait for a writer, writers wait for each other."""
+    del record
+    connection.isolation_level = None
+    for pragma in ("journal_mode = WAL", "synchronous = FULL", "busy_timeout = 30000", "foreign_keys = ON"):
+        connection.execute(f"PRAGMA {pragma}")
+
+
+def _begin_immediate(connection: Any) -> None:
+    connection.exec_driver_sql("BEGIN IMMEDIATE")

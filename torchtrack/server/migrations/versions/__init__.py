@@ -1,0 +1,1 @@
+"""Steps of the catalog's tables; each names the one before it."""

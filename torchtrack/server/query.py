@@ -1,0 +1,342 @@
+"""What can be asked of a server: routes under /api/v1, for the page, for scripts, for `Api("http://...")`.
+
+Charts come as binary frames unless another `format` is asked for: see `answers`.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Callable, Mapping, Sequence
+from typing import Annotated, Any, Final, Literal
+
+import pyarrow.compute as pc
+from fastapi import APIRouter, Path, Query, Response
+from pydantic import BaseModel, ConfigDict, Field
+
+from torchtrack.records import Table
+from torchtrack.server import distributions, series
+from torchtrack.server.answers import Format, jsonable, table_response
+from torchtrack.server.filters import compile_filter, is_missing, lookup
+from torchtrack.server.problems import ApiError
+from torchtrack.server.reading import FIELDS, Reader
+from torchtrack.server.stored import changes
+
+_FAR: Final = 1 << 62
+Step = Annotated[int, Field(ge=-_FAR, le=_FAR)]
+Pixels = Annotated[int, Field(ge=1, le=8192)]
+Name = Annotated[str, Field(min_length=1, max_length=1024)]
+Uid = Annotated[str, Path(min_length=1, max_length=256)]
+Rank = Annotated[int, Field(ge=0, le=1 << 31)] | Literal["mean", "all"]
+MAX_ITEMS: Final = 1000
+
+
+class _Body(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+
+class Steps(_Body):
+    """Which steps: half-open."""
+
+    mode: Literal["step"] = "step"
+    start: Step | None = Field(default=None, alias="from")
+    stop: Step | None = Field(default=None, alias="to")
+
+
+class Smooth(_Body):
+    """A time-decayed mean: a value tau steps back counts 1/e."""
+
+    kind: Literal["ema"] = "ema"
+    tau: float = Field(gt=0, le=1e9)
+
+
+class Line(_Body):
+    """One line of a chart; `rank` "all" gives one line a rank."""
+
+    run: Name
+    metric: Name
+    rank: Rank = "mean"
+
+
+class SeriesQuery(_Body):
+    """The lines of the charts in view."""
+
+    items: list[Line] = Field(max_length=MAX_ITEMS)
+    x: Steps = Steps()
+    px: Pixels = 1000
+    smooth: Smooth | None = None
+
+
+class TensorQuery(_Body):
+    """Tensors of a run over steps; `name` may be a pattern."""
+
+    run: Name
+    kind: Name = "gradient"
+    name: Name = "*"
+    stage: Literal["pre_clip", "step", "skipped"] | None = None
+    x: Steps = Steps()
+    px: Pixels = 500
+
+
+class HeatmapQuery(TensorQuery):
+    """A statistic of each tensor over steps."""
+
+    stat: distributions.Stat = "norm"
+    norm: distributions.Norm = "abs"
+    pool: distributions.Pool = "max"
+
+
+class HistogramQuery(TensorQuery):
+    """Histograms over steps; `at` gives that of one step."""
+
+    at: Step | None = None
+
+
+class RunsQuery(_Body):
+    """A table of runs. `sort` takes fields, descending with a minus before; `agg` is what a group's numbers become."""
+
+    filter: str = Field("", max_length=4000)
+    sort: list[Name] = Field(default=["-created"], max_length=8)
+    group: list[Name] = Field(default=[], max_length=4)
+    columns: list[Name] = Field(default=list(FIELDS), max_length=500)
+    agg: Literal["mean", "min", "max"] = "mean"
+    limit: int = Field(100, ge=1, le=10_000)
+    cursor: int = Field(0, ge=0, le=_FAR)
+
+
+def router(reader: Reader) -> APIRouter:
+    """The routes, answered from a store."""
+    routes = APIRouter(tags=["query"])
+    _about_runs(routes, reader)
+    _of_a_run(routes, reader)
+    _exports(routes, reader)
+    _charts(routes, reader)
+    _for_scripts(routes, reader)
+    return routes
+
+
+def _about_runs(routes: APIRouter, reader: Reader) -> None:
+    @routes.get("/projects")
+    def projects() -> list[dict[str, Any]]:
+        """The projects: runs, those that are running, and when the newest began."""
+        found: dict[str, dict[str, Any]] = {}
+        for row in reader.rows():
+            empty = {"project": row["project"], "runs": 0, "running": 0, "newest": row["created"]}
+            one = found.setdefault(row["project"], empty)
+            one["runs"] += 1
+            one["running"] += row["state"] == "running"
+            one["newest"] = max(one["newest"], row["created"])
+        return sorted(found.values(), key=lambda project: str(project["project"]))
+
+    @routes.post("/projects/{project}/runs/query")
+    def query_runs(project: Uid, query: RunsQuery) -> dict[str, Any]:
+        """A table of runs, filtered, sorted, grouped: a list a column. `-` as the project asks for all of them."""
+        matches = compile_filter(query.filter, FIELDS)
+        rows = [row for row in reader.rows(None if project == "-" else project) if matches(row)]
+        for key in reversed(query.sort):
+            rows = _sorted(rows, key)
+        page = rows[query.cursor : query.cursor + query.limit]
+        more = query.cursor + query.limit < len(rows)
+        columns = {name: [_value(row, name) for row in page] for name in query.columns}
+        return {
+            "n": len(rows),
+            "columns": columns,
+            "groups": _groups(rows, query) if query.group else None,
+            "cursor": query.cursor + query.limit if more else None,
+        }
+
+    @routes.get("/projects/{project}/keys")
+    def keys(project: Uid, q: str = Query("", max_length=256)) -> dict[str, Any]:
+        """Which metrics, and keys of configurations, runs of the project have, with how many runs have them."""
+        counts: dict[str, dict[str, int]] = {"metric": {}, "config": {}}
+        for row in reader.rows(None if project == "-" else project):
+            for kind, name in (("metric", "summary"), ("config", "config")):
+                for key in row[name]:
+                    if q in key:
+                        counts[kind][key] = counts[kind].get(key, 0) + 1
+        return {kind: [{"key": key, "runs": n} for key, n in sorted(of.items())] for kind, of in counts.items()}
+
+    @routes.get("/compare")
+    def compare(runs: str = Query(max_length=20_000)) -> dict[str, Any]:
+        """What differs between runs (uids with commas between): config, summary and environment, a list a key."""
+        found = []
+        for name in runs.split(","):
+            with reader.run(name) as run:
+                found.append({"config": run.config, "summary": run.summary, "environment": run.environment})
+        different: dict[str, Any] = {}
+        for part in ("config", "summary", "environment"):
+            names = sorted({key for one in found for key in one[part]})
+            values = {key: [jsonable(one[part].get(key)) for one in found] for key in names}
+            different[part] = {key: each for key, each in values.items() if any(value != each[0] for value in each)}
+        return different
+
+
+def _of_a_run(routes: APIRouter, reader: Reader) -> None:
+    @routes.get("/runs/{uid}")
+    def run(uid: Uid) -> dict[str, Any]:
+        """What a run is: its row of the table, environment, attempts, mesh, metrics, and what its journals lost."""
+        with reader.run(uid) as run:
+            row = {name: value for name, value in reader.row(run).items() if name != "attempts"}
+            attempts = [
+                {**vars(one), "start": one.start.isoformat(), "end": one.end.isoformat()} for one in run.attempts
+            ]
+            mesh = [event.data for event in run.events("mesh")]
+            more = {"attempts": attempts, "environment": run.environment, "mesh": mesh, "keys": run.keys()}
+            lost = {"dropped": run.dropped, "damages": [str(damage.reason) for damage in run.damages]}
+            result: dict[str, Any] = jsonable({**row, **more, **lost})
+        return result
+
+    @routes.get("/runs/{uid}/findings")
+    def findings(uid: Uid) -> list[dict[str, Any]]:
+        """What the stability rules conclude."""
+        with reader.run(uid) as run:
+            return [jsonable(finding.as_dict()) for finding in run.findings()]
+
+    @routes.get("/runs/{uid}/logs")
+    def logs(
+        uid: Uid,
+        rank: int | None = Query(None, ge=0, le=1 << 31),
+        q: str = Query("", max_length=256),
+        after: int = Query(0, ge=0, le=_FAR),
+        limit: int = Query(1000, ge=1, le=100_000),
+    ) -> dict[str, Any]:
+        """Printed lines in the order of time, from the `after`-th of those that match on."""
+        with reader.run(uid) as run:
+            rows = run.logs()
+        if rank is not None:
+            rows = rows.filter(pc.equal(rows["rank"], rank))
+        if q:
+            rows = rows.filter(pc.fill_null(pc.match_substring(rows["line"], q), fill_value=False))
+        page = rows.slice(after, limit)
+        more = after + limit < rows.num_rows
+        return {"n": rows.num_rows, "lines": jsonable(page.to_pylist()), "after": after + limit if more else None}
+
+
+def _exports(routes: APIRouter, reader: Reader) -> None:
+    @routes.get("/runs/{uid}/history")
+    def history(
+        uid: Uid,
+        keys: Annotated[list[Name] | None, Query(max_length=1000)] = None,
+        ranks: Literal["mean", "all"] = "mean",
+        start: Step | None = None,
+        stop: Step | None = None,
+        format: Format = "json",  # noqa: A002
+    ) -> Response:
+        """Metrics, a row a step: what `Run.history` gives."""
+        with reader.run(uid) as run:
+            rows = run.history(keys, ranks=ranks, start=start, stop=stop)
+        return table_response(rows, format)
+
+    @routes.get("/runs/{uid}/tensors")
+    def tensors(
+        uid: Uid,
+        kind: Name | None = None,
+        name: Name | None = None,
+        start: Step | None = None,
+        stop: Step | None = None,
+        format: Literal["json", "arrow", "csv", "parquet"] = "json",  # noqa: A002
+    ) -> Response:
+        """Statistics of tensors, every element counted once: what `Run.tensors` gives."""
+        with reader.run(uid) as run:
+            rows = run.tensors(kind, name, start, stop)
+        return table_response(rows, format)
+
+
+def _charts(routes: APIRouter, reader: Reader) -> None:
+    @routes.post("/series", response_class=Response)
+    def post_series(query: SeriesQuery, format: Format = "frame") -> Response:  # noqa: A002
+        """Lines on one grid of steps that keep every spike."""
+        items = [item for line in query.items for item in reader.items(line.run, line.metric, line.rank)]
+        if len(items) > MAX_ITEMS:
+            raise ApiError(422, "too_many", f"{len(items)} lines are asked for, at most {MAX_ITEMS} at once")
+        span = series.Span(query.x.start, query.x.stop, query.px, query.smooth.tau if query.smooth else None)
+        return series.series(reader.store, items, span).response(format)
+
+    @routes.post("/heatmap", response_class=Response)
+    def post_heatmap(query: HeatmapQuery, format: Format = "frame") -> Response:  # noqa: A002
+        """A statistic of each tensor over steps."""
+        with reader.run(query.run) as run:
+            where = reader.where(run)
+            answer = distributions.heatmap(
+                reader.store, run, where, _window(query), query.stat, norm=query.norm, pool=query.pool
+            )
+        return answer.response(format)
+
+    @routes.post("/histogram", response_class=Response)
+    def post_histogram(query: HistogramQuery, format: Format = "frame") -> Response:  # noqa: A002
+        """Histograms of the tensors that match, added exactly, over steps."""
+        window = _window(query)
+        if query.at is not None:
+            window = distributions.Window(window.kind, window.name, window.stage, query.at, query.at + 1, 1)
+        with reader.run(query.run) as run:
+            answer = distributions.histogram(reader.store, run, reader.where(run), window)
+        return answer.response(format)
+
+
+def _for_scripts(routes: APIRouter, reader: Reader) -> None:
+    @routes.get("/streams")
+    def streams(since: int = Query(0, ge=0, le=_FAR)) -> dict[str, Any]:
+        """The records of all streams that changed after a cursor: what `Api("http://...")` builds its runs from."""
+        cursor, changed = changes(reader.store, since)
+        return {"cursor": cursor, "streams": changed}
+
+    @routes.get("/streams/{stream}/{table}", response_class=Response)
+    def rows(
+        stream: Annotated[str, Path(pattern="^[0-9a-f]{16}$")],
+        table: Literal["scalars", "texts", "tensors", "media", "logs", "events"],
+        first: int = Query(0, ge=0, le=_FAR),
+        stop: int = Query(_FAR, ge=0, le=_FAR),
+    ) -> Response:
+        """Rows of a stream as they were written, frames `first` to `stop`, as an Arrow stream."""
+        found = reader.store.rows(Table[table.upper()], [int(stream, 16)], first, stop)
+        return table_response(found, "arrow")
+
+
+def _window(query: TensorQuery) -> distributions.Window:
+    return distributions.Window(query.kind, query.name, query.stage, query.x.start, query.x.stop, query.px)
+
+
+def _value(row: Mapping[str, Any], name: str) -> Any:
+    value = lookup(row, name)
+    return None if is_missing(value) else jsonable(value)
+
+
+def _sorted(rows: list[dict[str, Any]], key: str) -> list[dict[str, Any]]:
+    """Sorted by one field, what lacks it at the end: numbers before words."""
+    name, backwards = key.removeprefix("-"), key.startswith("-")
+    there = [(value, row) for row in rows if (value := _value(row, name)) is not None]
+    missing = [row for row in rows if _value(row, name) is None]
+    there.sort(key=lambda pair: _rank_of(pair[0]), reverse=backwards)
+    return [row for _, row in there] + missing
+
+
+def _rank_of(value: Any) -> tuple[int, float, str]:
+    return (0, float(value), "") if isinstance(value, int | float) else (1, 0.0, str(value))
+
+
+def _groups(rows: Sequence[Mapping[str, Any]], query: RunsQuery) -> list[dict[str, Any]]:
+    """How many runs have the same values in some fields, and what their numbers are together."""
+    reduces: dict[str, Callable[[Sequence[float]], float]] = {"mean": statistics.fmean, "min": min, "max": max}
+    reduce = reduces[query.agg]
+    found: dict[str, list[Mapping[str, Any]]] = {}
+    for row in rows:
+        found.setdefault(repr([_value(row, name) for name in query.group]), []).append(row)
+    groups = []
+    for members in found.values():
+        values = {name: [_value(row, name) for row in members] for name in query.columns}
+        numbers = {name: [v for v in each if _is_number(v)] for name, each in values.items()}
+        groups.append(
+            {
+                "values": [_value(members[0], name) for name in query.group],
+                "n": len(members),
+                "columns": {name: jsonable(reduce(each)) for name, each in numbers.items() if each},
+            }
+        )
+    return groups
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+__all__ = ["router"]

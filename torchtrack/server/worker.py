@@ -1,0 +1,151 @@
+"""The process that holds the engine: store, Indexer and the routes that ask it. It may be killed at any moment.
+
+    python -m torchtrack.server.worker --runs DIR [--index DIR | --dsn DSN] --socket PATH
+
+It listens on a Unix socket that only its user can open; the server in front of it checks who asks.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import logging
+import os
+import signal
+import threading
+from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
+from typing import Any, Final
+
+import click
+import uvicorn
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+
+from torchtrack.errors import RunNotFoundError, StoreError
+from torchtrack.server import live, query
+from torchtrack.server.catalog import Catalog
+from torchtrack.server.filters import FilterError
+from torchtrack.server.indexer import Indexer
+from torchtrack.server.metrics import MetricsStore
+from torchtrack.server.problems import ApiError
+from torchtrack.server.reading import Reader
+from torchtrack.version import __version__
+
+API: Final = "/api/v1"
+PATIENCE: Final = 5
+"""Errors of the store in a row after which the process ends, for another one to begin."""
+PAUSE_S: Final = 0.5
+_log = logging.getLogger("torchtrack.server")
+
+
+def index_folder(runs: Path) -> Path:
+    """Where the index of a folder of runs lies: in the user's cache, since the folder may be read-only."""
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    return cache / "torchtrack" / "index" / hashlib.sha256(str(runs.resolve()).encode()).hexdigest()[:16]
+
+
+def create_app(store: MetricsStore, runs: Path, catalog: Catalog | None = None) -> FastAPI:
+    """The application: follows a folder of runs while it is up, and answers from the store.
+
+    Args:
+        store: where the rows go; closed at the end.
+        runs: the folder of runs.
+        catalog: what people typed, which is only read.
+    """
+    indexer = Indexer(runs, store)
+    reader = Reader(store, lambda: indexer.batch, catalog)
+    stop = threading.Event()
+
+    @contextlib.asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        thread = threading.Thread(target=_follow, args=(indexer, stop), name="torchtrack indexer")
+        thread.start()
+        try:
+            yield
+        finally:
+            stop.set()
+            thread.join()
+            store.close()
+
+    app = FastAPI(title="torchtrack", version=__version__, docs_url=None, redoc_url=None, lifespan=lifespan)
+    app.state.indexer, app.state.reader = indexer, reader
+    app.include_router(query.router(reader), prefix=API)
+    app.include_router(live.router(reader), prefix=API)
+    install(app)
+    return app
+
+
+def install(app: FastAPI) -> None:
+    """Answer what goes wrong in one shape, with words that say what to do."""
+    answers: dict[type[Exception], Callable[[Exception], ApiError]] = {
+        RunNotFoundError: lambda error: ApiError(404, "not_found", str(error)),
+        FilterError: lambda error: ApiError(422, "bad_filter", str(error)),
+        ValueError: lambda error: ApiError(400, "bad_request", str(error)),
+        StoreError: lambda error: ApiError(503, "store", str(error), retry_after_s=1),
+    }
+
+    def handler(make: Callable[[Exception], ApiError]) -> Callable[[Request, Exception], Awaitable[JSONResponse]]:
+        async def answer(request: Request, error: Exception) -> JSONResponse:
+            del request
+            return make(error).response()
+
+        return answer
+
+    for kind, make in answers.items():
+        app.add_exception_handler(kind, handler(make))
+    app.add_exception_handler(ApiError, _as_it_is)
+    app.add_exception_handler(RequestValidationError, _invalid)
+
+
+async def _as_it_is(request: Request, error: Exception) -> JSONResponse:
+    del request
+    assert isinstance(error, ApiError)  # noqa: S101  # it is registered for nothing else
+    return error.response()
+
+
+async def _invalid(request: Request, error: Exception) -> JSONResponse:
+    del request
+    assert isinstance(error, RequestValidationError)  # noqa: S101
+    problems: list[dict[str, Any]] = [
+        {"where": list(map(str, each["loc"])), "why": each["msg"]} for each in error.errors()
+    ]
+    return JSONResponse({"error": {"code": "bad_request", "message": "see problems", "problems": problems}}, 422)
+
+
+def _follow(indexer: Indexer, stop: threading.Event) -> None:
+    """Poll until told to stop; a store that keeps failing ends the process."""
+    failed = 0
+    while not stop.is_set():
+        try:
+            indexer.poll()
+            failed = 0
+        except FileNotFoundError as error:
+            _log.warning("%s; looking again", error)
+        except StoreError as error:
+            failed += 1
+            _log.error("%s (%d of %d)", error, failed, PATIENCE)
+            if failed == PATIENCE:
+                os.kill(os.getpid(), signal.SIGTERM)
+                return
+        stop.wait(PAUSE_S * (1 + failed))
+
+
+@click.command()
+@click.option("--runs", type=click.Path(path_type=Path, file_okay=False), required=True, help="The folder of runs.")
+@click.option("--index", type=click.Path(path_type=Path), help="Where the index lies; by default in the user's cache.")
+@click.option("--dsn", help="A ClickHouse server instead: clickhouse://user:password@host:port.")
+@click.option("--catalog", help="What people typed: a URL of SQLAlchemy's.")
+@click.option("--socket", "path", type=click.Path(path_type=Path), required=True, help="The Unix socket to listen on.")
+def main(runs: Path, index: Path | None, dsn: str | None, catalog: str | None, path: Path) -> None:
+    """Index a folder of runs and answer questions about it."""
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
+    store = MetricsStore(dsn) if dsn else MetricsStore.in_folder(index or index_folder(runs))
+    os.umask(0o077)
+    app = create_app(store, runs, Catalog(catalog) if catalog else None)
+    uvicorn.run(app, uds=str(path), log_level="warning", lifespan="on")
+
+
+if __name__ == "__main__":
+    main()
