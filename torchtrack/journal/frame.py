@@ -213,11 +213,15 @@ def compress(payload: bytes | pa.Buffer) -> tuple[Codec, bytes | pa.Buffer]:
     return (Codec.ZSTD, stored) if len(stored) < memoryview(payload).nbytes else (Codec.NONE, payload)
 
 
-def decompress(stored: bytes | memoryview) -> bytes:
+def decompress(stored: bytes | memoryview, most: int = MAX_PAYLOAD) -> bytes:
     """What `compress` stored with zstd.
 
+    Args:
+        stored: the compressed bytes.
+        most: how many bytes it may become.
+
     Raises:
-        ValueError: it is no zstd frame, or grows beyond `MAX_PAYLOAD`.
+        ValueError: it is no zstd frame, or grows beyond `most`.
     """
     import pyarrow as pa
 
@@ -226,8 +230,8 @@ def decompress(stored: bytes | memoryview) -> bytes:
         with pa.CompressedInputStream(pa.BufferReader(stored), "zstd") as stream:
             while piece := stream.read(_PIECE):
                 pieces.append(piece)
-                if sum(map(len, pieces)) > MAX_PAYLOAD:
-                    raise ValueError(f"a payload grows beyond {MAX_PAYLOAD} bytes when decompressed")
+                if sum(map(len, pieces)) > most:
+                    raise ValueError(f"a payload grows beyond {most} bytes when decompressed")
     except OSError as error:
         raise ValueError(f"a payload does not decompress: {error}") from error
     return b"".join(pieces)
