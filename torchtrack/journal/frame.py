@@ -44,6 +44,10 @@ _CRC: Final = struct.Struct("<I")
 _SEED: Final = struct.Struct("<QQ")
 
 
+class TooLargeError(ValueError):
+    """What was compressed has more bytes than allowed."""
+
+
 class Kind(IntEnum):
     """What a frame's payload is."""
 
@@ -209,8 +213,13 @@ def compress(payload: bytes | pa.Buffer) -> tuple[Codec, bytes | pa.Buffer]:
     """A payload as it is stored: zstd where that makes it smaller."""
     if memoryview(payload).nbytes < COMPRESS_FROM:
         return Codec.NONE, payload
-    stored = _zstd().compress(payload, asbytes=True)
+    stored = zstd(payload)
     return (Codec.ZSTD, stored) if len(stored) < memoryview(payload).nbytes else (Codec.NONE, payload)
+
+
+def zstd(data: bytes | pa.Buffer) -> bytes:
+    """Bytes as one zstd frame."""
+    return bytes(_zstd().compress(data, asbytes=True))
 
 
 def decompress(stored: bytes | memoryview, most: int = MAX_PAYLOAD) -> bytes:
@@ -231,7 +240,7 @@ def decompress(stored: bytes | memoryview, most: int = MAX_PAYLOAD) -> bytes:
             while piece := stream.read(_PIECE):
                 pieces.append(piece)
                 if sum(map(len, pieces)) > most:
-                    raise ValueError(f"a payload grows beyond {most} bytes when decompressed")
+                    raise TooLargeError(f"a payload grows beyond {most} bytes when decompressed")
     except OSError as error:
         raise ValueError(f"a payload does not decompress: {error}") from error
     return b"".join(pieces)

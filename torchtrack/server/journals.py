@@ -55,9 +55,7 @@ class JournalStore:
         with self._lock:
             return dict(self._paths)
 
-    def append(
-        self, stream: int, first: int, frames: memoryview, lost: Sequence[tuple[int, int]] = ()
-    ) -> Position:
+    def append(self, stream: int, first: int, frames: memoryview, lost: Sequence[tuple[int, int]] = ()) -> Position:
         """Verify and append frames; those that are there already are compared and skipped. Durable after `commit`.
 
         Args:
