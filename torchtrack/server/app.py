@@ -81,7 +81,7 @@ def create_app(config: Config) -> FastAPI:
     committer = Committer(store)
 
     @contextlib.asynccontextmanager
-    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         committer.start()
         try:
             yield
@@ -96,7 +96,7 @@ def create_app(config: Config) -> FastAPI:
     app.state.config = config
     app.state.store = store
     app.state.committer = committer
-    app.state.keys = auth.Keys(config.data) if config.token else auth.Keys(config.data, required=False)
+    app.state.keys = auth.Keys(config.data, required=config.token)
     app.state.budget = Budget(config.limits, time.monotonic)
     app.add_middleware(auth.Doorkeeper, hosts=_hosts(config))
     app.add_exception_handler(ApiError, _answer)

@@ -51,6 +51,32 @@ class Ingest:
         """Another one after each start: clients then ask anew how far their streams are."""
         self._decompressing = threading.BoundedSemaphore(2)  # each may need a window of 128 MiB
 
+    def handshake(self, oldest: int, newest: int) -> dict[str, Any]:
+        """What both sides can.
+
+        Args:
+            oldest: protocol version that the client speaks.
+            newest: likewise.
+
+        Raises:
+            ApiError: no version is common to both.
+        """
+        protocol = wire.common_protocol(oldest, newest)
+        if protocol is None:
+            ours = f"{wire.OLDEST_PROTOCOL} to {wire.PROTOCOL}"
+            older = "client" if newest < wire.OLDEST_PROTOCOL else "server"
+            message = f"this server speaks protocol {ours}, the client {oldest} to {newest}; update the {older}"
+            raise ApiError(426, "protocol", message)
+        return {
+            "server": f"torchtrack {__version__}",
+            "instance": self.instance,
+            "protocol": protocol,
+            "protocols": [wire.OLDEST_PROTOCOL, wire.PROTOCOL],
+            "capabilities": list(wire.CAPABILITIES),
+            "max_bytes": self.limits.body_bytes,
+            "max_media_bytes": self.limits.media_bytes,
+        }
+
     def unpack(self, body: bytes, encoding: str | None) -> tuple[dict[str, Any], list[wire.Section]]:
         """What a body holds.
 
@@ -121,21 +147,7 @@ def router(ingest: Ingest, committer: Committer, media: MediaStore, budget: Budg
     @routes.get("/handshake")
     async def handshake(oldest: int = 1, newest: int = wire.PROTOCOL) -> dict[str, Any]:
         """Which protocol both sides speak, what the server can do, and its limits."""
-        protocol = wire.common_protocol(oldest, newest)
-        if protocol is None:
-            ours = f"{wire.OLDEST_PROTOCOL} to {wire.PROTOCOL}"
-            older = "client" if newest < wire.OLDEST_PROTOCOL else "server"
-            message = f"this server speaks protocol {ours}, the client {oldest} to {newest}; update the {older}"
-            raise ApiError(426, "protocol", message)
-        return {
-            "server": f"torchtrack {__version__}",
-            "instance": ingest.instance,
-            "protocol": protocol,
-            "protocols": [wire.OLDEST_PROTOCOL, wire.PROTOCOL],
-            "capabilities": list(wire.CAPABILITIES),
-            "max_bytes": limits.body_bytes,
-            "max_media_bytes": limits.media_bytes,
-        }
+        return ingest.handshake(oldest, newest)
 
     @routes.post("/positions", openapi_extra=_json_body("streams"))
     async def positions(request: Request) -> dict[str, Any]:

@@ -26,6 +26,7 @@ _EVERY: Final = 1 << 18
 _MAX_RANK: Final = 10_000_000
 _UID: Final = re.compile(r"[0-9a-f]{16}")
 _fdatasync: Final = getattr(os, "fdatasync", os.fsync)
+_write: Final = os.write
 
 Range = tuple[int, int]
 
@@ -52,8 +53,8 @@ class RefusedError(Exception):
     """Frames that were not taken.
 
     Attributes:
-        code: gap (some are to come before), conflict (others are there under these seqs), invalid (they are no frames of
-            this stream, or were damaged on the way).
+        code: gap (some are to come before), conflict (others are there under these seqs), invalid (they are no frames
+            of this stream, or were damaged on the way).
         detail: what a client needs to go on.
     """
 
@@ -151,7 +152,7 @@ class StreamLog:
             try:
                 if os.fstat(fd).st_size > self._offset:
                     os.ftruncate(fd, self._offset)
-                os.fsync(fd)
+                _fdatasync(fd)
             finally:
                 os.close(fd)
         missing = tuple((damage.first_seq, damage.last_seq) for damage in stream.damages if damage.lost > 0)
@@ -293,7 +294,7 @@ class StreamLog:
             self._note(found.header.seq, self._segment, self._offset)
             left = found.raw
             while left:
-                left = left[os.write(fd, left) :]
+                left = left[_write(fd, left) :]
             self._offset += len(found.raw)
 
     def _begins_file(self, found: Found) -> bool:
@@ -434,8 +435,8 @@ class StreamLog:
             for _, raw in sorted(stored + fresh):
                 left = memoryview(raw)
                 while left:
-                    left = left[os.write(fd, left) :]
-            os.fsync(fd)
+                    left = left[_write(fd, left) :]
+            _fdatasync(fd)
             temporary.rename(file)
         except OSError:
             temporary.unlink()

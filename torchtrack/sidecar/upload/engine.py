@@ -5,8 +5,8 @@
     while not uploader.done:
         time.sleep(uploader.step())
 
-Nothing is ever given up on an error: a request that failed is sent again later, a stream that the server refuses is left
-where it lies and named, and the others go on.
+Nothing is ever given up on an error: a request that failed is sent again later, a stream that the server refuses is
+left where it lies and named, and the others go on.
 """
 
 from __future__ import annotations
@@ -176,10 +176,9 @@ class Uploader:
 
     def _from(self, tail: Tail, room: int) -> list[wire.Section]:
         try:
-            if tail.missing_there:
-                found, tail.missing_there = tail.find(tail.missing_there, room), ()
-                if found:
-                    return found
+            found = tail.heal(room)
+            if found:
+                return found
             taken = tail.take(room)
         except (DivergedError, JournalError) as error:
             self._give_up(tail, str(error))
@@ -250,9 +249,7 @@ class Uploader:
     def _placed(self, tail: Tail, answer: Mapping[str, Any]) -> None:
         mark = Mark(int(answer.get("next", 0)), int(answer.get("frames", 0)), int(answer.get("crc", 0)))
         missing = [(int(low), int(high)) for low, high in answer.get("missing") or ()]
-        known = tail.want is not None
-        before = tail.lost if known else []
-        tail.asked(mark, sealed=bool(answer.get("sealed")), missing=[] if missing == before else missing)
+        tail.asked(mark, sealed=bool(answer.get("sealed")), missing=missing)
         if self._progress is not None:
             self._progress.acked(tail.number, mark.next, sealed=tail.sealed_there)
 
@@ -265,15 +262,16 @@ class Uploader:
             self._progress.acked(tail.number, tail.acked, sealed=False, problem=why)
 
     def _whole_refused(self, reply: Reply) -> None:
-        """A request that the server takes for wrong or too large: smaller ones, until it is known which stream it is."""
+        """A request that is refused as a whole: smaller ones, until it is known which stream is the cause."""
         flight, self._flight = self._flight, []
-        if (len(flight) == 1 and (self._one or reply.status == 413) and self._most <= len(flight[0].frames)) or (len(flight) == 1 and self._one and reply.status == 400):
+        large = reply.status == 413
+        alone = len(flight) == 1 and (len(flight[0].frames) >= self._most if large else self._one)
+        if alone:
             self._give_up(self.tails[flight[0].stream], f"the server refuses it: {reply.problem()}")
-        else:
-            for section in reversed(flight):
-                self.tails[section.stream].seek(section.first)
-            self._most = max(1 << 14, self._most // 2) if reply.status == 413 else self._most
-            self._one = reply.status == 400
+        for section in flight:
+            self.tails[section.stream].seek(section.first)
+        self._most = max(1 << 12, self._most // 2) if large and not alone else self._most
+        self._one = not large
         self.pace.failed()
 
     def _refused(self, reply: Reply) -> None:

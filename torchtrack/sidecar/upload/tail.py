@@ -60,6 +60,7 @@ class Tail:
         self.lost: list[tuple[int, int]] = []
         """Seqs that are lost here."""
         self._expected: Mark | None = None
+        self._tried: set[tuple[int, int]] = set()
         self._start_over()
 
     def _start_over(self) -> None:
@@ -163,19 +164,20 @@ class Tail:
         section = Section(self.number, taken[0].seq, b"".join(entry.raw for entry in taken), tuple(lost))
         return section, more, any(entry.media for entry in taken)
 
-    def find(self, ranges: Sequence[tuple[int, int]], most: int) -> list[Section]:
-        """Frames that the server is missing and that are here, at most so many bytes of them."""
+    def heal(self, most: int) -> list[Section]:
+        """Frames that the server is missing and that are here, about so many bytes of them; each hole is tried once."""
+        ranges = [each for each in self.missing_there if each not in self._tried and each not in self.lost]
+        self._tried.update(ranges)
         sections: list[Section] = []
-        last = max(high for _, high in ranges)
         run: list[Found] = []
-        for found in Stream(self.path).stored():
+        for found in Stream(self.path).stored() if ranges else ():
             seq = found.header.seq
-            if seq > last or most < 0:
-                break
             inside = any(low <= seq <= high for low, high in ranges)
             if run and (not inside or seq != run[-1].header.seq + 1):
                 sections.append(_section(self.number, run))
                 run = []
+            if most <= 0 or seq > ranges[-1][1]:
+                break
             if inside:
                 run.append(found)
                 most -= len(found.raw)

@@ -69,8 +69,8 @@ def check_url(url: str, *, allow_http: bool = False) -> str:
         raise ValueError("a server's address holds no user, password, query or fragment; the key goes elsewhere")
     if parts.scheme == "http" and not allow_http and not _is_loopback(parts.hostname):
         raise ValueError(
-            f"http://{parts.hostname} is not encrypted: the key and all data could be read on the way. Use https, or set "
-            "TORCHTRACK_ALLOW_HTTP=1 if the network is yours"
+            f"http://{parts.hostname} is not encrypted: the key and all data could be read on the way. Use https, or "
+            "set TORCHTRACK_ALLOW_HTTP=1 if the network is yours"
         )
     return url.rstrip("/")
 
