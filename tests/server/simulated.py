@@ -40,7 +40,7 @@ class Disk:
         if self.fail_sync:
             self.fail_sync -= 1
             raise OSError(errno.EIO, "simulated")
-        self._sizes[os.readlink(f"/proc/self/fd/{fd}")] = os.fstat(fd).st_size
+        self._sizes[str(Path(f"/proc/self/fd/{fd}").readlink())] = os.fstat(fd).st_size
 
     def sync_folder(self, folder: Path) -> None:
         self._names.update(str(path) for path in folder.iterdir())
@@ -51,6 +51,12 @@ class Disk:
             os.write(fd, data[: len(data) // 2])
             raise OSError(errno.ENOSPC, "simulated")
         return os.write(fd, data)
+
+    def restored(self) -> None:
+        """What is there now was put there durably."""
+        files = [path for path in self.folder.rglob("*") if path.is_file()]
+        self._sizes = {str(path): path.stat().st_size for path in files}
+        self._names = {str(path) for path in files}
 
     def cut(self, rng: random.Random) -> None:
         for path in [path for path in self.folder.rglob("*") if path.is_file()]:
@@ -75,6 +81,8 @@ class Server:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.disk = Disk(folder / "runs")
+        self.dies = False
+        """Whether the next request finds its end between writing and syncing."""
         self.start()
 
     def start(self) -> None:
@@ -103,6 +111,7 @@ class Server:
             self.stop()
             shutil.rmtree(self.folder / "runs")
             shutil.copytree(self.folder / "backup", self.folder / "runs")
+            self.disk.restored()
             self.start()
 
     def handle(self, method: str, path: str, body: bytes | None, headers: Mapping[str, str]) -> Reply:
@@ -124,6 +133,10 @@ class Server:
         assert (method, name) == ("POST", "/frames")
         _, sections = self.ingest.unpack(body, headers.get("Content-Encoding"))
         problems = self.ingest.take(sections)
+        if self.dies:
+            self.dies = False
+            self.crash()
+            raise UnreachableError("the server was killed")
         status, answer = self.ingest.answer(sections, problems, self.store.commit())
         return status, {**answer, "next_after_s": 0.1, "max_bytes": 600}
 
@@ -144,6 +157,8 @@ def stored(path: Path) -> dict[Key, bytes]:
     for each in stream.stored():
         assert (stream.stream, each.header.seq) not in found
         found[stream.stream, each.header.seq] = bytes(each.raw)
+    leftovers = [damage for damage in stream.damages if not damage.lost]
+    assert not leftovers, f"bytes between whole frames: {leftovers}"
     return found
 
 

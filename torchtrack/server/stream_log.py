@@ -155,6 +155,8 @@ class StreamLog:
                 _fdatasync(fd)
             finally:
                 os.close(fd)
+            for folder in (path.parent, path.parent.parent, self._folder):
+                _sync_folder(folder)  # a file that was made just before a crash
         missing = tuple((damage.first_seq, damage.last_seq) for damage in stream.damages if damage.lost > 0)
         self._now = Position(stream.next_seq, stream.frames, stream.crc, stream.seal is not None, missing)
         self.durable, self._kept = self._now, (self._segment, self._offset)

@@ -39,6 +39,7 @@ class Sidecar:
         heartbeat_s: time between heartbeats, if this rank is the one that starts the sidecar.
         timeout_s: the longest that a call takes.
         alerts: where the alerts of this rank go, `urls`, and from which severity on `findings` do; None for nowhere.
+        upload: where what this rank writes is sent: `url` and `key`; None for nowhere.
     """
 
     def __init__(
@@ -48,6 +49,7 @@ class Sidecar:
         heartbeat_s: float = 10.0,
         timeout_s: float = 1.0,
         alerts: Mapping[str, object] | None = None,
+        upload: Mapping[str, object] | None = None,
     ) -> None:
         self.errors = 0
         """How many calls found no sidecar."""
@@ -55,6 +57,7 @@ class Sidecar:
         self._heartbeat_s = heartbeat_s
         self._timeout_s = timeout_s
         self._alerts = alerts
+        self._upload = upload
         self._start_at = 0.0
         self._starter: subprocess.Popen[bytes] | None = None
         self._closed = not supported()
@@ -72,6 +75,7 @@ class Sidecar:
             world_size: ranks of the run: above some hundreds the sidecar gathers their finished journal files.
         """
         place: dict[str, object] = {"rank": rank, "world_size": world_size, "alerts": self._alerts}
+        place["upload"] = self._upload
         return self._call({"do": "register", "stream": stream, "uid": uid, "pid": pid, **place}, start=True)
 
     def joined(self, stream: str, uid: str) -> bool:

@@ -1,6 +1,6 @@
 """Delivers alerts: a process beside the sidecar that reads the journals of this node's ranks and tells people.
 
-The sidecar starts it (`Courier`) with the first run that has somebody to tell, as `python -m torchtrack.sidecar.courier
+The sidecar starts it (see `helper`) with the first run that has somebody to tell, as `python -m torchtrack.sidecar.courier
 DIR`, and talks to it through its stdin; what comes over the pipe is a secret, and is never written. It is a process of
 its own since it needs Arrow, apprise and a network, any of which may hang: the sidecar stays small and sees how ranks
 end whatever happens here. **The journal is the queue:** what is not told yet is read again, nothing else is kept.
@@ -13,7 +13,6 @@ import fcntl
 import json
 import os
 import selectors
-import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -30,53 +29,6 @@ _LAST_S: Final = 40.0
 """How long messages are still tried after the sidecar has left."""
 _SEAL_S: Final = 3.0
 """How long the last rows of a run that has ended are waited for."""
-
-
-class Courier:
-    """The sidecar's end. **Nothing here waits:** a courier that does not read loses what it is told.
-
-    Args:
-        directory: the runs folder.
-    """
-
-    def __init__(self, directory: Path) -> None:
-        self._directory = directory
-        self._followed: dict[str, dict[str, object]] = {}
-        self._process: subprocess.Popen[bytes] | None = None
-
-    def follow(self, stream: str, uid: str, rank: int, alerts: Mapping[str, object]) -> None:
-        """Have the alerts of a stream delivered; more than once does nothing."""
-        if stream not in self._followed:
-            self._followed[stream] = {"stream": stream, "uid": uid, "rank": rank, **alerts}
-            self._tell(self._followed[stream])
-
-    def ended(self, stream: str) -> None:
-        """The process that wrote it is gone."""
-        if self._followed.pop(stream, None) is not None:
-            self._tell({"stream": stream, "ended": True})
-
-    def look(self) -> None:
-        """Replace a courier that has died."""
-        if self._process is not None and self._process.poll() is not None:
-            self._process = None
-            for request in self._followed.values():
-                self._tell(request)
-
-    def close(self) -> None:
-        """Let it deliver what is left, and end by itself."""
-        if self._process is not None and self._process.stdin is not None:
-            self._process.stdin.close()
-
-    def _tell(self, request: Mapping[str, object]) -> None:
-        if self._process is None:
-            command = [sys.executable, "-m", "torchtrack.sidecar.courier", str(self._directory)]
-            nothing = subprocess.DEVNULL
-            self._process = subprocess.Popen(
-                command, stdin=subprocess.PIPE, stdout=nothing, stderr=nothing, start_new_session=True, bufsize=0
-            )
-            os.set_blocking(self._process.stdin.fileno(), False)  # type: ignore[union-attr]  # it is a pipe
-        with contextlib.suppress(BrokenPipeError, BlockingIOError):
-            self._process.stdin.write(json.dumps(request).encode() + b"\n")  # type: ignore[union-attr]
 
 
 class _Ledger:

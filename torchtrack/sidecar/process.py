@@ -27,7 +27,7 @@ from torchtrack.journal.frame import Kind
 from torchtrack.journal.origin import origin
 from torchtrack.journal.writer import Writer
 from torchtrack.sidecar import gathering, salvage
-from torchtrack.sidecar.courier import Courier
+from torchtrack.sidecar.helper import Helper
 
 PROTOCOL: Final = 1
 MAX_REQUEST: Final = 4096
@@ -93,11 +93,14 @@ class Sidecar:
         self._writers: dict[str, Writer] = {}
         self._poll = select.poll()
         self._wake, self._wake_in = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+        self._upload: Mapping[str, object] | None = None
+        """Where runs are sent, if any rank has said so."""
         self._stop_at: float | None = None
         self._leave_at = time.monotonic() + _FIRST_REQUEST_S
         self._beat_at = time.monotonic() + heartbeat_s
         self._gathering = gathering.Gathering(directory, lambda: self._stop_at is not None)
-        self._courier = Courier(directory)
+        self._courier = Helper("torchtrack.sidecar.courier", directory)
+        self._uploads = Helper("torchtrack.sidecar.upload", directory)
 
     def run(self) -> None:
         """Serve until no registered process is left, or SIGTERM."""
@@ -116,7 +119,8 @@ class Sidecar:
         for uid in list(self._writers):
             self._seal(uid, "left")
         guard.attempt("gathering journals", self._gathering.finish)
-        guard.attempt("leaving the courier", self._courier.close)
+        for helper in (self._courier, self._uploads):
+            guard.attempt("leaving a helper", helper.close)
 
     def _terminate(self, *_: object) -> None:
         # The ranks are often terminated in the same moment; their exits are worth a short wait.
@@ -154,15 +158,33 @@ class Sidecar:
         rank, world_size = request.get("rank"), request.get("world_size")
         if what == "register" and isinstance(rank, int) and isinstance(world_size, int):
             watched.rank, watched.world_size = rank, world_size  # a rank may learn late which it is
-        alerts = request.get("alerts")
-        if what == "register" and isinstance(alerts, dict):
-            guard.attempt("following alerts", self._courier.follow, stream, watched.uid, watched.rank, alerts)
+        if what == "register":
+            self._delegate(stream, watched, request)
         if what == "joined" and _HEX.fullmatch(uid) and uid != watched.uid:
             before, watched.uid = watched.uid, uid
             self._seal_if_unused(before)
         elif what == "ended":
             watched.live = False
+            guard.attempt("the last rows", self._uploads.ending, stream)
         return True
+
+    def _delegate(self, stream: str, watched: _Watched, request: Mapping[str, object]) -> None:
+        """Have others tell people, and send what was written."""
+        place = {"uid": watched.uid, "rank": watched.rank}
+        alerts, upload = request.get("alerts"), request.get("upload")
+        if isinstance(alerts, dict):
+            guard.attempt("following alerts", self._courier.follow, stream, **place, **alerts)
+        if isinstance(upload, dict):
+            self._upload = upload
+            guard.attempt("following for upload", self._uploads.follow, stream, **place, **upload)
+            self._send_own(watched.uid)
+
+    def _send_own(self, uid: str) -> None:
+        """The sidecar's own stream of a run is sent too."""
+        writer = self._writers.get(uid)
+        if writer is not None and self._upload is not None:
+            place = {"uid": uid, "rank": -1}
+            guard.attempt("following for upload", self._uploads.follow, writer.path.stem, **place, **self._upload)
 
     def _register(self, stream: str, uid: str, pid: int) -> bool:
         stat = _stat(pid)
@@ -192,6 +214,7 @@ class Sidecar:
                 os.close(watched.pidfd)
             self._write_exit(stream, watched, end)
             guard.attempt("the last alerts", self._courier.ended, stream)
+            guard.attempt("the last rows", self._uploads.ended, stream)
             for written in _gathered(stream, watched):
                 self._gathering.ended(written)
         if ended and not self._watched:
@@ -217,7 +240,8 @@ class Sidecar:
         for uid, streams in live.items():
             record = json.dumps({"time_ns": time.time_ns(), "streams": streams})
             self._writer(uid).append(Kind.HEARTBEAT, record.encode())
-        guard.attempt("looking after the courier", self._courier.look)
+        for helper in (self._courier, self._uploads):
+            guard.attempt("looking after a helper", helper.look)
         self._gathering.look([each for stream, watched in self._watched.items() for each in _gathered(stream, watched)])
 
     def _writer(self, uid: str) -> Writer:
@@ -226,6 +250,7 @@ class Sidecar:
             stream = secrets.randbits(64)
             folder = self._directory / uid / "nodes"
             writer = self._writers[uid] = Writer(folder, f"{stream:016x}", stream, _opening(uid))
+            self._send_own(uid)
         return writer
 
     def _seal_if_unused(self, uid: str) -> None:
@@ -235,6 +260,7 @@ class Sidecar:
     def _seal(self, uid: str, reason: str) -> None:
         writer = self._writers.pop(uid, None)
         if writer is not None:
+            guard.attempt("the last rows", self._uploads.ended, writer.path.stem)
             # Sealing waits for the disk; the next process to die must not. The interpreter waits for it at the end.
             threading.Thread(target=_end, args=(writer, reason), name="torchtrack-seal").start()
 
