@@ -7,18 +7,16 @@ server is asked for or `login` was used.
 from __future__ import annotations
 
 import contextlib
+import ipaddress
 import json
 import os
 import secrets
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Final
+from urllib.parse import urlsplit
 
-
-class Server(NamedTuple):
-    """A server and the key for it; the key is None if there is none."""
-
-    url: str
-    key: str | None
+_LONGEST: Final = 400
+"""Characters of an address: it goes to the sidecar in one datagram."""
 
 
 def credentials_file() -> Path:
@@ -44,6 +42,33 @@ def key_for(url: str) -> str | None:
     keys = _read().get("keys")
     key = keys.get(url.rstrip("/")) if isinstance(keys, dict) else None
     return key if isinstance(key, str) else None
+
+
+def check_url(url: str) -> str:
+    """A server's address without trailing slash.
+
+    Raises:
+        ValueError: it is none, holds a password, or a key sent there could be read on the way.
+    """
+    parts = urlsplit(url)
+    if parts.scheme not in ("http", "https") or not parts.hostname or len(url) > _LONGEST:
+        raise ValueError(f"a server is given as https://host or http://127.0.0.1:port; got {url[:40]!r}")
+    if parts.username or parts.password or parts.query or parts.fragment:
+        raise ValueError("a server's address holds no user, password, query or fragment; the key goes elsewhere")
+    if parts.scheme == "http" and not is_loopback(parts.hostname) and os.environ.get("TORCHTRACK_ALLOW_HTTP") != "1":
+        raise ValueError(
+            f"http://{parts.hostname} is not encrypted: the key and all data could be read on the way. Use https, or "
+            "set TORCHTRACK_ALLOW_HTTP=1 if the network is yours"
+        )
+    return url.rstrip("/")
+
+
+def is_loopback(host: str) -> bool:
+    """Whether a host is this machine, for all to see."""
+    try:
+        return ipaddress.ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return host.lower() == "localhost"
 
 
 def keep(url: str, key: str) -> Path:

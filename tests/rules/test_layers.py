@@ -19,7 +19,8 @@ ARROWS: dict[str, set[str]] = {
     "guard": set(),
     "records": set(),
     "histogram": set(),
-    "settings": set(),
+    "settings": {"credentials"},
+    "credentials": set(),
     "blobs": set(),
     "naming": set(),
     "phases": set(),
@@ -36,7 +37,8 @@ ARROWS: dict[str, set[str]] = {
     "journal": {"records"},
     "columns": {"records"},
     "recorder": {"columns", "journal", "records"},
-    "sidecar": {"alerts", "journal", "records"},
+    "wire": {"journal"},
+    "sidecar": {"alerts", "credentials", "journal", "records", "wire"},
     "watch": {"histogram", "journal", "records"},
     "stability": {"histogram"},
     "values": {"columns", "histogram", "media", "recorder", "watch"},
@@ -64,8 +66,8 @@ ARROWS: dict[str, set[str]] = {
     "launch": {"active", "run", "watch"},
     # the reader's side
     "api": {"histogram", "journal", "naming", "records", "sidecar", "stability"},
-    "server": {"api", "histogram", "journal", "naming", "records", "stability"},
-    "cli": {"api", "journal", "launch", "records"},
+    "server": {"api", "credentials", "histogram", "journal", "naming", "records", "stability", "wire"},
+    "cli": {"api", "credentials", "journal", "launch", "records", "server", "sidecar"},
     # everyone's
     "testing": {"histogram"},
     "": set(),
@@ -80,10 +82,10 @@ WITHOUT_TORCH = (
     "journal",
     "records",
     "recorder",
+    "server",
     "settings",
     "sidecar",
     "stability",
-    "server",
 )
 
 

@@ -10,7 +10,11 @@ from torchtrack.cli.findings import findings
 from torchtrack.cli.fsck import fsck
 from torchtrack.cli.launch import launch
 from torchtrack.cli.list import ls
+from torchtrack.cli.login import login
+from torchtrack.cli.server import server
 from torchtrack.cli.show import show
+from torchtrack.cli.status import status
+from torchtrack.cli.sync import sync
 from torchtrack.cli.watch_run import watch_run
 from torchtrack.version import __version__
 
@@ -25,5 +29,5 @@ def main() -> None:
     """
 
 
-for _command in (ls, show, findings, diff, watch_run, export, fsck, launch):
+for _command in (ls, show, findings, diff, watch_run, export, fsck, launch, server, login, sync, status):
     main.add_command(_command)

@@ -19,6 +19,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 
 from torchtrack import wire
+from torchtrack.credentials import is_loopback
 from torchtrack.server import auth, ingest
 from torchtrack.server.budget import Budget, Limits
 from torchtrack.server.journals import Committer, JournalStore
@@ -51,7 +52,7 @@ class Config:
         Raises:
             ValueError: it would be open to everyone.
         """
-        if not self.token and not auth.is_loopback(self.host):
+        if not self.token and not is_loopback(self.host):
             raise ValueError(
                 f"without a token everyone who reaches {self.host} could read and write all runs; listen on 127.0.0.1, "
                 "or leave --no-token away"
@@ -126,7 +127,7 @@ def _about(app: FastAPI) -> APIRouter:
 
 def _hosts(config: Config) -> Sequence[str]:
     """The names under which a server may be asked. One that all may reach behind its own names is not limited."""
-    if auth.is_loopback(config.host):
+    if is_loopback(config.host):
         return ["localhost", "127.0.0.1", "::1", config.host, *config.hosts]
     return [*config.hosts, config.host, "localhost", "127.0.0.1", "::1"] if config.hosts else []
 

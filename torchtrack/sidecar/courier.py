@@ -8,7 +8,6 @@ end whatever happens here. **The journal is the queue:** what is not told yet is
 
 from __future__ import annotations
 
-import contextlib
 import fcntl
 import json
 import os

@@ -59,6 +59,8 @@ class Uploader:
         """ok, unreachable, busy, no_key, version or refused."""
         self.problem: str | None = None
         """What is in the way, in words."""
+        self.on_read: Callable[[int], None] = lambda size: None
+        """Told how many bytes of journals have been dealt with."""
         self.pace = Pace(clock, rng or random.Random())  # noqa: S311  # it only spreads requests
         self._transport = transport
         self._progress = progress
@@ -71,6 +73,7 @@ class Uploader:
         self._flight: list[wire.Section] = []
         self._media = MediaSender(transport)
         self._waiting = False
+        self._idle = False
         self._turn = 0
 
     def follow(self, path: Path, priority: int = 2) -> Tail:
@@ -95,9 +98,14 @@ class Uploader:
             self.pace.hurry()
 
     @property
+    def files_left(self) -> dict[str, str]:
+        """Files that rows name and that could not be sent, and why."""
+        return self._media.not_sent
+
+    @property
     def idle(self) -> bool:
         """Whether the last look found nothing to send and nothing is unanswered."""
-        return not self._flight and not self._waiting and self._hello
+        return self._idle and not self._flight
 
     @property
     def done(self) -> bool:
@@ -120,6 +128,7 @@ class Uploader:
     # -- one turn ---------------------------------------------------------------------------------------------------
 
     def _turn_once(self) -> None:
+        self._idle = False
         if not self._hello:
             self._handshake()
             return
@@ -129,6 +138,7 @@ class Uploader:
             return
         if not self._flight:
             self._flight = self._gather()
+        self._idle = not self._flight
         if self._flight:
             self._send()
         else:
@@ -180,6 +190,7 @@ class Uploader:
             if found:
                 return found
             taken = tail.take(room)
+            self.on_read(tail.read_bytes())
         except (DivergedError, JournalError) as error:
             self._give_up(tail, str(error))
             return []

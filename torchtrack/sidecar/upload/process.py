@@ -37,6 +37,7 @@ class _Followed:
         self.uid = str(request["uid"])
         self.rank = int(request["rank"])
         self.path: Path | None = None
+        self.parent = ""
         self.ending = False
         self.ended_at: float | None = None
 
@@ -104,7 +105,9 @@ class Uploads:
         name = str(request["stream"])
         followed = self._followed.get(name)
         if request.get("ended") and followed is not None:
-            followed.ended_at = followed.ended_at or time.monotonic()
+            for each in self._followed.values():
+                if name in (each.name, each.parent):
+                    each.ended_at = each.ended_at or time.monotonic()
         elif request.get("ending") and followed is not None:
             followed.ending = True
         elif "url" in request and followed is None:
@@ -174,5 +177,5 @@ class Uploads:
         if str(stream.opening.get("parent")) in self._where:
             self._where[name] = self._where[parent.name]
             self._followed[name] = child = _Followed({"stream": name, "uid": parent.uid, "rank": parent.rank})
-            child.path, child.ended_at = path, parent.ended_at
+            child.path, child.parent, child.ended_at = path, parent.name, parent.ended_at
             self._to[self._where[name]].follow(path, child.priority)

@@ -13,9 +13,9 @@ import os
 import secrets
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 FOLDER: Final = "uploads"
 _EVERY_S: Final = 1.0
@@ -38,12 +38,11 @@ class Progress:
     """
 
     def __init__(self, directory: Path, url: str, kind: str, clock: Callable[[], float] = time.monotonic) -> None:
-        where = hashlib.blake2s(url.encode(), digest_size=4).hexdigest()
-        self.path = directory / FOLDER / f"{node_name(kind)}-{where}.json"
+        self.path = path_of(directory, url, kind)
         self.url = url
         self._clock = clock
         self._written_at = float("-inf")
-        self._changed = False
+        self._changed = True
         before = _read(self.path)
         self._streams: dict[str, dict[str, Any]] = dict(before.get("streams") or {})
         self._state: dict[str, Any] = {"state": "starting", "problem": None, "requests": 0, "bytes": 0, "resent": 0}
@@ -100,15 +99,33 @@ def read(directory: Path) -> list[dict[str, Any]]:
     return sorted((each for each in found if each), key=lambda each: int(each.get("time_ns", 0)))
 
 
-def position_of(directory: Path, stream: str, url: str) -> tuple[int, str]:
-    """How far a stream has arrived, and how it stands with the server; 0 and "" if nothing is known."""
-    position, state = 0, ""
-    for each in read(directory):
-        if each.get("url") == url:
-            entry = (each.get("streams") or {}).get(stream)
-            if entry:
-                position, state = int(entry.get("next", 0)), str(each.get("state", ""))
-    return position, state
+class Known(NamedTuple):
+    """What this node's uploader has noted."""
+
+    state: str
+    streams: Mapping[str, Any]
+
+    def position(self, stream: str) -> int:
+        """How far the server has a stream."""
+        return int((self.streams.get(stream) or {}).get("next", 0))
+
+    @property
+    def stuck(self) -> bool:
+        """Whether it makes no sense to wait."""
+        return self.state not in ("", "starting", "ok")
+
+
+def of_this_node(directory: Path, url: str, since_ns: int) -> Known:
+    """What this node's sidecar has noted about a server since some wall time."""
+    record = _read(path_of(directory, url, "sidecar"))
+    fresh = int(record.get("time_ns", 0)) >= since_ns
+    return Known(str(record.get("state", "")) if fresh else "", record.get("streams") or {})
+
+
+def path_of(directory: Path, url: str, kind: str) -> Path:
+    """This node's file for a server."""
+    where = hashlib.blake2s(url.encode(), digest_size=4).hexdigest()
+    return directory / FOLDER / f"{node_name(kind)}-{where}.json"
 
 
 def _read(path: Path) -> dict[str, Any]:

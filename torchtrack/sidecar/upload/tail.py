@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Final, NamedTuple
@@ -61,6 +62,7 @@ class Tail:
         """Seqs that are lost here."""
         self._expected: Mark | None = None
         self._tried: set[tuple[int, int]] = set()
+        self._read = 0
         self._start_over()
 
     def _start_over(self) -> None:
@@ -103,6 +105,11 @@ class Tail:
     def pending(self) -> bool:
         """Whether there are bytes that may be frames one day."""
         return self._stream.state == "pending"
+
+    def read_bytes(self) -> int:
+        """Bytes that were read since the last call."""
+        size, self._read = self._read, 0
+        return size
 
     def asked(self, position: Mark, *, sealed: bool, missing: Sequence[tuple[int, int]] = ()) -> None:
         """The server has told how far it has this stream."""
@@ -197,6 +204,7 @@ class Tail:
     def _pass(self, entry: _Entry) -> None:
         if entry.seq > self._at.next:
             self.lost.append((self._at.next, entry.seq - 1))
+        self._read += len(entry.raw)
         self._at = Mark(entry.seq + 1, entry.frames, entry.crc)
 
     def _compare(self, want: int) -> None:
@@ -219,3 +227,19 @@ def _raw(found: Found) -> bytes:
 
 def _section(stream: int, run: Sequence[Found]) -> Section:
     return Section(stream, run[0].header.seq, b"".join(_raw(found) for found in run))
+
+
+def rows_from(path: Path, position: int, deadline: float) -> int:
+    """How many rows a stream holds from a seq on, as far as they can be counted until then (`time.monotonic`)."""
+    from torchtrack import records
+
+    rows = 0
+    for found in Stream(path).stored():
+        if time.monotonic() > deadline:
+            break
+        if found.header.seq >= position and found.header.kind is Kind.DATA:
+            try:
+                rows += records.decode(records.Table(found.header.table), found.payload()).num_rows
+            except (ValueError, OSError):
+                continue
+    return rows

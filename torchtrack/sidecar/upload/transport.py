@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import ipaddress
 import json
 import urllib.request
 from collections.abc import Callable, Iterable, Mapping
 from typing import IO, Any, Final, NamedTuple, Protocol
 from urllib.parse import urlsplit
+
+from torchtrack.credentials import is_loopback
 
 CONNECT_S: Final = 10.0
 READ_S: Final = 30.0
@@ -52,27 +53,6 @@ class Transport(Protocol):
             UnreachableError: there is none.
         """
         ...
-
-
-def check_url(url: str, *, allow_http: bool = False) -> str:
-    """A server's address without trailing slash.
-
-    Raises:
-        ValueError: it is none, holds a password, or a key sent there could be read on the way.
-    """
-    parts = urlsplit(url)
-    if parts.scheme not in ("http", "https") or not parts.hostname:
-        raise ValueError(
-            f"a server is given as https://host or http://127.0.0.1:port; got {parts.scheme or url[:40]!r}"
-        )
-    if parts.username or parts.password or parts.query or parts.fragment:
-        raise ValueError("a server's address holds no user, password, query or fragment; the key goes elsewhere")
-    if parts.scheme == "http" and not allow_http and not _is_loopback(parts.hostname):
-        raise ValueError(
-            f"http://{parts.hostname} is not encrypted: the key and all data could be read on the way. Use https, or "
-            "set TORCHTRACK_ALLOW_HTTP=1 if the network is yours"
-        )
-    return url.rstrip("/")
 
 
 class Http:
@@ -140,13 +120,6 @@ def _in_words(error: BaseException) -> str:
 def _proxy(url: str) -> str | None:
     """The proxy that the environment names for this address."""
     parts = urlsplit(url)
-    if not parts.hostname or _is_loopback(parts.hostname) or urllib.request.proxy_bypass(parts.hostname):
+    if not parts.hostname or is_loopback(parts.hostname) or urllib.request.proxy_bypass(parts.hostname):
         return None
     return urllib.request.getproxies().get(parts.scheme)
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host.lower() == "localhost"
