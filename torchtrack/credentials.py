@@ -78,7 +78,7 @@ def keep(url: str, key: str) -> Path:
         OSError: it cannot be written.
     """
     path, record = credentials_file(), _read()
-    keys = record.get("keys") if isinstance(record.get("keys"), dict) else {}
+    keys: dict[str, Any] = record["keys"] if isinstance(record.get("keys"), dict) else {}
     path.parent.mkdir(0o700, parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
     fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)

@@ -564,7 +564,7 @@ class Run:
         where = _shown(self.settings.dir)
         if unsent:
             trouble += (
-                f"; {unsent:,} rows of this rank are not on the server yet and lie in {where}: they are still being sent, "
+                f"; {unsent:,} rows of this rank are not on the server yet; they lie in {where} and are being sent, "
                 f"or will be by torchtrack sync {identity.uid} --dir {where}"
             )
         look = self.url if self.url and not unsent else f"torchtrack show {identity.uid} --dir {where}"

@@ -7,7 +7,6 @@ import os
 import random
 import shutil
 import tempfile
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -174,7 +173,7 @@ def test_every_frame_arrives_exactly_once_in_thousands_of_histories() -> None:
     run(Replication, settings(max_examples=3000, stateful_step_count=50))
 
 
-def run(machine: Callable[[], RuleBasedStateMachine], how: settings) -> None:
+def run(machine: type[RuleBasedStateMachine], how: settings) -> None:
     from hypothesis.stateful import run_state_machine_as_test
 
-    run_state_machine_as_test(machine, settings=how)  # type: ignore[no-untyped-call]
+    run_state_machine_as_test(machine, settings=how)

@@ -59,7 +59,7 @@ class Uploader:
         """ok, unreachable, busy, no_key, version or refused."""
         self.problem: str | None = None
         """What is in the way, in words."""
-        self.on_read: Callable[[int], None] = lambda size: None
+        self.on_read: Callable[[int], None] = lambda _: None
         """Told how many bytes of journals have been dealt with."""
         self.pace = Pace(clock, rng or random.Random())  # noqa: S311  # it only spreads requests
         self._transport = transport
