@@ -67,7 +67,7 @@ ARROWS: dict[str, set[str]] = {
     # the reader's side
     "api": {"histogram", "journal", "naming", "records", "sidecar", "stability"},
     "server": {"api", "credentials", "histogram", "journal", "naming", "records", "stability", "wire"},
-    "cli": {"api", "credentials", "journal", "launch", "records", "server", "sidecar"},
+    "cli": {"api", "credentials", "journal", "launch", "records", "server", "sidecar", "wire"},
     # everyone's
     "testing": {"histogram"},
     "": set(),

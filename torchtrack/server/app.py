@@ -102,9 +102,9 @@ def create_app(config: Config) -> FastAPI:
     app.add_middleware(auth.Doorkeeper, hosts=_hosts(config))
     app.add_exception_handler(ApiError, _answer)
     app.add_exception_handler(RequestValidationError, _invalid)
-    media = MediaStore(config.runs)
     taking = ingest.Ingest(store, config.limits)
-    mount(app, ingest.router(taking, committer, media, app.state.budget), scope="ingest")
+    mount(app, ingest.frames_router(taking, committer, app.state.budget), scope="ingest")
+    mount(app, ingest.media_router(MediaStore(config.runs), app.state.budget, store), scope="ingest")
     mount(app, _about(app), scope="read")
     return app
 

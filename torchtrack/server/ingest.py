@@ -139,8 +139,8 @@ def _storage(error: StorageError) -> dict[str, Any]:
     return {"code": "full" if error.full else "storage", "message": f"the server could not write: {error}"}
 
 
-def router(ingest: Ingest, committer: Committer, media: MediaStore, budget: Budget) -> APIRouter:
-    """The routes of uploading."""
+def frames_router(ingest: Ingest, committer: Committer, budget: Budget) -> APIRouter:
+    """The routes by which journals come in."""
     routes = APIRouter(tags=["upload"])
     limits = budget.limits
 
@@ -192,6 +192,14 @@ def router(ingest: Ingest, committer: Committer, media: MediaStore, budget: Budg
             response.headers["Retry-After"] = str(_RETRY_S[status])
         return {**answer, "next_after_s": share.next_after_s, "max_bytes": share.max_bytes}
 
+    return routes
+
+
+def media_router(media: MediaStore, budget: Budget, store: JournalStore) -> APIRouter:
+    """The routes by which files come in."""
+    routes = APIRouter(tags=["upload"])
+    limits = budget.limits
+
     @routes.post("/runs/{uid}/media/missing", openapi_extra=_json_body("sha256"))
     async def missing(uid: str, request: Request) -> dict[str, Any]:
         """Which of these files the run has not yet: `{"sha256": [...]}`. They come before the rows that name them."""
@@ -205,7 +213,7 @@ def router(ingest: Ingest, committer: Committer, media: MediaStore, budget: Budg
     async def put_media(uid: str, sha256: str, request: Request) -> dict[str, Any]:
         """One file, named by the SHA-256 of its content. 422 if it is not that."""
         try:
-            _check_space(ingest.store, limits)
+            _check_space(store, limits)
             budget.enter(key_of(request).name)
             with media.receive(uid, sha256) as part:
                 digest = hashlib.sha256()
