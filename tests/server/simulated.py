@@ -90,7 +90,10 @@ class Server:
         self.ingest = Ingest(self.store, Limits(body_bytes=1 << 20))
 
     def stop(self) -> None:
+        """Let go of the files, as the end of a process does: nothing is synced."""
         self.store._syncers.shutdown()
+        for log in self.store._logs.values():
+            log._die()
 
     def crash(self) -> None:
         """As by SIGKILL: what was written is there."""

@@ -3,7 +3,8 @@
 The sidecar starts it (see `helper`) with the first run that has somebody to tell, as `python -m
 torchtrack.sidecar.courier DIR`, and talks to it through its stdin; what comes over the pipe is a secret, and is never
 written. It is a process of its own since it needs Arrow, apprise and a network, any of which may hang: the sidecar
-stays small and sees how ranks end whatever happens here. **The journal is the queue:** what is not told yet is read again, nothing else is kept.
+stays small and sees how ranks end whatever happens here. **The journal is the queue:** what is not told yet is read
+again, nothing else is kept.
 """
 
 from __future__ import annotations

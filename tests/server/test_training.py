@@ -1,0 +1,148 @@
+"""Real processes: two ranks train, their sidecar's uploader sends, the server dies, hangs and refuses; sync does the rest."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+from click.testing import CliRunner
+
+import torchtrack
+from tests.runs import until
+from tests.server.simulated import stored
+from torchtrack.cli import main
+from torchtrack.journal.reader import find_streams
+from torchtrack.server.serve import listener
+
+SCRIPT = Path(__file__).with_name("training.py")
+ROOT = SCRIPT.parents[2]
+
+
+class Process:
+    """`torchtrack server` as people start it."""
+
+    def __init__(self, data: Path, port: int) -> None:
+        self.data, self.port = data, port
+        self.url = f"http://127.0.0.1:{port}"
+        self.process: subprocess.Popen[str] | None = None
+
+    @property
+    def token(self) -> str:
+        return (self.data / "token").read_text().strip()
+
+    def start(self) -> None:
+        command = [sys.executable, "-m", "torchtrack.cli", "server", "--data", str(self.data), "--port", str(self.port)]
+        environ = {**os.environ, "PYTHONPATH": str(ROOT)}
+        self.process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environ)
+        assert "listens on" in (self.process.stderr.readline() if self.process.stderr else "")
+
+    def end(self, how: signal.Signals) -> None:
+        if self.process is not None:
+            self.process.send_signal(how)
+            self.process.wait(20)
+            if self.process.stderr is not None:
+                self.process.stderr.close()
+            self.process = None
+
+
+def free_port() -> int:
+    with listener("127.0.0.1", 0) as bound:
+        return int(bound.getsockname()[1])
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[Process]:
+    made = Process(tmp_path / "server", free_port())
+    made.start()
+    yield made
+    made.end(signal.SIGKILL)
+
+
+@pytest.fixture
+def runs(tmp_path: Path, server: Process, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    folder = tmp_path / "runs"
+    monkeypatch.setenv("TORCHTRACK_SIDECAR", "1")
+    monkeypatch.setenv("TORCHTRACK_URL", server.url)
+    monkeypatch.setenv("TORCHTRACK_API_KEY", server.token)
+    yield folder
+    for process in helpers(folder):
+        process.kill()
+
+
+def helpers(folder: Path) -> list[psutil.Process]:
+    """Sidecars and uploaders of a folder."""
+    found = []
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error):
+            command = process.cmdline()
+            if str(folder) in command and any(word.startswith("torchtrack.sidecar") for word in command):
+                found.append(process)
+    return found
+
+
+def train(steps: int, **environ: str) -> subprocess.Popen[str]:
+    """Two ranks, without torchrun's own second."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    every = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", **environ}
+    return subprocess.Popen(
+        [*command, str(SCRIPT), str(steps)], env=every, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+
+
+def frames(folder: Path) -> dict[tuple[int, int], bytes]:
+    return {key: raw for path in find_streams(folder) for key, raw in stored(path).items()}
+
+
+def sync(*arguments: str) -> tuple[int, str]:
+    done = CliRunner().invoke(main, ["sync", *arguments])
+    return done.exit_code, done.output
+
+
+def test_a_run_on_two_ranks_is_on_the_server_row_by_row_though_it_was_killed_twice(server: Process, runs: Path) -> None:
+    job = train(150)
+    for _ in range(2):
+        arrived = server.data / "runs"
+        before = sum(path.stat().st_size for path in arrived.rglob("*.ttj"))
+        until(lambda: sum(path.stat().st_size for path in arrived.rglob("*.ttj")) > before or job.poll() is not None)
+        server.end(signal.SIGKILL)
+        server.start()
+    out, err = job.communicate(timeout=60)
+    assert job.returncode == 0, err
+    code, said = sync("--dir", str(runs))
+    here, there = torchtrack.Api(runs), torchtrack.Api(server.data / "runs")
+    (run,) = here.runs()
+
+    assert (code, "synced:" in said) == (0, True), said
+    assert frames(runs) == frames(server.data / "runs")
+    assert there.run(run.uid).history(ranks="all") == run.history(ranks="all")
+    assert len(list((server.data / "runs").rglob("media/*"))) == 1
+    assert sync("--dir", str(runs), "last")[0] == 0  # again, and by name: nothing changes
+    until(lambda: not helpers(runs))  # what sends ends by itself once all has arrived
+    assert server.token.encode() not in b"".join(path.read_bytes() for path in runs.rglob("*") if path.is_file())
+
+
+def test_a_frozen_server_holds_up_neither_training_nor_its_end_and_what_is_left_is_named(
+    server: Process, runs: Path
+) -> None:
+    assert server.process is not None
+    server.process.send_signal(signal.SIGSTOP)
+    job = train(50, FINISH_S="3")
+    out, err = job.communicate(timeout=60)
+    server.process.send_signal(signal.SIGCONT)
+    took = [float(text) for text in re.findall(r"finish ([\d.]+)", out)]
+
+    assert job.returncode == 0, err
+    assert len(took) == 2
+    assert max(took) < 3.5
+    assert re.search(r"rows of this rank are not on the server yet; they lie in \S+", err)
+    assert "torchtrack sync" in err
+    assert sync("--dir", str(runs))[0] == 0
+    assert frames(runs) == frames(server.data / "runs")
