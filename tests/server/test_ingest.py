@@ -139,7 +139,8 @@ def test_the_budget_of_a_run_is_shared_among_its_nodes() -> None:
     now[0] += 10_000
     later = budget.share(["run"], "node", waiting=True)
 
-    assert (alone.next_after_s, many.next_after_s, calm.next_after_s) == (0.2, pytest.approx(250, 0.01), 5)
+    assert (alone.next_after_s, calm.next_after_s) == (0.2, 5)
+    assert 249 < many.next_after_s < 252
     assert later.next_after_s == 0.2
 
 

@@ -1,4 +1,4 @@
-"""Real processes: two ranks train, their sidecar's uploader sends, the server dies, hangs and refuses; sync does the rest."""
+"""Real processes: two ranks train, the uploader beside their sidecar sends, the server dies or hangs."""
 
 from __future__ import annotations
 
@@ -26,8 +26,18 @@ SCRIPT = Path(__file__).with_name("training.py")
 ROOT = SCRIPT.parents[2]
 
 
+START = """
+import sys, pathlib
+from torchtrack.server.app import Config
+from torchtrack.server.budget import Limits
+from torchtrack.server.serve import serve
+say = lambda text: print(text, file=sys.stderr, flush=True)
+serve(Config(data=pathlib.Path(sys.argv[1]), limits=Limits(interval_s=0.2)), int(sys.argv[2]), say=say)
+"""
+
+
 class Process:
-    """`torchtrack server` as people start it."""
+    """A server in a process of its own, that asks for more more often than others do."""
 
     def __init__(self, data: Path, port: int) -> None:
         self.data, self.port = data, port
@@ -39,7 +49,7 @@ class Process:
         return (self.data / "token").read_text().strip()
 
     def start(self) -> None:
-        command = [sys.executable, "-m", "torchtrack.cli", "server", "--data", str(self.data), "--port", str(self.port)]
+        command = [sys.executable, "-c", START, str(self.data), str(self.port)]
         environ = {**os.environ, "PYTHONPATH": str(ROOT)}
         self.process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environ)
         assert "listens on" in (self.process.stderr.readline() if self.process.stderr else "")
@@ -101,6 +111,10 @@ def frames(folder: Path) -> dict[tuple[int, int], bytes]:
     return {key: raw for path in find_streams(folder) for key, raw in stored(path).items()}
 
 
+def size(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.rglob("*.ttj"))
+
+
 def sync(*arguments: str) -> tuple[int, str]:
     done = CliRunner().invoke(main, ["sync", *arguments])
     return done.exit_code, done.output
@@ -108,13 +122,13 @@ def sync(*arguments: str) -> tuple[int, str]:
 
 def test_a_run_on_two_ranks_is_on_the_server_row_by_row_though_it_was_killed_twice(server: Process, runs: Path) -> None:
     job = train(150)
+    arrived = 0
     for _ in range(2):
-        arrived = server.data / "runs"
-        before = sum(path.stat().st_size for path in arrived.rglob("*.ttj"))
-        until(lambda: sum(path.stat().st_size for path in arrived.rglob("*.ttj")) > before or job.poll() is not None)
+        until(lambda before=arrived: job.poll() is not None or size(server.data) > before)  # type: ignore[misc]
+        arrived = size(server.data)
         server.end(signal.SIGKILL)
         server.start()
-    out, err = job.communicate(timeout=60)
+    _, err = job.communicate(timeout=60)
     assert job.returncode == 0, err
     code, said = sync("--dir", str(runs))
     here, there = torchtrack.Api(runs), torchtrack.Api(server.data / "runs")

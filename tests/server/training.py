@@ -7,12 +7,14 @@ import sys
 import time
 
 import numpy as np
+import torch.distributed as dist
 
 import torchtrack
 
 
 def main(steps: int) -> None:
     """Log some rows, and on rank 0 a picture."""
+    dist.init_process_group("gloo")
     run = torchtrack.init(project="p", system_interval=0, finish_timeout=float(os.environ.get("FINISH_S", "10")))
     for step in range(steps):
         run.log({"loss": step + run.rank / 2, "text": f"step {step}"}, step=step)
@@ -21,7 +23,9 @@ def main(steps: int) -> None:
             run.log({"picture": torchtrack.Image(np.zeros((8, 8, 3), np.uint8))}, step=step)
     began = time.monotonic()
     run.finish()
-    print(f"RANK {run.rank} finish {time.monotonic() - began:.3f}", flush=True)  # noqa: T201
+    took = time.monotonic() - began
+    dist.destroy_process_group()
+    print(f"RANK {run.rank} finish {took:.3f}", flush=True)  # noqa: T201
 
 
 if __name__ == "__main__":
