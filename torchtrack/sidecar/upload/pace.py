@@ -12,6 +12,7 @@ LONGEST_WAIT_S: Final = 3600.0
 """However long a server or a proxy says."""
 _FIRST_S: Final = 1.0
 _MOST_S: Final = 60.0
+_MOST_SPREAD_S: Final = 300.0
 _MOST_INTERVAL_S: Final = 600.0
 
 
@@ -70,7 +71,9 @@ class Pace:
         self.failures += 1
         bound = min(_MOST_S, _FIRST_S * 2.0 ** min(self.failures - 1, 16))
         least = min(LONGEST_WAIT_S, max(at_least_s, retry_after_s or 0.0))
-        self._at = self._clock() + least + self._rng.uniform(0.0, bound)
+        # All who are told to come again in ten seconds come over the ten seconds after that.
+        spread = max(bound, min(least, _MOST_SPREAD_S))
+        self._at = self._clock() + least + self._rng.uniform(0.0, spread)
 
     def hurry(self) -> None:
         """Something ends: ask now, unless the server has to be left in peace."""
