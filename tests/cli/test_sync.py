@@ -16,6 +16,7 @@ from tests.runs import begin
 from tests.server.running import Running
 from torchtrack import credentials
 from torchtrack.cli import main
+from torchtrack.journal.gather import Gatherer
 from torchtrack.server.app import Config
 from torchtrack.server.budget import Limits
 
@@ -79,6 +80,19 @@ def test_a_run_that_is_still_written_is_sent_as_far_as_it_is(server: Running, tm
     assert (code, before) == (0, 1)
     assert "1 journal not ended yet" in said
     assert torchtrack.Api(server.config.runs).run(run.uid).history().num_rows == 2
+
+
+def test_gathered_journals_are_sent_as_the_journals_they_hold(server: Running, tmp_path: Path) -> None:
+    uid = record(tmp_path)
+    (path,) = tmp_path.glob(f"{uid}/000/*.ttj")
+    whole = path.read_bytes()
+    gatherer = Gatherer(tmp_path / uid / "nodes", {"role": "gathered", "uid": uid})
+    assert gatherer.take(path, int(path.stem[-16:], 16), ended=True) == 1
+    gatherer.close()
+    code, said = call("sync", "--dir", str(tmp_path))
+
+    assert code == 0, said
+    assert (server.config.runs / path.relative_to(tmp_path)).read_bytes() == whole
 
 
 def test_only_the_runs_that_are_named_are_sent(server: Running, tmp_path: Path) -> None:

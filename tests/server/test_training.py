@@ -8,7 +8,10 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import psutil
@@ -18,12 +21,13 @@ from click.testing import CliRunner
 import torchtrack
 from tests.runs import until
 from tests.server.simulated import stored
+from tests.server.training import train
 from torchtrack.cli import main
 from torchtrack.journal.reader import find_streams
 from torchtrack.server.serve import listener
+from torchtrack.testing import ranks
 
-SCRIPT = Path(__file__).with_name("training.py")
-ROOT = SCRIPT.parents[2]
+ROOT = Path(__file__).parents[2]
 
 
 START = """
@@ -98,15 +102,6 @@ def helpers(folder: Path) -> list[psutil.Process]:
     return found
 
 
-def train(steps: int, **environ: str) -> subprocess.Popen[str]:
-    """Two ranks, without torchrun's own second."""
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    every = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", **environ}
-    return subprocess.Popen(
-        [*command, str(SCRIPT), str(steps)], env=every, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
-
-
 def frames(folder: Path) -> dict[tuple[int, int], bytes]:
     return {key: raw for path in find_streams(folder) for key, raw in stored(path).items()}
 
@@ -120,16 +115,20 @@ def sync(*arguments: str) -> tuple[int, str]:
     return done.exit_code, done.output
 
 
-def test_a_run_on_two_ranks_is_on_the_server_row_by_row_though_it_was_killed_twice(server: Process, runs: Path) -> None:
-    job = train(150)
-    arrived = 0
-    for _ in range(2):
-        until(lambda before=arrived: job.poll() is not None or size(server.data) > before)  # type: ignore[misc]
-        arrived = size(server.data)
-        server.end(signal.SIGKILL)
-        server.start()
-    _, err = job.communicate(timeout=60)
-    assert job.returncode == 0, err
+def test_a_run_on_two_ranks_is_on_the_server_row_by_row_though_it_was_killed_twice(
+    server: Process, runs: Path, tmp_path: Path
+) -> None:
+    enough = tmp_path / "enough"
+    with ThreadPoolExecutor(1) as side:
+        job = side.submit(ranks(2, init=True).run, train, 20, until=enough)
+        arrived = 0
+        for _ in range(2):
+            until(lambda before=arrived: job.done() or size(server.data) > before)  # type: ignore[misc]
+            arrived = size(server.data)
+            server.end(signal.SIGKILL)
+            server.start()
+        enough.touch()
+        job.result()
     code, said = sync("--dir", str(runs))
     here, there = torchtrack.Api(runs), torchtrack.Api(server.data / "runs")
     (run,) = here.runs()
@@ -139,24 +138,60 @@ def test_a_run_on_two_ranks_is_on_the_server_row_by_row_though_it_was_killed_twi
     assert there.run(run.uid).history(ranks="all") == run.history(ranks="all")
     assert len(list((server.data / "runs").rglob("media/*"))) == 1
     assert sync("--dir", str(runs), "last")[0] == 0  # again, and by name: nothing changes
-    until(lambda: not helpers(runs))  # what sends ends by itself once all has arrived
+    for process in helpers(runs):
+        if "torchtrack.sidecar" in process.cmdline():
+            process.terminate()
+    until(lambda: not helpers(runs))  # what sends ends by itself once its sidecar has left and all has arrived
     assert server.token.encode() not in b"".join(path.read_bytes() for path in runs.rglob("*") if path.is_file())
 
 
 def test_a_frozen_server_holds_up_neither_training_nor_its_end_and_what_is_left_is_named(
-    server: Process, runs: Path
+    server: Process, runs: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert server.process is not None
     server.process.send_signal(signal.SIGSTOP)
-    job = train(50, FINISH_S="3")
-    out, err = job.communicate(timeout=60)
+    took = ranks(2, init=True).run(train, 20, 2.0)
+    said = capsys.readouterr().out
     server.process.send_signal(signal.SIGCONT)
-    took = [float(text) for text in re.findall(r"finish ([\d.]+)", out)]
 
-    assert job.returncode == 0, err
-    assert len(took) == 2
-    assert max(took) < 3.5
-    assert re.search(r"rows of this rank are not on the server yet; they lie in \S+", err)
-    assert "torchtrack sync" in err
+    assert max(took) < 2.5
+    assert re.search(r"rows of this rank are not on the server yet; they lie in \S+", said)
+    assert "torchtrack sync" in said
     assert sync("--dir", str(runs))[0] == 0
+    assert frames(runs) == frames(server.data / "runs")
+
+
+def test_a_server_that_refuses_during_the_whole_run_is_left_in_peace_and_gets_everything_later(
+    server: Process, runs: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    server.end(signal.SIGTERM)
+    asked: list[str] = []
+
+    class Refusing(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            asked.append(self.path)
+            self.send_response(429 if len(asked) == 1 else 500)
+            self.send_header("Retry-After", "1")
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+
+        def do_POST(self) -> None:
+            self.do_GET()
+
+        def log_message(self, *args: object) -> None:
+            pass
+
+    stub = ThreadingHTTPServer(("127.0.0.1", server.port), Refusing)
+    thread = threading.Thread(target=stub.serve_forever, kwargs={"poll_interval": 0.02})
+    thread.start()
+    ranks(2, init=True).run(train, 50)
+    stub.shutdown()
+    thread.join()
+    stub.server_close()
+    server.start()
+    code, said = sync("--dir", str(runs))
+
+    assert "rows of this rank are not on the server yet" in capsys.readouterr().out
+    assert 1 <= len(asked) < 30
+    assert code == 0, said
     assert frames(runs) == frames(server.data / "runs")

@@ -1,32 +1,31 @@
-"""A training script for two ranks: `training.py STEPS`; DIR and the server come from the environment."""
+"""What two ranks train in `test_training`."""
 
 from __future__ import annotations
 
-import os
-import sys
 import time
+from pathlib import Path
 
 import numpy as np
-import torch.distributed as dist
 
 import torchtrack
 
 
-def main(steps: int) -> None:
-    """Log some rows, and on rank 0 a picture."""
-    dist.init_process_group("gloo")
-    run = torchtrack.init(project="p", system_interval=0, finish_timeout=float(os.environ.get("FINISH_S", "10")))
-    for step in range(steps):
+def train(steps: int, finish_s: float = 10.0, until: Path | None = None) -> float:
+    """Log some rows, and on rank 0 a picture; how long `finish` took, in seconds.
+
+    Args:
+        steps: how many rows at least.
+        finish_s: how long `finish` may take.
+        until: go on until there is such a file.
+    """
+    run = torchtrack.init(project="p", system_interval=0, finish_timeout=finish_s)
+    step = 0
+    while step < steps or (until is not None and not until.exists()):
         run.log({"loss": step + run.rank / 2, "text": f"step {step}"}, step=step)
-        time.sleep(0.01)
         if step == 3 and run.rank == 0:
             run.log({"picture": torchtrack.Image(np.zeros((8, 8, 3), np.uint8))}, step=step)
+        time.sleep(0.01)
+        step += 1
     began = time.monotonic()
     run.finish()
-    took = time.monotonic() - began
-    dist.destroy_process_group()
-    print(f"RANK {run.rank} finish {took:.3f}", flush=True)  # noqa: T201
-
-
-if __name__ == "__main__":
-    main(int(sys.argv[1]))
+    return time.monotonic() - began

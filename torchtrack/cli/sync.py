@@ -152,7 +152,7 @@ def _report(uploader: Uploader, url: str, gave_up: str | None) -> dict[str, Any]
 
 def _why(tail: Tail) -> list[str]:
     """What of a stream the server does not have, or what is not as it should be."""
-    why = [tail.problem] if tail.problem else []
+    why = [each for each in (tail.problem, tail.trouble) if each]
     if not tail.problem and tail.acked < tail.at.next:
         why.append(f"frames {tail.acked} to {tail.at.next - 1} have not arrived")
     if not tail.problem and tail.acked > tail.at.next:

@@ -222,18 +222,19 @@ def zstd(data: bytes | pa.Buffer) -> bytes:
     return bytes(_zstd().compress(data, asbytes=True))
 
 
-def decompress(stored: bytes | memoryview, most: int = MAX_PAYLOAD) -> bytes:
+def decompress(stored: bytes | memoryview, most: int | None = None) -> bytes:
     """What `compress` stored with zstd.
 
     Args:
         stored: the compressed bytes.
-        most: how many bytes it may become.
+        most: how many bytes it may become; `MAX_PAYLOAD` if not given.
 
     Raises:
         ValueError: it is no zstd frame, or grows beyond `most`.
     """
     import pyarrow as pa
 
+    most = MAX_PAYLOAD if most is None else most
     pieces: list[bytes] = []
     try:
         with pa.CompressedInputStream(pa.BufferReader(stored), "zstd") as stream:

@@ -14,6 +14,7 @@ import pytest
 
 from tests.server.simulated import Journal, Network, Server
 from torchtrack import wire
+from torchtrack.errors import JournalError
 from torchtrack.sidecar.upload.engine import Uploader
 from torchtrack.sidecar.upload.transport import Reply, UnreachableError
 
@@ -218,6 +219,24 @@ def test_a_server_restarted_from_a_backup_gets_what_it_lacks_though_nothing_new_
     bench.until_idle()
 
     assert [bench.arrived(journal) for journal in bench.journals] == [2, 2]
+
+
+def test_a_journal_that_cannot_be_read_for_a_while_is_sent_later(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    bench.until_idle()
+    bench.journals[0].append(b"a")
+    with monkeypatch.context() as patch:
+
+        def stale(*args: object, **kwargs: object) -> None:
+            raise JournalError("cannot be read: Stale file handle")
+
+        patch.setattr("torchtrack.journal.gathered.opened", stale)
+        bench.until_idle()
+        trouble = bench.uploader.tails[bench.journals[0].number].trouble
+    bench.until_idle()
+
+    assert "Stale file handle" in str(trouble)
+    assert bench.arrived(bench.journals[0]) == 2
+    assert bench.uploader.tails[bench.journals[0].number].trouble is None
 
 
 def test_an_unreachable_server_costs_no_memory_and_little_work(bench: Bench) -> None:

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from torchtrack import guard, wire
-from torchtrack.errors import JournalError
+from torchtrack.errors import FormatVersionError, JournalError
 from torchtrack.sidecar.upload.media import MediaSender
 from torchtrack.sidecar.upload.pace import Pace, retry_after
 from torchtrack.sidecar.upload.progress import Progress
@@ -191,9 +191,13 @@ class Uploader:
                 return found
             taken = tail.take(room)
             self.on_read(tail.read_bytes())
-        except (DivergedError, JournalError) as error:
+        except (DivergedError, FormatVersionError) as error:
             self._give_up(tail, str(error))
             return []
+        except JournalError as error:  # a file system that is away for a while
+            tail.trouble = str(error)
+            return []
+        tail.trouble = None
         if taken is None:
             return []
         section, more, names_files = taken

@@ -132,11 +132,9 @@ class Uploads:
             guard.attempt("looking for forked children", self._find_children)
         waits = [_LONGEST_S]
         for uploader in self._to.values():
-            try:
-                waits.append(uploader.step())
-            finally:
-                if uploader.state == "ok":
-                    self._good_at = time.monotonic()
+            guard.attempt("sending", lambda uploader=uploader: waits.append(uploader.step()))
+            if uploader.state == "ok":
+                self._good_at = time.monotonic()
         return max(0.01, min(waits))
 
     def _look(self, followed: _Followed) -> None:

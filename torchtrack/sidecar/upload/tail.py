@@ -55,6 +55,8 @@ class Tail:
         self.sealed_there = False
         self.problem: str | None = None
         """Why it is not sent any more."""
+        self.trouble: str | None = None
+        """Why it could not be read when it was last tried."""
         self.hurried = False
         self.damaged_on_the_way = 0
         self.missing_there: tuple[tuple[int, int], ...] = ()
