@@ -94,7 +94,10 @@ def unpack(body: bytes, encoding: str | None, most: int) -> tuple[dict[str, Any]
     line, newline, _ = body[: MAX_HEAD + 1].partition(b"\n")
     if not newline:
         raise ValueError("a body begins with a line of JSON")
-    head = json.loads(line)
+    try:
+        head = json.loads(line)
+    except RecursionError:
+        raise ValueError("the line of JSON is nested too deeply") from None
     streams = head.get("streams") if isinstance(head, dict) else None
     if not isinstance(streams, list) or len(streams) > MAX_STREAMS:
         raise ValueError(f'the line of JSON has a list "streams" of at most {MAX_STREAMS}')

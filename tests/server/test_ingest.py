@@ -73,6 +73,8 @@ def test_a_gap_and_a_conflict_are_409_and_the_other_streams_are_taken(server: Ru
         (b'{"streams": []}\n', "br", 400),
         (b"not zstd", "zstd", 400),
         (b'{"streams": [{"stream": "00000000000000aa", "first": 0, "size": 2}]}\nxx', None, 422),
+        (b"[" * 200_000 + b"\n", None, 400),
+        (b"\xff\xfe\n", None, 400),
         (b"x" * (5 << 20), None, 413),
         (frame.zstd(bytes(64 << 20)), "zstd", 413),
     ],
@@ -84,6 +86,11 @@ def test_a_body_that_is_none_is_refused_with_a_reason(
 
     assert got == status
     assert "error" in answer or "streams" in answer
+
+
+@pytest.mark.parametrize("about", [{"jobs": 5}, {"jobs": {}}, {"jobs": [None]}, {"client": []}, {"more": "x" * 9000}])
+def test_what_a_client_says_of_itself_cannot_break_anything(server: Running, about: dict[str, Any]) -> None:
+    assert post(server, wire.pack([], zstd=False, **about)[0])[0] == 200
 
 
 def test_a_client_that_speaks_no_common_version_is_told_which_side_to_update(server: Running) -> None:

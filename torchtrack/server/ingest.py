@@ -185,7 +185,8 @@ def frames_router(ingest: Ingest, committer: Committer, budget: Budget) -> APIRo
             raise _busy(error) from None
         except StorageError as error:
             raise ApiError(503, "storage", str(error), retry_after_s=5) from None
-        jobs = [str(job) for job in head.get("jobs") or ["?"]][:64]
+        named = head.get("jobs")
+        jobs = [str(job)[:64] for job in named[:64]] if isinstance(named, list) and named else ["?"]
         share = budget.share(jobs, str(head.get("client", "?"))[:64], waiting=bool(head.get("more")))
         response.status_code = status
         if status in _RETRY_S:
