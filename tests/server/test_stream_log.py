@@ -107,6 +107,16 @@ def test_a_bit_that_fell_over_on_the_way_is_refused_and_nothing_is_kept(
     assert (refused.value.code, store.position(journal.number).next) == ("invalid", 1)
 
 
+def test_bytes_that_no_checksum_covers_are_zeros_or_refused(journal: Journal, store: JournalStore) -> None:
+    journal.append(b"padded to eight")
+    padded = bytearray(raw(journal, 6, 6))
+    assert padded[-1] == 0
+    padded[-1] = 1
+    store.append(journal.number, 0, raw(journal, 0, 5))
+    with pytest.raises(RefusedError, match="padded with something else"):
+        store.append(journal.number, 6, memoryview(padded))
+
+
 def test_nothing_follows_a_seal(journal: Journal, store: JournalStore) -> None:
     journal.seal()
     store.append(journal.number, 0, raw(journal, 0, 6))
