@@ -187,6 +187,56 @@ def test_a_file_that_was_made_just_before_a_crash_survives_a_power_cut_once_it_w
     server.stop()
 
 
+def test_all_files_of_a_stream_survive_a_power_cut_after_a_crash(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    journal = Journal(tmp_path / "runs", 0xABCD, 0)
+    journal.append(b"a")
+    journal.next_file()
+    journal.append(b"b")
+    server = Server(tmp_path / "server")
+    simulate_disk(server.disk, monkeypatch.setattr)
+    server.store.append(journal.number, 0, raw(journal, 0, 3))
+    server.crash()
+    told = server.store.position(journal.number).next
+    for seed in range(8):
+        server.cut_power(random.Random(seed))
+
+    assert told == server.store.position(journal.number).next == 4
+    assert server.store.position(journal.number).missing == ()
+    server.stop()
+
+
+@pytest.mark.parametrize("hole", [(0, 0), (0, 1), (1, 1), (2, 2), (3, 3), (3, 4), (4, 4), (4, 5), (2, 5)])
+def test_a_hole_on_the_servers_disk_is_filled_wherever_it_is(
+    store: JournalStore, tmp_path: Path, hole: tuple[int, int]
+) -> None:
+    journal = Journal(tmp_path / "runs", 0xABCD, 0)  # frames 0 to 3 in one file, 4 to 7 in the next
+    for number in range(6):
+        if number == 3:
+            journal.next_file()
+        journal.append(bytes([number]) * 30)
+    store.append(journal.number, 0, raw(journal, 0, 7))
+    store.commit()
+    first = store.streams()[journal.number]
+    for path in (first, frame.segment_path(first, 1)):
+        data = path.read_bytes()
+        for seq in range(hole[0], hole[1] + 1):
+            whole = journal.frames[journal.number, seq]
+            data = data.replace(whole, bytes(len(whole)))
+        path.write_bytes(data)
+    again = JournalStore(store.folder)
+    before = again.position(journal.number)
+    again.append(journal.number, 0, raw(journal, 0, 7))
+    again.commit()
+    after = again.position(journal.number)
+    again.close()
+
+    assert before.missing == (hole,)
+    assert (after.next, after.missing) == (8, ())
+    assert stored(first) == journal.frames
+
+
 def test_what_a_server_keeps_is_read_like_a_local_folder(tmp_path: Path) -> None:
     run = torchtrack.init(dir=tmp_path / "runs", system_interval=0)
     for step in range(20):

@@ -6,7 +6,6 @@ import contextlib
 import errno
 import os
 import re
-import secrets
 import threading
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
@@ -17,6 +16,7 @@ from torchtrack.errors import JournalError
 from torchtrack.journal import frame
 from torchtrack.journal.frame import HEADER_SIZE, Found, Kind
 from torchtrack.journal.reader import Stream
+from torchtrack.server.healing import heal
 
 _NEW: Final = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC
 _OLD: Final = os.O_WRONLY | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -146,20 +146,24 @@ class StreamLog:
         for number, file in _files(path).items():
             if number > stream.segment:
                 file.unlink()
-        last = frame.segment_path(path, stream.segment)
-        if last.exists():
-            fd = os.open(last, _OLD)
+        self._make_durable(path)
+        missing = tuple((damage.first_seq, damage.last_seq) for damage in stream.damages if damage.lost > 0)
+        self._now = Position(stream.next_seq, stream.frames, stream.crc, stream.seal is not None, missing)
+        self.durable, self._kept = self._now, (self._segment, self._offset)
+
+    def _make_durable(self, path: Path) -> None:
+        """What a crash left may not be on the disk yet: the last file without its torn end, the others, their names."""
+        for number, file in _files(path).items():
+            fd = os.open(file, _OLD)
             try:
-                if os.fstat(fd).st_size > self._offset:
+                if number == self._segment and os.fstat(fd).st_size > self._offset:
                     os.ftruncate(fd, self._offset)
                 _fdatasync(fd)
             finally:
                 os.close(fd)
-            for folder in (path.parent, path.parent.parent, self._folder):
-                _sync_folder(folder)  # a file that was made just before a crash
-        missing = tuple((damage.first_seq, damage.last_seq) for damage in stream.damages if damage.lost > 0)
-        self._now = Position(stream.next_seq, stream.frames, stream.crc, stream.seal is not None, missing)
-        self.durable, self._kept = self._now, (self._segment, self._offset)
+        for folder in (path.parent, path.parent.parent, self._folder):
+            if folder.exists():  # a stream that was gathered elsewhere has none
+                _sync_folder(folder)
 
     def _note(self, seq: int, segment: int, offset: int, *, anew: bool = False) -> None:
         last = self._index[-1] if self._index else (0, -1, 0)
@@ -394,19 +398,15 @@ class StreamLog:
     # -- what was lost ----------------------------------------------------------------------------------------------
 
     def _heal(self, came: list[Found]) -> bool:
-        """Put frames where they were missing: the file is written anew beside the old one, which it then replaces.
-
-        Returns:
-            Whether any could be: one that would begin a file, or lie between two files, cannot.
-        """
+        """Put frames where they were missing. Returns whether any could be."""
         path, missing = self._first(), self._now.missing
-        by_seq = {found.header.seq: found.raw for found in came if not _is_opening(found, self._stream)}
         error = self._sync_unlocked()
         if error is not None:
             raise error
+        files = [file for _, file in sorted(_files(path).items())]
         try:
-            for segment in sorted(_files(path)):
-                self._rewrite(path, segment, by_seq)
+            if heal(files, self._stream, came, lambda found: _is_opening(found, self._stream), _fdatasync):
+                _sync_folder(path.parent)
             self._recover(path)
         except OSError as failure:
             raise StorageError.of(failure) from failure
@@ -419,33 +419,6 @@ class StreamLog:
             return self.sync()
         finally:
             self.lock.acquire()
-
-    def _rewrite(self, path: Path, segment: int, by_seq: dict[int, memoryview]) -> None:
-        file = frame.segment_path(path, segment)
-        stored: list[tuple[int, bytes]] = [
-            (found.header.seq, bytes(found.raw)) for found in _frames_of(file, self._stream)
-        ]
-        if not stored:
-            return
-        between = range(stored[0][0], stored[-1][0])
-        fresh = [(seq, bytes(raw)) for seq, raw in by_seq.items() if seq in between]
-        if not fresh:
-            return
-        temporary = file.with_name(f".{file.name}.{secrets.token_hex(4)}")
-        fd = os.open(temporary, _NEW, 0o600)
-        try:
-            for _, raw in sorted(stored + fresh):
-                left = memoryview(raw)
-                while left:
-                    left = left[_write(fd, left) :]
-            _fdatasync(fd)
-            temporary.rename(file)
-        except OSError:
-            temporary.unlink()
-            raise
-        finally:
-            os.close(fd)
-        _sync_folder(file.parent)
 
 
 def _all_of(path: Path) -> Stream:
@@ -500,11 +473,6 @@ def _headers(path: Path, offset: int, end: int | None) -> Iterator[tuple[int, by
             offset += frame.frame_size(header.length)
     finally:
         os.close(fd)
-
-
-def _frames_of(path: Path, stream: int) -> Iterator[Found]:
-    data = path.read_bytes()
-    return frame.scan(data, stream, opening=True)
 
 
 def _make(folder: Path, top: Path) -> list[Path]:
