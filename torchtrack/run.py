@@ -28,7 +28,7 @@ from torchtrack.phases import Phases
 from torchtrack.recorder import Recorder
 from torchtrack.redact import Redactor
 from torchtrack.settings import Settings, check
-from torchtrack.sidecar.client import Sidecar
+from torchtrack.sidecar.client import Sidecar, supported
 from torchtrack.system import SystemSampler
 from torchtrack.version import __version__
 
@@ -542,10 +542,12 @@ class Run:
     def _await_upload(self, writer: Writer, deadline: float) -> int:
         """Wait until the server has this rank's rows, if it is there at all; how many it has not when this returns."""
         url = self.settings.url
-        if self._sidecar is None or url is None or self.settings.mode != "online":
+        if url is None or self.settings.mode != "online":
             return 0
         from torchtrack.sidecar.upload import progress, tail
 
+        if not self._is_sent:
+            return tail.rows_from(writer.path, 0, deadline)
         while True:
             known = progress.of_this_node(self.settings.dir, url, self._began_ns)
             position = known.position(f"{self._stream:016x}")
@@ -555,6 +557,11 @@ class Run:
                 return tail.rows_from(writer.path, position, deadline)
             self._pause.wait(_LOOK_S)
 
+    @property
+    def _is_sent(self) -> bool:
+        """Whether there is a sidecar that sends what this rank writes."""
+        return self._sidecar is not None and supported()
+
     def _say_goodbye(self, *, written: bool, settled: bool, unsent: int = 0) -> None:
         identity = self._who()
         dropped = self._recorder.dropped_rows
@@ -563,10 +570,9 @@ class Run:
         trouble += f"; {dropped} rows were dropped" if dropped else ""
         where = _shown(self.settings.dir)
         if unsent:
-            trouble += (
-                f"; {unsent:,} rows of this rank are not on the server yet; they lie in {where} and are being sent, "
-                f"or will be by torchtrack sync {identity.uid} --dir {where}"
-            )
+            how = "are being sent, or will be" if self._is_sent else "are sent"
+            trouble += f"; {unsent:,} rows of this rank are not on the server yet; they lie in {where} and {how} by "
+            trouble += f"torchtrack sync {identity.uid} --dir {where}"
         look = self.url if self.url and not unsent else f"torchtrack show {identity.uid} --dir {where}"
         say(f"run {self.name} ended{trouble}; look: {look}")
 

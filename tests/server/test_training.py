@@ -19,7 +19,7 @@ import pytest
 from click.testing import CliRunner
 
 import torchtrack
-from tests.runs import until
+from tests.runs import begin, until
 from tests.server.simulated import stored
 from tests.server.training import train
 from torchtrack.cli import main
@@ -156,6 +156,19 @@ def test_a_frozen_server_holds_up_neither_training_nor_its_end_and_what_is_left_
     assert "torchtrack sync" in said
     assert sync("--dir", str(runs))[0] == 0
     assert frames(runs) == frames(server.data / "runs")
+
+
+def test_without_a_sidecar_the_end_says_that_sync_sends(
+    server: Process, runs: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = begin(sidecar=False)
+    run.log({"loss": 1.0})
+    run.finish()
+    said = capsys.readouterr().err
+
+    assert run.url == f"{server.url}/runs/{run.uid}"
+    assert f"are sent by torchtrack sync {run.uid}" in said
+    assert not helpers(runs)
 
 
 def test_a_server_that_refuses_during_the_whole_run_is_left_in_peace_and_gets_everything_later(
