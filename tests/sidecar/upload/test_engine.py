@@ -239,6 +239,20 @@ def test_a_journal_that_cannot_be_read_for_a_while_is_sent_later(bench: Bench, m
     assert bench.uploader.tails[bench.journals[0].number].trouble is None
 
 
+def test_damage_to_what_has_arrived_already_does_not_stop_what_follows(bench: Bench) -> None:
+    journal = bench.journals[0]
+    bench.until_idle()
+    data = bytearray(journal.path.read_bytes())
+    data[20] ^= 1  # of the header by which the file is known
+    journal.path.write_bytes(data)
+    journal.append(b"more")
+    journal.seal()
+    bench.until_idle()
+
+    assert bench.uploader.tails[journal.number].problem is None
+    assert bench.arrived(journal) == 3
+
+
 def test_an_unreachable_server_costs_no_memory_and_little_work(bench: Bench) -> None:
     def nobody(method: str, path: str) -> Reply | None:
         raise UnreachableError("the connection was refused")

@@ -198,8 +198,13 @@ class Tail:
         if self._ahead is not None:
             entry, self._ahead = self._ahead, None
             yield entry
-        stream = self._stream
+        stream, frames = self._stream, self._at.frames
         for found in stream.stored():
+            frames += found.header.kind is not Kind.SEAL
+            if stream.frames != frames:  # the file was replaced or its beginning damaged: it is read from its start
+                self._start_over()
+                yield from self._entries()
+                return
             media = found.header.kind is Kind.DATA and found.header.table == _MEDIA
             yield _Entry(found.header.seq, _raw(found), stream.frames, stream.crc, media)
 
