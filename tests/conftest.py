@@ -57,7 +57,7 @@ def pytest_sessionfinish() -> None:
 def hygiene(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[None]:
     """The surroundings of a test, and the police: what it leaves behind fails it.
 
-    Runs go to `tmp_path / "runs"` without a sidecar; a test that wants one sets TORCHTRACK_SIDECAR itself.
+    Runs go to `tmp_path / "runs"` without a sidecar, and with one without a lookout; a test that wants them says so.
     """
     with pytest.MonkeyPatch.context() as patch:
         for name in list(os.environ):
@@ -66,6 +66,7 @@ def hygiene(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[None]:
         patch.setenv("TORCHTRACK_DIR", str(tmp_path / "runs"))
         patch.setenv("TORCHTRACK_SIDECAR", "0")
         patch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))  # where `torchtrack login` keeps keys
+        patch.setenv("TORCHTRACK_LIVE_FINDINGS", "0")
         guard.failures.clear()
         before = leaks.snapshot()
         yield

@@ -38,6 +38,22 @@ def test_no_title_within_its_wait_no_more_messages_than_the_limit_and_none_lost(
     assert all(sum(at - 60 < other <= at for other in sent) <= PER_MINUTE for at in sent)
 
 
+@pytest.mark.parametrize("mark", [{"cause": "loss_spike-2"}, {"again": True}, {"withdrawn": True}])
+def test_what_was_told_before_or_is_told_with_another_is_no_alert(mark: dict[str, object]) -> None:
+    finding = {"rule": "non_finite", "severity": "critical", "first_step": 3, "why": "NaN"}
+    assert Alert.of_event("finding", finding, 1.0, "info") is not None
+    assert Alert.of_event("finding", {**finding, **mark}, 1.0, "info") is None
+
+
+def test_an_alert_says_which_grave_thing_followed() -> None:
+    parts = [{"rule": "loss_spike", "severity": "warning", "first_step": 4, "why": "It rose."}]
+    parts.append({"rule": "non_finite", "severity": "critical", "first_step": 5, "why": "It is NaN."})
+    cause = {"rule": "gradient_spike", "severity": "critical", "why": "Up.", "look_at": "Look."}
+    alert = Alert.of_event("finding", {**cause, "consequences": parts}, 1.0, "critical")
+    assert alert is not None
+    assert alert.text == "Up.\nthen non_finite at step 5: It is NaN.\nLook."
+
+
 def test_findings_are_alerts_from_a_severity_on_and_told_once() -> None:
     finding = {"rule": "spike", "severity": "critical", "first_step": 4, "why": "it rose"}
     alert = Alert.of_event("finding", finding, 1.0, "critical")

@@ -21,7 +21,7 @@ def test_nothing_given_is_the_documented_default(monkeypatch: pytest.MonkeyPatch
 
     assert (settings.project, settings.mode, settings.resume) == ("uncategorized", "offline", "auto")
     assert settings.dir == tmp_path / "torchtrack-runs"
-    assert (settings.strict, settings.console, settings.sidecar) == (False, False, True)
+    assert (settings.strict, settings.console, settings.sidecar, settings.live_findings) == (False, False, True, True)
     assert (settings.finish_timeout, settings.system_interval) == (10.0, 10.0)
 
 
@@ -38,6 +38,7 @@ VARIABLES: dict[str, tuple[str, Any, Any, Any]] = {
     "url": ("http://[::1]:1/", "http://[::1]:1", "https://a.example", "https://a.example"),
     "api_key": ("tt_env", "tt_env", "tt_arg", "tt_arg"),
     "sidecar": ("off", False, True, True),
+    "live_findings": ("0", False, True, True),
     "alert_urls": ("json://a, /b.yml", ("json://a", "/b.yml"), "json://c", ("json://c",)),
 }
 

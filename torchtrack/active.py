@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import contextlib
 import logging
 import os
 import sys
@@ -56,6 +57,7 @@ def init(
     strict: bool | None = None,
     console: bool | None = None,
     sidecar: bool | None = None,
+    live_findings: bool | None = None,
     alert_urls: Sequence[str | os.PathLike[str]] | str | None = None,
     alert_findings: Literal["info", "warning", "critical", "none"] | None = None,
     finish_timeout: float | None = None,
@@ -86,6 +88,7 @@ def init(
         strict: raise what log() would otherwise skip, count and warn of.
         console: record the lines written to stdout and stderr.
         sidecar: start the node's helper process, which learns how ranks end (default True).
+        live_findings: run the stability rules beside the training, in a process of the sidecar (default True).
         alert_urls: where the sidecar delivers alerts: URLs of apprise (mail, Slack, webhooks) or its
             configuration files.
         alert_findings: the severity from which on findings are delivered: "info", "warning", "critical" or "none".
@@ -118,6 +121,7 @@ def init(
         strict=strict,
         console=console,
         sidecar=sidecar,
+        live_findings=live_findings,
         alert_urls=alert_urls,
         alert_findings=alert_findings,
         finish_timeout=finish_timeout,
@@ -222,9 +226,9 @@ def alert(title: str, text: str = "", level: str = "info", wait_duration: float 
     _current("alert()").alert(title, text, level, wait_duration)
 
 
-def mark(title: str, text: str = "") -> None:
+def mark(title: str = "", text: str = "", *, batch: Any = None) -> None:
     """`Run.mark` of the active run."""
-    _current("mark()").mark(title, text)
+    _current("mark()").mark(title, text, batch=batch)
 
 
 def finish(exit_code: int | None = None, quiet: bool | None = None) -> None:
@@ -275,12 +279,26 @@ def _at_exit() -> None:
             run._end("exit", None)
     sys.meta_path.remove(_NoLatePandas)
     _process.runs.clear()
+    if uncaught and type(error) is KeyboardInterrupt:
+        _stay_interrupted(error)
+
+
+def _stay_interrupted(error: KeyboardInterrupt) -> None:
+    """Let the process end as Ctrl-C ends it, by SIGINT.
+
+    Python does so if the last text that it ran ended by an uncaught KeyboardInterrupt. It forgets the script's when a
+    module runs text meanwhile, as `namedtuple` and `dataclass` do while one is imported.
+    """
+    trace = error.__traceback__
+    if trace is not None and trace.tb_frame.f_back is None:  # the script's, not that of a cell in a notebook
+        with contextlib.suppress(KeyboardInterrupt):
+            exec("raise KeyboardInterrupt")  # noqa: S102
 
 
 class _NoLatePandas:
     """A finder that refuses pandas, which Arrow loads with the first column it makes.
 
-    While a process ends that can fail, costs time, and changes the exit code that Ctrl-C leaves.
+    While a process ends that can fail, and costs time.
     """
 
     @staticmethod

@@ -113,15 +113,25 @@ class Alert:
                 time_s,
             )
         severity = data.get("severity")
-        if kind != "finding" or severity not in SEVERITIES or least not in SEVERITIES or data.get("cause"):
-            return None  # what follows from another finding is told with that one
+        if kind != "finding" or severity not in SEVERITIES or least not in SEVERITIES:
+            return None
+        if data.get("cause") or data.get("again") or data.get("withdrawn"):
+            return None  # told with the finding it follows from, or before
         if SEVERITIES.index(severity) < SEVERITIES.index(least):
             return None
         rule, first = str(data.get("rule") or "finding"), data.get("first_step")
         title = f"{severity}: {rule}" + ("" if first is None else f" since step {first}")
-        text = "\n".join(str(data[name]) for name in ("why", "look_at") if data.get(name))
+        text = "\n".join(filter(None, (data.get("why"), *followed(data, severity), data.get("look_at"))))
         level = {"critical": "error"}.get(severity, severity)
         return cls(title, text, level, math.inf, time_s)  # a finding is recorded again while it grows; told once
+
+
+def followed(finding: Mapping[str, Any], severity: str) -> list[str]:
+    """A line for each thing that followed from a finding and is as grave: it may be why this is told now."""
+    listed = finding.get("consequences")
+    parts = [part for part in listed if isinstance(part, dict)] if isinstance(listed, (list, tuple)) else []
+    grave = [part for part in parts if part.get("severity") == severity]
+    return [f"then {part.get('rule')} at step {part.get('first_step')}: {part.get('why')}" for part in grave]
 
 
 @dataclass(frozen=True)

@@ -100,14 +100,20 @@ class Logbook:
             raise error
         self._count(name, error)
 
-    def _count(self, name: str, error: Exception) -> None:
+    def amend(self, name: str, error: Exception) -> None:
+        """The same of a part for which something else was taken, as the error says; the rest is recorded."""
+        if self._strict:
+            raise error
+        self._count(name, error, lost=False)
+
+    def _count(self, name: str, error: Exception, *, lost: bool = True) -> None:
         with self._lock:
             if name not in self.bad_values and len(self.bad_values) >= _MAX_BAD_NAMES:
                 name = _REST
             self.bad_values[name] += 1
             first = self.bad_values[name] == 1
         if first:
-            logger.warning("torchtrack: %r was not recorded: %s", name, error)
+            logger.warning("torchtrack: %s%s", f"{name!r} was not recorded: " if lost else "", error)
             if not self._closed:
                 self.event("warning", {"key": name, "message": str(error)})
 
@@ -126,7 +132,7 @@ class Logbook:
         at = self._step(step)
         if type(reduce) is not str or reduce not in REDUCES:
             error = f"log(reduce=) takes one of {', '.join(REDUCES)}; got {_brief(reduce)} and took 'mean'"
-            self.refuse("reduce", ValueError(error))
+            self.amend("reduce", ValueError(error))
             reduce = "mean"
         if self._learn(metrics, reduce):
             self.log(metrics, at, commit, reduce)
@@ -148,7 +154,7 @@ class Logbook:
                 raise TypeError
         except TypeError:
             what = f"got {_brief(step)} and took the run's own"
-            self.refuse("step", TypeError(f"log(step=) takes a whole number of 64 bits, {what}"))
+            self.amend("step", TypeError(f"log(step=) takes a whole number of 64 bits, {what}"))
             return None
         return at
 

@@ -111,7 +111,7 @@ class Recorder:
         self._queued = _Count()
         self._done = _Count()
         self._own: dict[str, Callable[[], float]] = {}
-        self._beside: Callable[[], Mapping[str, float]] | None = None
+        self._beside: tuple[Callable[[], Mapping[str, float]], ...] = ()
         self._reported: dict[str, float] = {}
         self._next_report = time.monotonic() + _REPORT_INTERVAL_S
         self._wake = threading.Event()
@@ -216,8 +216,9 @@ class Recorder:
         self._own[name] = read
 
     def log_beside(self, take: Callable[[], Mapping[str, float]]) -> None:
-        """Log what `take` returns with the first row that closes a step, at that step; on the thread that commits."""
-        self._beside = take
+        """Log what `take` returns with each row that closes a step, at that step; on the thread that commits."""
+        if take not in self._beside:
+            self._beside = (*self._beside, take)
 
     def flush(self, timeout_s: float) -> bool:
         """Wait until all rows logged so far are in the journal (or in its backlog). False after the timeout."""
@@ -258,9 +259,10 @@ class Recorder:
     # -- under the lock ---------------------------------------------------------------------------------------------
 
     def _commit(self, step: int) -> None:
-        if self._beside is not None and step >= self.step:  # not a step that has been closed before
-            for name, value in self._beside().items():
-                self.number(name, value, step)
+        if self._beside and step >= self.step:  # not a step that has been closed before
+            for take in self._beside:
+                for name, value in take().items():
+                    self.number(name, value, step)
         self.step = min(step, _LAST_STEP - 1) + 1
         if self._tickets:
             self._stamp(step)

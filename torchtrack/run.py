@@ -16,9 +16,11 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 
 from torchtrack import alerts, environment, guard
 from torchtrack.background import Background
+from torchtrack.batches import Batches
 from torchtrack.console import ConsoleCapture
 from torchtrack.fields import Fields
 from torchtrack.job import Identity, Job, is_dataloader_worker
+from torchtrack.journal import ring
 from torchtrack.journal.frame import rank_path
 from torchtrack.journal.origin import origin
 from torchtrack.journal.writer import Writer
@@ -35,7 +37,7 @@ from torchtrack.version import __version__
 if TYPE_CHECKING:
     from types import TracebackType
 
-    from torchtrack.watch import Watcher
+    from torchtrack.watch import Order, Watcher
 
 Reduce = Literal["mean", "sum", "min", "max"]
 Watchable = Literal["gradients", "parameters", "updates", "activations", "optimizer"]
@@ -112,6 +114,7 @@ class Run:
         self._stream = secrets.randbits(64)
         self._background = Background()
         self._phases = Phases()
+        self._batches = Batches()
         self._recorder = recorder = Recorder(self._open)
         self._logbook = logbook = Logbook(
             recorder, self._background, self._redactor, lambda: Path(self.dir), strict=self.settings.strict
@@ -137,8 +140,11 @@ class Run:
         background, settings = self._background, self.settings
         background.submit("environment", lambda: self._tell("environment", environment.slow()))
         if settings.sidecar:
-            self._sidecar = Sidecar(settings.dir, alerts=self._delivery(), upload=self._destination())
+            self._sidecar = Sidecar(
+                settings.dir, alerts=self._delivery(), upload=self._destination(), lookout=settings.live_findings
+            )
             background.every(_SIDECAR_INTERVAL_S, "sidecar", self._register)
+            background.every(_SIDECAR_INTERVAL_S, "the black box", self._look_at_steps)
         if settings.system_interval > 0:
             local_rank = job.identity.local_rank
             self._sampler = SystemSampler(local_rank, node_leader=local_rank == 0, folder=settings.dir)
@@ -307,7 +313,7 @@ class Run:
         budget: float | None = None,
         reduce: Literal["host", "device"] = "host",
         checksum_every: int = 10,
-        blackbox: bool = False,
+        blackbox: bool | None = None,
         on_nonfinite: Literal["record", "skip", "raise"] = "record",
     ) -> Watcher | None:
         """Record histograms and norms of parameters and gradients over all ranks, every `log_freq` optimizer steps.
@@ -333,8 +339,9 @@ class Run:
                 training uses: only if all ranks call watch and take every sample; it may wait for them.
             checksum_every: at every so many samples ranks compare checksums of the parameters and buffers that they
                 hold alike; 0 never. See `watch/replicas_differ`.
-            blackbox: keep norm, absmax and non-finite count of every gradient at every step in a file of this node,
-                which the sidecar puts into the run if the process ends other than well.
+            blackbox: keep norm, absmax and non-finite count of every gradient in a file of this node, which the
+                sidecar puts into the run if the process ends other than well. None does so as often as 0.3 % of the
+                training time allow, True at every step, False never. Needs the sidecar.
             on_nonfinite: what to do at a step whose gradients are not finite. "skip" leaves it out, for optimizers made
                 with `fused=True`; "raise" raises `NonFiniteError` from `optimizer.step`, before it changes a weight.
                 Both wait for the device once a step and decide alike on all ranks, which all have to call watch so.
@@ -356,8 +363,10 @@ class Run:
                 "watch", RuntimeError("watch() after finish() records nothing; call it before, or start a new run")
             )
             return None
-        if not isinstance(blackbox, bool):
-            raise TypeError(f"watch(blackbox=) takes True or False, got {type(blackbox).__name__} {blackbox!r:.60}")
+        if blackbox is not None and not isinstance(blackbox, bool):
+            raise TypeError(
+                f"watch(blackbox=) takes True, False or None, got {type(blackbox).__name__} {blackbox!r:.60}"
+            )
         from torchtrack.watch import describe, start
 
         watcher = start(
@@ -374,7 +383,7 @@ class Run:
             job=self._job,
             ordinal=self._watches,
             prefixes=self._prefixes,
-            blackbox=self._stream if blackbox and self._sidecar is not None else None,
+            blackbox=None if blackbox is False else self._order(every=blackbox is True),
             on_nonfinite=on_nonfinite,
         )
         self._watches += 1
@@ -401,7 +410,7 @@ class Run:
             if chosen is None or any(model is mine for model in chosen for mine in held):
                 self._watchers.remove(watcher)
                 if watcher.blackbox is not None:
-                    guard.attempt("unwatch()", watcher.blackbox.stop)
+                    guard.attempt("the black box", watcher.blackbox.stop)
                 guard.attempt("unwatch()", watcher.stop, self.settings.finish_timeout, _PATIENCE_S["finish"])
                 if not watcher.join(_UNWATCH_S):
                     self._unwatched.append(watcher)
@@ -452,15 +461,27 @@ class Run:
         """
         named, wait_s = guard.outcome(alerts.level_of, level), guard.outcome(alerts.seconds_of, wait_duration)
         for wrong in (named, wait_s):
-            if isinstance(wrong, Exception):
-                self._refuse("alert", wrong)
+            if isinstance(wrong, Exception) and not self.disabled:
+                self._logbook.amend("alert", wrong)
         named = named if isinstance(named, str) else "info"
         wait_s = wait_s if isinstance(wait_s, float) else alerts.DEFAULT_WAIT_S
         self._event("alert", {"title": title, "text": text, "level": named, "wait_s": wait_s})
 
-    def mark(self, title: str, text: str = "") -> None:
-        """Mark the current step, such as "warm-up ends", so that charts can show it."""
-        self._event("mark", {"title": title, "text": text})
+    def mark(self, title: str = "", text: str = "", *, batch: Any = None) -> None:
+        """Mark the current step, such as "warm-up ends", so that charts can show it; or say which samples it is of.
+
+        Args:
+            title: one line.
+            text: details.
+            batch: ids of the samples this rank trains on in the step under way, as whole numbers or strings: one, a
+                sequence, an array or a tensor on the CPU. A digest of them is recorded on each rank with the row that
+                closes the step; a rank that trains on the batches of another is then found. To be called by the thread
+                that trains and logs. Never waits.
+        """
+        if batch is not None:
+            self._mark_batch(batch)
+        if title or text or batch is None:
+            self._event("mark", {"title": title, "text": text})
 
     def flush(self, timeout_s: float = 5.0) -> bool:
         """Wait until all rows logged so far are in the journal. False if that took longer than `timeout_s` seconds.
@@ -500,6 +521,8 @@ class Run:
             "sidecar", lambda: self._sidecar and self._sidecar.ended(f"{self._stream:016x}", reason)
         )
         settled = self._background.close(max(0.1, (deadline - time.monotonic()) / 2))
+        if reason == "exit" and self._sidecar is not None and not self._sidecar.is_there:
+            guard.attempt("the black box", ring.discard, f"{self._stream:016x}")  # nobody sees with what code it exits
         ended = {
             "type": "ended",
             "reason": reason,
@@ -533,7 +556,7 @@ class Run:
         watchers, self._watchers = self._watchers, []
         for watcher in watchers:
             if watcher.blackbox is not None:
-                guard.attempt("the black box", watcher.blackbox.stop, keep=reason == "exception")
+                guard.attempt("the black box", watcher.blackbox.stop, reason)
             guard.attempt("unwatch()", watcher.stop, within, _PATIENCE_S.get(reason, _PATIENCE_OF_FAILURES_S))
         for watcher in [*watchers, *self._unwatched]:
             guard.attempt("unwatch()", watcher.join, max(0.1, until - time.monotonic()))
@@ -594,6 +617,16 @@ class Run:
             self._end("exception", in_words(error) if error is not None else kind.__name__)
 
     # -- inside -----------------------------------------------------------------------------------------------------
+
+    def _mark_batch(self, ids: Any) -> None:
+        if self._forked:
+            guard.attempt("mark()", self._reopen_after_fork)
+        if self.disabled or self._finished:
+            return
+        wrong = guard.outcome(self._batches.add, ids)
+        if isinstance(wrong, Exception):
+            self._refuse("mark", wrong)
+        self._recorder.log_beside(self._batches.take)
 
     def _event(self, kind: str, data: Mapping[str, Any]) -> None:
         """What the user says about the run."""
@@ -664,6 +697,33 @@ class Run:
             who = self._who()
             place = {"rank": who.rank, "world_size": who.world_size}
             self._sidecar.register(f"{self._stream:016x}", who.uid, os.getpid(), **place)
+
+    def _order(self, *, every: bool) -> Order | None:
+        """How a black box of this process is kept; None where nobody would see to what is left."""
+        from torchtrack.watch import Order
+        from torchtrack.watch.flight import places
+
+        sidecar, stream, who = self._sidecar, self._stream, self._who()
+        if sidecar is None or not supported():
+            return None
+        about = {
+            "directory": str(self.settings.dir.absolute()),
+            "uid": who.uid,
+            "process": ring.process(os.getpid()),
+            "flight_recorder": places(who.rank),
+            "start_ns": time.time_ns(),
+        }
+        background = self._background
+
+        def keep(why: str) -> None:
+            background.submit("sidecar", lambda: sidecar.keep(f"{stream:016x}", why))
+
+        return Order(stream, every, about, keep, self._redactor.text)
+
+    def _look_at_steps(self) -> None:
+        for watcher in list(self._watchers):
+            if watcher.blackbox is not None:
+                watcher.blackbox.look()
 
     def _sample_system(self) -> None:
         for name, value in self._sampler.sample().items():

@@ -32,6 +32,7 @@ ENVIRONMENT: Final = {
     "url": "TORCHTRACK_URL",
     "api_key": "TORCHTRACK_API_KEY",
     "sidecar": "TORCHTRACK_SIDECAR",
+    "live_findings": "TORCHTRACK_LIVE_FINDINGS",
     "alert_urls": "TORCHTRACK_ALERT_URLS",
 }
 """The environment variable of each setting that has one."""
@@ -77,6 +78,8 @@ class Settings:
     """Record the lines written to stdout and stderr."""
     sidecar: bool = True
     """Start the helper process of the node that learns how ranks end."""
+    live_findings: bool = True
+    """Run the stability rules beside the training, in a process that the sidecar starts on the node of rank 0."""
     alert_urls: tuple[str, ...] = field(default=(), repr=False)
     """Where alerts go: URLs as apprise takes them, or configuration files of it. Secrets: never written anywhere."""
     alert_findings: Literal["info", "warning", "critical", "none"] = "critical"
@@ -138,7 +141,7 @@ def environment_config() -> dict[str, Any]:
 def _parse(name: str, text: str, variable: str) -> Any:
     if name in {"tags", "alert_urls"}:
         return [tag.strip() for tag in text.split(",") if tag.strip()]
-    if name == "sidecar":
+    if name in {"sidecar", "live_findings"}:
         return text.strip().lower() not in {"0", "false", "off", "no"}
     if name == "config":
         try:
@@ -201,7 +204,7 @@ def check(name: str, value: Any, source: str) -> Any:
         if not 0 <= value < float("inf"):
             raise ValueError(f"{source} takes seconds, zero or more, got {value!r}")
         return float(value)
-    if name in {"strict", "console", "sidecar"} and not isinstance(value, bool):
+    if name in {"strict", "console", "sidecar", "live_findings"} and not isinstance(value, bool):
         raise TypeError(f"{source} takes True or False, got {type(value).__name__} {value!r}")
     if name == "mesh" and not (
         isinstance(value, Mapping) and all(isinstance(k, str) and isinstance(v, int) for k, v in value.items())

@@ -17,6 +17,8 @@ BANNED_CALLS = {
     "yaml.load": "builds any object",
     "yaml.unsafe_load": "builds any object",
 }
+ALLOWED_CALLS = {'torchtrack/active.py: exec("raise KeyboardInterrupt")'}
+"""The only way to have Python end by SIGINT after Ctrl-C, once it has forgotten that."""
 BANNED_METHODS = {"extractall": "writes where the archive says"}
 BROAD = {"Exception", "BaseException"}
 
@@ -66,7 +68,11 @@ def test_nothing_is_run_that_is_not_our_own() -> None:
         why = BANNED_CALLS.get(name) or BANNED_METHODS.get(name.rpartition(".")[2])
         if any(k.arg == "shell" and ast.unparse(k.value) != "False" for k in node.keywords):
             why = "runs a shell"
-        if why:
+        if (
+            why
+            and f"{path.relative_to(source.ROOT)}: {ast.get_source_segment(path.read_text(), node)}"
+            not in ALLOWED_CALLS
+        ):
             found.append(f"{source.place(path, node)}: {name} {why}")
 
     assert found == []

@@ -25,6 +25,7 @@ ARROWS: dict[str, set[str]] = {
     "naming": set(),
     "phases": set(),
     "alerts": set(),
+    "batches": set(),
     # parts
     "background": set(),
     "console": set(),
@@ -40,13 +41,14 @@ ARROWS: dict[str, set[str]] = {
     "wire": {"journal"},
     "sidecar": {"alerts", "credentials", "journal", "records", "wire"},
     "watch": {"histogram", "journal", "records"},
-    "stability": {"histogram"},
+    "stability": {"batches", "histogram"},
     "values": {"columns", "histogram", "media", "recorder", "watch"},
     "logbook": {"background", "blobs", "columns", "histogram", "media", "recorder", "records", "redact", "values"},
     # the training script's side
     "run": {
         "alerts",
         "background",
+        "batches",
         "console",
         "environment",
         "fields",
@@ -65,9 +67,10 @@ ARROWS: dict[str, set[str]] = {
     "active": {"environment", "fields", "job", "naming", "run", "settings"},
     "launch": {"active", "run", "watch"},
     # the reader's side
-    "api": {"histogram", "journal", "naming", "records", "sidecar", "stability"},
+    "api": {"batches", "histogram", "journal", "naming", "records", "sidecar", "stability"},
     "server": {"api", "credentials", "histogram", "journal", "naming", "records", "stability", "wire"},
-    "cli": {"api", "credentials", "journal", "launch", "records", "server", "sidecar", "wire"},
+    "lookout": {"api", "journal", "records", "stability"},
+    "cli": {"alerts", "api", "credentials", "journal", "launch", "records", "server", "sidecar", "wire"},
     # everyone's
     "testing": {"histogram"},
     "": set(),
@@ -80,6 +83,7 @@ WITHOUT_TORCH = (
     "histogram",
     "job",
     "journal",
+    "lookout",
     "records",
     "recorder",
     "server",

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from tests.api.journals import tensor_row
-from torchtrack.stability import Finding, Monitor, Rule, Step, Tensors, default_rules
+from torchtrack.stability import Facts, Finding, Monitor, Rule, Step, Tensors, default_rules
 from torchtrack.stability.step import tensors_of
 
 
@@ -16,6 +16,10 @@ def tensors(values: Mapping[str, Any], stage: str = "step") -> Tensors:
     """The rows of one kind, of these values by name."""
     rows = [tensor_row(0, name, held, stage=stage) for name, held in values.items()]
     return tensors_of({column: [row[column] for row in rows] for column in rows[0]})
+
+
+RNG = np.random.default_rng(0)
+WEIGHT = RNG.normal(0, 0.1, 400)
 
 
 def scalars(name: str, values: Iterable[float], start: int = 0) -> list[Step]:
@@ -34,3 +38,17 @@ def run(steps: Iterable[Step], rules: list[Rule] | None = None) -> list[Finding]
 def noise(count: int, size: float = 0.1, seed: int = 0) -> Any:
     """Log-normal factors around 1."""
     return np.exp(np.random.default_rng(seed).normal(0, size, count))
+
+
+def rules_of(found: list[Finding], severity: str = "") -> list[str]:
+    return [one.rule for one in found if severity in ("", one.severity)]
+
+
+def samples(kind: str, values: list[dict[str, Any]], facts: Facts | None = None, **more: Any) -> list[Step]:
+    """A sample a step."""
+    return [Step(at, tensors={kind: tensors(held, **more)}, facts=facts or Facts()) for at, held in enumerate(values)]
+
+
+def by_rank(name: str, values: Any) -> list[Step]:
+    """Values [steps, ranks] of one metric."""
+    return [Step(at, {}, {name: dict(enumerate(own.tolist()))}) for at, own in enumerate(values)]

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import torchtrack
-from tests.stability import steps, training
+from tests.stability import layouts, steps, training
 from torchtrack.stability.difference import difference
 from torchtrack.testing import ranks
 
@@ -72,8 +72,33 @@ def test_runs_equal_but_for_one_layers_initialisation_name_that_layer(tmp_path: 
     }
 
 
-def test_ddp_and_fsdp2_of_one_seed_are_the_same(tmp_path: Path) -> None:
-    uids = [ranks(2, init=True).run(training.train_on_ranks, tmp_path, 10, wrapper=w)[0] for w in ("ddp", "fsdp2")]
-    one, two = map(torchtrack.Api(tmp_path).run, uids)
-    found = one.diff(two)
-    assert (found.parted, found.last_step, found.tensors) == ((), 9, 6)
+def test_a_run_that_left_out_a_step_is_compared_at_the_steps_of_the_other() -> None:
+    one, two, three = ({"gradient": steps.tensors({"a": WEIGHT * size})} for size in (1, 2, 4))
+    first = {(0, 0): one, (1, 0): two, (2, 0): three}
+    second = {(1, 0): one, (1, 1): two, (2, 0): three}  # nothing was logged at step 0
+    assert difference(first, second).parted == ()
+
+
+def test_layouts_frequencies_and_holes_of_one_seed_are_the_same_and_what_differs_is_named(tmp_path: Path) -> None:
+    names = ["ddp", "fsdp2", "tensor parallel"]
+    uids = ranks(2, init=True).run(layouts.train_layouts, tmp_path, names, {})[0]
+    uids |= {
+        "one rank": layouts.alone(tmp_path),
+        "seldom": layouts.alone(tmp_path, log_freq=3),
+        "with a hole": layouts.alone(tmp_path, gap=True),
+        "gradients": layouts.alone(tmp_path, log="gradients"),
+        "other start": layouts.alone(tmp_path, other="1.up.weight"),
+        "other rate": layouts.alone(tmp_path, lr=2e-2),
+    }
+    runs = {name: torchtrack.Api(tmp_path).run(uid) for name, uid in uids.items()}
+    found = {name: runs["ddp"].diff(run) for name, run in runs.items()}
+
+    last = {name: one.last_step for name, one in found.items() if not one.parted}
+    same = {"ddp", "fsdp2", "tensor parallel", "one rank", "with a hole", "gradients"}
+    assert last == {**dict.fromkeys(same, layouts.STEPS - 1), "seldom": 6}
+    assert found["ddp"].furthest is not None
+    assert found["ddp"].furthest.distance == 0
+    assert (found["seldom"].samples, found["with a hole"].samples) == (3, 6)
+    [other] = found["other start"].parted
+    assert (other.step, other.kind, other.name) == (0, "parameter", "1.up.weight")
+    assert (found["other rate"].last_step, found["other rate"].parted[0].step) == (0, 1)

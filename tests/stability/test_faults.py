@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import nn
 
 import torchtrack
-from tests.stability.training import AT, by_rule, train, train_on_ranks
+from tests.stability.faults import Case, other_rank, train_all
+from tests.stability.training import AT, by_rule, train
 from torchtrack.api import Finding
 from torchtrack.testing import ranks
 
@@ -71,30 +73,71 @@ def test_fp16_underflow_is_found_in_its_first_sample(tmp_path: Path) -> None:
     assert weight.underflow[0] > 0.5
 
 
-@pytest.mark.parametrize("world_size", [2, 4])
-def test_a_rank_with_a_doubled_loss_is_found_within_twenty_steps(tmp_path: Path, world_size: int) -> None:
-    uid = ranks(world_size, init=True).run(train_on_ranks, tmp_path, AT + 20, fault="doubles")[0]
-    found = torchtrack.Api(tmp_path).run(uid).findings()
-    skew = by_rule(found)["rank_skew"]
-    assert skew.ranks == (world_size - 1,)
-    assert abs(skew.first_step - AT) <= 1
-    assert {finding.rule for finding in found if finding.severity != "info"} <= {"rank_skew", "straggler"}
+CASES = {
+    "healthy": Case(),
+    "nan": Case("nan", rank=2, layer="0.weight", seed=1, optimizer="sgd", clip=True, at=17, steps=22),
+    "nan under fsdp2": Case("nan", rank=3, layer="4.bias", wrapper="fsdp2", dtype="mixed", steps=20),
+    "nan after the average": Case("late nan", rank=1, layer="2.bias", dtype="bfloat16", clip=True, at=19, steps=24),
+    "nan after the average under fsdp2": Case("late nan", rank=2, layer="2.weight", wrapper="fsdp2", steps=20),
+    "flipped bit": Case("flip", rank=3, layer="2.weight", seed=2, steps=24),
+    "doubled loss": Case("doubles", rank=0, seed=3),
+    "doubled loss under fsdp2, not logged": Case("doubles unseen", rank=2, wrapper="fsdp2", seed=4),
+    "sleep": Case("sleeps", rank=1),
+    "sleep in the optimizer under fsdp2": Case("sleeps", rank=2, wrapper="fsdp2", phase="optimizer", log="gradients"),
+    "replayed batches": Case("replays", rank=1, steps=22),
+    "replayed batches, late": Case("lags", rank=3, wrapper="fsdp2", steps=22),
+    "zeroed layer": Case("zeroed", layer="2.weight", wrapper="fsdp2", dtype="bfloat16", steps=20),
+    "rate": Case("rate", optimizer="sgd", clip=True, seed=63),
+}
+"""All of them are trained in one job of four ranks."""
+EXPECTED = {
+    # fault: rule, steps until it begins at most, and whether it names tensor and rank
+    "nan": ("non_finite", 0, True, True),
+    "late nan": ("non_finite", 0, True, True),
+    "flip": ("replica_divergence", 10, True, True),
+    "doubles": ("rank_skew", 2, False, True),
+    "doubles unseen": ("rank_skew", 2, False, True),
+    "sleeps": ("straggler", 8, False, True),
+    "replays": ("replayed_batches", 0, False, True),
+    "lags": ("replayed_batches", 0, False, True),
+    "zeroed": ("dead_layer", 0, True, False),
+    "rate": ("gradient_spike", 5, False, False),
+}
 
 
-def test_a_rank_that_sleeps_is_found_within_twenty_steps_and_not_those_that_wait(tmp_path: Path) -> None:
-    uid = ranks(2, init=True).run(train_on_ranks, tmp_path, AT + 20, fault="sleeps")[0]
-    run = torchtrack.Api(tmp_path).run(uid)
-    slow = by_rule(run.findings())["straggler"]
-    assert (slow.ranks, slow.names) == ((1,), ("phase/data_s",))
+@pytest.fixture(scope="module")
+def trained() -> dict[str, str]:
+    """The run of each case, once they are trained."""
+    return {}
 
 
-def test_a_nan_on_one_rank_is_found_in_the_tensor_it_came_from(tmp_path: Path) -> None:
-    uid = ranks(2, init=True).run(train_on_ranks, tmp_path, AT + 5, fault="nan")[0]
-    found = torchtrack.Api(tmp_path).run(uid).findings()
-    blamed = by_rule(found)["non_finite"]
-    assert (blamed.first_step, blamed.names, blamed.ranks) == (AT, ("2.weight",), (1,))
-    assert "rank 1" in blamed.why
-    assert only_critical(found) == ["non_finite"]
+@pytest.fixture
+def found(request: pytest.FixtureRequest, trained: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """What the rules say of a case."""
+    folder = tmp_path_factory.getbasetemp() / "faults"
+    if not trained:
+        uids = ranks(4, init=True).run(train_all, folder, list(CASES.values()))[0]
+        trained |= dict(zip(CASES, uids, strict=True))
+    return torchtrack.Api(folder).run(trained[request.param]).findings()
+
+
+@pytest.mark.parametrize(("found", "case"), CASES.items(), indirect=["found"], ids=CASES)
+def test_a_fault_on_real_ranks_is_found_with_its_step_tensor_and_rank_and_nothing_else_is_critical(
+    found: list[Finding], case: Case
+) -> None:
+    if not case.fault:
+        assert only_critical(found) == []
+        return
+    rule, within, names_tensor, names_rank = EXPECTED[case.fault]
+    first = by_rule(found)[rule]
+    assert abs(first.first_step - case.at) <= within
+    ranks_of = {case.rank, other_rank(case.rank)} if case.fault == "replays" else {case.rank}
+    assert set(first.ranks) == (ranks_of if names_rank else set())
+    if names_tensor:
+        assert first.names[0] == case.layer
+    if case.fault == "sleeps":
+        assert first.names == (f"phase/{case.phase}_s",)
+    assert [finding for finding in found if finding.severity == "critical" and finding is not first] == []
 
 
 @pytest.mark.parametrize(("optimizer", "lr"), [("sgd", 0.03), ("adamw", 3e-3)])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import pytest
 
@@ -107,10 +108,14 @@ def test_update_returns_what_changed() -> None:
 
 
 @pytest.mark.usefixtures("expect_internal_failures")
-def test_a_rule_that_fails_leaves_the_others_alone() -> None:
+@pytest.mark.parametrize("answer", [RuntimeError("no"), ["a list"], {"key": "no sign"}])
+def test_a_rule_that_fails_leaves_the_others_alone(answer: Any) -> None:
     class Broken(Scripted):
         def update(self, step: Step) -> Mapping[str, Sign | None]:
-            raise RuntimeError(f"no {step.step}")
+            assert step.scalars
+            if isinstance(answer, Exception):
+                raise answer
+            return answer  # type: ignore[no-any-return]
 
     (one,) = steps.run(steps.scalars("scripted", [2, 2, 2]), [Broken("broken"), Scripted()])
     assert one.rule == "scripted"

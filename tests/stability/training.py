@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import nn
-from torch.distributed.fsdp import fully_shard
-from torch.nn.parallel import DistributedDataParallel
 
 import torchtrack
 from torchtrack.api import Finding
@@ -81,46 +77,6 @@ def train(
     uid = run.uid
     run.finish(quiet=True)
     return torchtrack.Api(folder).run(uid)
-
-
-def train_on_ranks(folder: Path, steps: int, *, fault: str = "", wrapper: str = "ddp", seed: int = 0) -> str:
-    """Train on the ranks of an initialised job; the last rank has the fault from step AT on. Returns the run's uid."""
-    rank, last = dist.get_rank(), dist.get_world_size() - 1
-    net = model(seed)
-    data = Digits(100 + rank)
-    trained: nn.Module = net
-    if wrapper == "ddp":
-        trained = DistributedDataParallel(net)
-    else:
-        for layer in (net[0], net[2], net[4]):
-            fully_shard(layer)
-        fully_shard(net)
-    optimizer = torch.optim.AdamW(trained.parameters(), lr=1e-3)
-    run = torchtrack.init(dir=folder, system_interval=0.0, finish_timeout=30.0)
-    run.watch(trained, log_freq=1)
-    for step in range(steps):
-        broken = rank == last and step >= AT
-        run.phase("data")
-        x, y = data.batch(64)
-        if fault == "sleeps" and broken:
-            time.sleep(0.02)
-        run.phase("forward")
-        loss = nn.functional.cross_entropy(trained(x), y) * (2.0 if fault == "doubles" and broken else 1.0)
-        if fault == "nan" and broken and step == AT:
-            hook = net.get_parameter("2.weight").register_hook(  # type: ignore[no-untyped-call]
-                lambda gradient: gradient.masked_fill(gradient == gradient.max(), torch.nan)
-            )
-        run.phase("backward")
-        loss.backward()
-        if fault == "nan" and broken and step == AT:
-            hook.remove()
-        run.phase("optimizer")
-        optimizer.step()
-        optimizer.zero_grad()
-        run.log({"loss": loss})
-    uid = run.uid
-    run.finish(quiet=True)
-    return uid
 
 
 def by_rule(found: list[Finding]) -> dict[str, Finding]:

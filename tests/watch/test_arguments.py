@@ -32,7 +32,7 @@ WRONG: dict[str, tuple[type[Exception], str, tuple[Any, ...], dict[str, Any]]] =
     "reduce without a job": (ValueError, "needs torch.distributed.init_process_group", (LINEAR,), {"reduce": "device"}),
     "checksum_every negative": (ValueError, "takes 0 .never. or more, got -1", (LINEAR,), {"checksum_every": -1}),
     "checksum_every as a bool": (TypeError, "whole number of samples, got bool", (LINEAR,), {"checksum_every": True}),
-    "blackbox as text": (TypeError, "takes True or False, got str 'yes'", (LINEAR,), {"blackbox": "yes"}),
+    "blackbox as text": (TypeError, "takes True, False or None, got str 'yes'", (LINEAR,), {"blackbox": "yes"}),
     "budget above one": (ValueError, "between 0 and 1, such as 0.01 for 1 %, got 2", (LINEAR,), {"budget": 2}),
     "budget zero": (ValueError, "between 0 and 1", (LINEAR,), {"budget": 0.0}),
     "budget as text": (TypeError, "such as 0.01, got str", (LINEAR,), {"budget": "1%"}),

@@ -6,8 +6,9 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta, timezone
-from typing import Any
+from typing import Any, Final
 
+import pyarrow as pa
 import pyarrow.compute as pc
 
 from torchtrack.api.streams import Rows
@@ -82,20 +83,32 @@ def first_step(streams: Sequence[Rows]) -> int | None:
     `watch` writes on a rank that never logs carries step 0, wherever the run was resumed.
     """
     steps = [step for stream in streams if (step := stream.load_scalars().first_step) is not None]
-    steps = steps or [step for stream in streams for step in _other_steps(stream)]
+    steps = steps or [step for stream in streams if (step := _first(stream, _LOGGED)) is not None]
     if steps:
         return min(steps)
-    sampled = [(s.rank, step) for s in streams if (step := pc.min(s.table(Table.TENSORS)["step"]).as_py()) is not None]
+    sampled = [(stream.rank, step) for stream in streams if (step := _first(stream, _SAMPLED)) is not None]
     return min(sampled)[1] if sampled else None
 
 
-def _other_steps(stream: Rows) -> Iterator[int]:
-    """The first steps of the texts, media and histograms that the user logged."""
-    histograms = select(stream.table(Table.TENSORS), "logged", None)
-    for rows in (stream.table(Table.TEXTS), stream.table(Table.MEDIA), histograms):
-        step = pc.min(rows.column("step")).as_py()
+_LOGGED: Final = "logged"
+_SAMPLED: Final = "sampled"
+
+
+def remember(stream: Rows) -> None:
+    """Keep what rows say of where an attempt begins, before they are let go of."""
+    for what in (_LOGGED, _SAMPLED):
+        step = _first(stream, what)
         if step is not None:
-            yield step
+            stream.remembered[what] = step
+
+
+def _first(stream: Rows, what: str) -> int | None:
+    """The first step of texts, media and histograms that the user logged, or of all rows of tensors."""
+    tables = [stream.table(Table.TENSORS)]
+    if what == _LOGGED:
+        tables = [stream.table(Table.TEXTS), stream.table(Table.MEDIA), select(tables[0], "logged", None)]
+    steps = [pc.min(rows.column("step")).as_py() for rows in tables]
+    return min((step for step in (*steps, stream.remembered.get(what)) if step is not None), default=None)
 
 
 def when(time_ns: int) -> datetime:
@@ -103,10 +116,18 @@ def when(time_ns: int) -> datetime:
     return datetime.fromtimestamp(time_ns / 1e9, timezone.utc)
 
 
-def events(streams: Sequence[Rows]) -> Iterator[Event]:
-    """All events of some streams, one stream after the other, as they were written; no JSON object: left out."""
+def events(streams: Sequence[Rows], types: Sequence[str] | None = None) -> Iterator[Event]:
+    """The events of some streams, one stream after the other, as they were written; no JSON object: left out.
+
+    Args:
+        streams: whose.
+        types: of these types only.
+    """
     for stream in streams:
-        for row in stream.table(Table.EVENTS).to_pylist():
+        rows = stream.table(Table.EVENTS)
+        if types is not None:
+            rows = rows.filter(pc.is_in(rows["type"].cast(pa.string()), pa.array(types, pa.string())))
+        for row in rows.to_pylist():
             try:
                 data = json.loads(row["json"])
             except (TypeError, ValueError):

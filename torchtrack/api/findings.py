@@ -2,30 +2,47 @@
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import re
+import zlib
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from dataclasses import replace
 from typing import Any, Final
 
 import numpy as np
 import pyarrow as pa
 
+from torchtrack.api import facts, history, parts, tensors
 from torchtrack.api.facts import Event
-from torchtrack.api.tensors import one_stage
-from torchtrack.records import LOCAL_NORM
+from torchtrack.api.history import Part, Window
+from torchtrack.api.streams import BACKGROUND, Names, Rows
+from torchtrack.batches import DIGEST, MIDDLE
+from torchtrack.records import LOCAL_NORM, OF_LAYERS, Table
 from torchtrack.stability import Facts, Finding, Monitor, Rule, Step, Tensors
 from torchtrack.stability.metrics import MEMORY
 from torchtrack.stability.noise_scale import NoiseScale, noise_scale
-from torchtrack.stability.step import Seen, tensors_of
+from torchtrack.stability.step import Seen, from_flat
 
 KINDS: Final = ("gradient", "parameter", "update", "activation", "optimizer")
-SEEN: Final = frozenset(("nonfinite", "nonfinite_step", "replica_divergence"))
+SEEN: Final = frozenset(("nonfinite", "nonfinite_held", "nonfinite_step", "replica_divergence"))
 """Events that rules look at."""
+DESCRIBE: Final = ("model", "mesh")
+"""Events that say what a run trains, and how it is spread."""
+_DATA_PARALLEL: Final = re.compile(r"d?dp|data|fsdp|hsdp|.*(replicate|shard)")
+WITHDRAWN: Final = "withdrawn"
+"""Key of a recorded finding that rows which came late did away with."""
 _FORMATS: Final = {
     "torch.float16": "fp16",
     "torch.bfloat16": "bf16",
     "torch.float8_e4m3fn": "e4m3",
     "torch.float8_e5m2": "e5m2",
 }
+
+
+def is_looked_at(name: str) -> bool:
+    """Whether rules are given this metric."""
+    return name in (DIGEST, MIDDLE) or not name.startswith((*BACKGROUND, *OF_LAYERS))
 
 
 def replay(rules: Iterable[Rule], steps: Iterable[Step]) -> list[Finding]:
@@ -41,18 +58,25 @@ def recorded(events: Iterable[Event]) -> list[Finding]:
     newest = {}
     for event in events:
         finding = Finding.from_dict(event.data, event.step)
-        newest[finding.id] = finding
+        newest[finding.id] = finding if not event.data.get(WITHDRAWN) else replace(finding, cause=WITHDRAWN)
     return [finding for finding in newest.values() if not finding.cause]
 
 
-def together(live: Sequence[Finding], replayed: Sequence[Finding]) -> list[Finding]:
-    """Both, in the order they began. A rule that was replayed has seen the whole run: what it said live is left out.
+def together(events: Sequence[Event], replayed: Sequence[Finding], rules: Collection[str]) -> list[Finding]:
+    """What was recorded as a finding and what the replay found, in the order they began.
 
-    What it said live may be all there is of something that rows do not hold, so it stays where the replay has nothing.
+    A rule that was replayed has seen all rows: what the lookout said of it is left out, since more rows may have come.
+    What a rank said may be all there is of something that rows do not hold, so it stays where the replay has nothing.
+
+    Args:
+        events: of type "finding".
+        replayed: what the replay found.
+        rules: which rules were replayed.
     """
     known = {finding.rule for finding in replayed}
     known |= {str(part["rule"]) for finding in replayed for part in finding.consequences}
-    kept = [finding for finding in live if finding.rule not in known]
+    kept = [one for one in recorded(event for event in events if event.rank >= 0) if one.rule not in known]
+    kept += [one for one in recorded(event for event in events if event.rank < 0) if one.rule not in rules]
     return sorted([*replayed, *kept], key=lambda finding: (finding.first_step, finding.rule))
 
 
@@ -114,41 +138,90 @@ def _layers_with(name: str, layers: Iterable[str]) -> list[str]:
     return [layer for layer in layers if name == layer or name.startswith(f"{layer}.")]
 
 
-def facts_of(models: Iterable[Mapping[str, Any]]) -> Facts:
-    """Order and formats of the parameters, from the events that describe the watched models."""
+def facts_of(streams: Sequence[Rows]) -> Facts:
+    """Order, formats and peers, from the events that describe the watched models and the mesh."""
     order: dict[str, None] = {}
     formats = {}
-    for module in (module for model in models for module in model.get("modules", ())):
-        for parameter in module.get("parameters", ()):
-            name = f"{module.get('name')}.{parameter.get('name')}".lstrip(".")
-            order[name] = None
-            if parameter.get("dtype") in _FORMATS:
-                formats[name] = _FORMATS[parameter["dtype"]]
-    return Facts(tuple(order), formats)
+    own: dict[int, list[str]] = {}
+    places: dict[int, str] = {}
+    data_parallel = False
+    for event in in_order(facts.events(streams, DESCRIBE)):
+        data_parallel = data_parallel or event.data.get("data_parallel") is True
+        if event.type == "mesh":
+            places[event.rank] = _place(event.data.get("coordinates"))
+        for module in event.data.get("modules", ()):
+            for parameter in module.get("parameters", ()):
+                name = f"{module.get('name')}.{parameter.get('name')}".lstrip(".")
+                order[name] = None
+                own.setdefault(event.rank, []).append(name)
+                if parameter.get("dtype") in _FORMATS:
+                    formats[name] = _FORMATS[parameter["dtype"]]
+    held = {
+        rank: f"{len(set(names))}-{zlib.crc32(' '.join(sorted(set(names))).encode())}" for rank, names in own.items()
+    }
+    peers = {rank: f"{held.get(rank, '')} {places.get(rank, '')}" for rank in sorted({*held, *places})}
+    return Facts(tuple(order), formats, peers, data_parallel)
+
+
+def _place(coordinates: Any) -> str:
+    """Where a rank is in the mesh, but for what only tells whose data it has."""
+    if not isinstance(coordinates, dict):
+        return ""
+    return ",".join(f"{name}={at}" for name, at in sorted(coordinates.items()) if not _DATA_PARALLEL.match(str(name)))
+
+
+def events_of(streams: Sequence[Rows]) -> list[Event]:
+    """Marks, which may explain something, and what `watch` saw on the ranks."""
+    return in_order(facts.events(streams, ["mark", *SEEN]))
+
+
+def in_order(events: Iterable[Event]) -> list[Event]:
+    """Events in the order of time."""
+    return sorted(events, key=lambda event: (event.time, event.attempt, event.rank))
+
+
+def counted(streams: Sequence[Rows]) -> list[Part]:
+    """The scalars that rules look at: without ranks that log nothing while others do.
+
+    What `watch` adds on such a rank has no step: it carries that of a counter which never moves.
+    """
+    found = []
+    for _, group in itertools.groupby(parts.scalars(streams), key=lambda part: part.attempt):
+        every = list(group)
+        logging = [part for part in every if any(own.first_step is not None for own in part.streams)]
+        found += logging or every
+    return found
 
 
 def steps(
-    scalars: pa.Table, by_rank: pa.Table, tensors: pa.Table, events: Iterable[Event], facts: Facts
+    streams: Sequence[Rows], names: Names, window: Window, events: Iterable[Event], known: Facts
 ) -> Iterator[Step]:
-    """Everything of a run step by step.
+    """Everything of a run step by step, as rules see it.
 
     Args:
-        scalars: a history over all ranks.
-        by_rank: the same with a row a rank.
-        tensors: rows as `Run.tensors` returns them.
-        events: marks, which may explain something, and what `watch` saw on the ranks.
-        facts: what is known of the model.
+        streams: those of all ranks, in order.
+        names: of their metrics.
+        window: which steps.
+        events: those of `events_of` that lie in it.
+        known: what is known of the model.
     """
-    metrics, ranks = _metrics(scalars), _ranks(by_rank)
+    rows = counted(streams)
+    codes = {code for part in rows for own in part.streams for code in own.by_code()}
+    every = sorted((names.names[code], code) for code in codes)
+    keys = [(name, code) for name, code in every if is_looked_at(name)]
+    memory = [(name, code) for name, code in every if name in MEMORY]
+    metrics = _metrics(history.combined(rows, keys, window))
+    ranks = _ranks(history.by_rank(rows, [*keys, *memory], window))
     samples: dict[int, list[dict[str, Tensors]]] = {}
-    for (at, _), rows in samples_of(tensors).items():
-        samples.setdefault(at, []).append(rows)
+    held = [tensors.TensorPart(s.attempt, s.rank, s.table(Table.TENSORS)) for s in streams]
+    for (at, _), sample in samples_of(tensors.combined(held, None, None, window)).items():
+        samples.setdefault(at, []).append(sample)
     marked: dict[int, list[str]] = {}
     seen: dict[int, list[Seen]] = {}
     for event in events:
         if event.type == "mark":
             marked.setdefault(event.step or 0, []).append(str(event.data.get("title") or event.type))
-        elif event.type in SEEN:
+        else:
             seen.setdefault(event.step or 0, []).append(Seen(event.rank, event.type, event.data))
     for step in sorted({*metrics, *ranks, *samples, *marked, *seen}):
         for number, sample in enumerate(samples.get(step, [{}])):
@@ -160,7 +233,7 @@ def steps(
                 sample,
                 marked.get(step, ()) if first else (),
                 seen.get(step, ()) if first else (),
-                facts,
+                known,
             )
 
 
@@ -196,7 +269,7 @@ def _ranks(rows: pa.Table) -> dict[int, dict[str, dict[int, float]]]:
 
 def samples_of(rows: pa.Table) -> dict[tuple[int, int], dict[str, Tensors]]:
     """By step, and number of the sample on this step: the rows of each kind, in the order of steps."""
-    rows = one_stage(rows, None)
+    rows = tensors.one_stage(rows, None)
     if not rows.num_rows:
         return {}
     kinds = rows.column("kind").cast(pa.string()).to_numpy(zero_copy_only=False)
@@ -217,7 +290,7 @@ def samples_of(rows: pa.Table) -> dict[tuple[int, int], dict[str, Tensors]]:
 
 def block(rows: pa.Table) -> Tensors:
     """Rows of one kind and sample."""
-    columns = ("name", "stage", "count", "sum_sq", "min", "max", "zeros", "nans", "pos_infs", "neg_infs")
-    plain = {name: rows.column(name).to_pylist() for name in columns}
-    lists = {name: rows.column(name).to_pylist() for name in ("buckets", "counts")}
-    return tensors_of({**plain, **lists})
+    numbers = ("count", "sum_sq", "min", "max", "zeros", "nans", "pos_infs", "neg_infs")
+    columns = {name: rows.column(name).to_numpy() for name in numbers}
+    words = {name: rows.column(name).to_pylist() for name in ("name", "stage")}
+    return from_flat({**columns, **words}, *tensors.flat_buckets(rows))

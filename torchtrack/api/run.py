@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any, Literal, overload
@@ -11,7 +10,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from torchtrack.api import blackbox, charts, facts, findings, hints, history, summary, tensors
+from torchtrack.api import blackbox, charts, facts, findings, hints, history, parts, summary, tensors
+from torchtrack.api.blackbox import Left
 from torchtrack.api.facts import Attempt, Event
 from torchtrack.api.hints import did_you_mean
 from torchtrack.api.history import Part, Window
@@ -21,7 +21,6 @@ from torchtrack.records import LOCAL_NORM, OF_LAYERS, SCHEMAS, Table
 from torchtrack.stability import Finding, Rule, Step, default_rules
 from torchtrack.stability.difference import TOLERANCE, Difference, difference
 from torchtrack.stability.headroom import Headroom, headroom
-from torchtrack.stability.metrics import MEMORY
 from torchtrack.stability.noise_scale import NoiseScale
 
 if TYPE_CHECKING:
@@ -120,7 +119,8 @@ class Run:
     @property
     def attempts(self) -> list[Attempt]:
         """Every launch of the run, oldest first."""
-        return [facts.attempt(n, streams, self._source.state(streams)) for n, streams in self._attempts().items()]
+        attempts = parts.attempts(self._streams())
+        return [facts.attempt(number, streams, self._source.state(streams)) for number, streams in attempts.items()]
 
     @property
     def world_size(self) -> int:
@@ -203,15 +203,15 @@ class Run:
             raise ValueError(f'attempts={attempts!r}: it is "latest" or "all"')
         if isinstance(ranks, str) and ranks not in ("mean", "all"):
             raise ValueError(f'ranks={ranks!r}: it is "mean", "all" or a rank')
-        parts = self._parts() if isinstance(ranks, str) else _of_rank(self._parts(), ranks)
+        rows = self._parts() if isinstance(ranks, str) else _of_rank(self._parts(), ranks)
         coded = [(name, self._source.names.codes[name]) for name in names]
         if raw:
-            return history.raw(parts, coded, Window(start, stop))
+            return history.raw(rows, coded, Window(start, stop))
         make = history.combined if ranks == "mean" else history.by_rank if ranks == "all" else history.alone
         if attempts == "latest":
-            return make(parts, coded, Window(start, stop, self._cuts()))
-        numbers = sorted({part.attempt for part in parts})
-        each = [(n, make([p for p in parts if p.attempt == n], coded, Window(start, stop))) for n in numbers]
+            return make(rows, coded, Window(start, stop, self._cuts()))
+        numbers = sorted({part.attempt for part in rows})
+        each = [(n, make([p for p in rows if p.attempt == n], coded, Window(start, stop))) for n in numbers]
         return history.by_attempt(each or [(0, make([], coded, Window()))])
 
     def series(self, key: str, max_points: int = 1000, ranks: Ranks = "mean") -> pa.Table:
@@ -252,8 +252,8 @@ class Run:
             The columns of `records.TENSORS`, then `norm`, `coverage` (share of the elements that was counted) and
             `attempt`. From its first step on a later attempt hides earlier ones.
         """
-        parts = [tensors.TensorPart(s.attempt, s.rank, s.table(Table.TENSORS)) for s in self._streams()]
-        return tensors.combined(parts, kind, name, Window(start, stop, self._cuts()))
+        rows = [tensors.TensorPart(s.attempt, s.rank, s.table(Table.TENSORS)) for s in self._streams()]
+        return tensors.combined(rows, kind, name, Window(start, stop, self._cuts()))
 
     def histogram(self, kind: str, name: str, step: int, stage: str | None = None) -> Histogram:
         """The histogram of a tensor at a step; of all tensors that match, added exactly, if `name` is a pattern.
@@ -330,16 +330,16 @@ class Run:
         """
         if rules is not None:
             return findings.replay(rules, self.steps())
-        live = findings.recorded(self.events("finding"))
-        replayed = self._cached("findings", lambda: findings.replay(default_rules(), self.steps()))
-        return findings.together(live, replayed)
+        rules = default_rules()
+        replayed = self._cached("findings", lambda: findings.replay(rules, self.steps()))
+        return findings.together(self.events("finding"), replayed, {rule.name for rule in rules})
 
     def steps(self) -> Iterator[Step]:
         """Everything of the run step by step, as rules see it."""
-        keys = [key for key in self.keys() if not key.startswith(("system/", "_tt/", *OF_LAYERS))]
-        facts = findings.facts_of(event.data for event in self.events("model"))
-        by_rank = self.history([*keys, *sorted(MEMORY & {*self.keys()})], ranks="all")
-        return findings.steps(self.history(keys), by_rank, self.tensors(), self.events(), facts)
+        streams = self._streams()
+        known = findings.facts_of(streams)
+        window = Window(cuts=parts.cuts(streams))
+        return findings.steps(streams, self._source.names, window, findings.events_of(streams), known)
 
     def diff(self, other: Run, tolerance: float = TOLERANCE) -> Difference:
         """Where this run and another part: first step, kind and tensor, whatever the parallel layout of each.
@@ -425,9 +425,17 @@ class Run:
     def blackbox(self) -> pa.Table:
         """The last steps of every rank that did not end well: a row a step and gradient that lay on the rank.
 
-        Columns: step, time, rank, attempt, name, norm, absmax, nonfinite. Empty without `watch(blackbox=True)`.
+        Those before a spike, a non-finite value or a stall are there too, and on the node of a rank that still runs
+        its own. Which steps there are is what `watch(blackbox=)` says.
+
+        Columns: step, time, rank, attempt, name, norm, absmax, nonfinite (on an accelerator 1 for any), and skipped:
+        whether a gradient scaler left the step out.
         """
         return blackbox.table(self._streams())
+
+    def blackbox_files(self) -> list[Left]:
+        """The files behind `blackbox`, with Python stacks and the dumps of PyTorch's flight recorder."""
+        return blackbox.left(self._streams())
 
     # -- inside -------------------------------------------------------------------------------------------------------
 
@@ -441,15 +449,7 @@ class Run:
 
     def _streams(self) -> list[Rows]:
         """The ranks' streams: by attempt and rank, forked children after their rank, then as they were opened."""
-        streams = [stream for stream in self._sync() if stream.role == "rank"]
-        return sorted(streams, key=lambda s: (s.attempt, s.rank, bool(s.parent), s.opened, str(s.path)))
-
-    def _attempts(self) -> dict[int, list[Rows]]:
-        """The streams of each attempt, oldest first."""
-        groups: dict[int, list[Rows]] = {}
-        for stream in self._streams():
-            groups.setdefault(stream.attempt, []).append(stream)
-        return groups
+        return parts.ranked(self._sync())
 
     def _cached(self, key: Any, make: Callable[[], Any]) -> Any:
         self._sync()
@@ -461,16 +461,11 @@ class Run:
         return value
 
     def _parts(self) -> list[Part]:
-        parts = []
-        for attempt, streams in self._attempts().items():
-            world_size = facts.world_size(streams)
-            for rank, group in itertools.groupby(streams, key=lambda stream: stream.rank):
-                parts.append(Part(attempt, rank, tuple(stream.load_scalars() for stream in group), world_size))
-        return parts
+        return parts.scalars(self._streams())
 
     def _cuts(self) -> dict[int, int]:
         """From which step on each attempt is hidden."""
-        return history.cuts({number: facts.first_step(streams) for number, streams in self._attempts().items()})
+        return parts.cuts(self._streams())
 
     def _known_keys(self, keys: Sequence[str] | None) -> list[str]:
         known = self.keys()
@@ -490,15 +485,15 @@ class Run:
         return [event for event in self._events() if event.type == type_]
 
     def _events(self) -> list[Event]:
-        """All events, those that win last; a forked child does not speak for its rank."""
-        streams = sorted(self._streams(), key=lambda s: (s.attempt, -s.rank, not s.parent))
+        """All events, those that win last; a forked child does not speak for its rank, nor a node for any."""
+        streams = sorted(self._sync(), key=lambda s: (s.attempt, -s.rank, not s.parent))
         return list(self._cached("events", lambda: list(facts.events(streams))))
 
 
-def _of_rank(parts: list[Part], rank: int) -> list[Part]:
-    chosen = [part for part in parts if part.rank == rank]
+def _of_rank(every: list[Part], rank: int) -> list[Part]:
+    chosen = [part for part in every if part.rank == rank]
     if not chosen:
-        ranks = sorted({part.rank for part in parts})
+        ranks = sorted({part.rank for part in every})
         raise ValueError(f"no rank {rank}: the run has {', '.join(map(str, ranks)) or 'none'}")
     return chosen
 

@@ -38,10 +38,16 @@ class Carrier(Protocol):
 
 
 class Folder:
-    """Streams in files: a folder of runs, one run's folder, or a single journal."""
+    """Streams in files: a folder of runs, one run's folder, or a single journal.
 
-    def __init__(self, path: Path) -> None:
+    Args:
+        path: which.
+        piece_bytes: how much of each file a poll reads at most.
+    """
+
+    def __init__(self, path: Path, piece_bytes: int | None = None) -> None:
         self.path = path
+        self._piece_bytes = piece_bytes
         self.label = str(path)
 
     def find(self, folder: Path | None = None) -> list[Path]:
@@ -52,7 +58,7 @@ class Folder:
 
     def open(self, path: Path, names: Names) -> Rows:
         """One of them."""
-        return StreamRows(path, names)
+        return StreamRows(path, names, self._piece_bytes)
 
 
 class Source:
@@ -83,6 +89,11 @@ class Source:
         self._poll([self._stream(path) for path in self.carrier.find()])
         self._group()
         return self._groups
+
+    def admit(self, paths: Iterable[Path]) -> None:
+        """Take these files in, besides those that lie beside known streams of a run."""
+        if self._poll([self._stream(path) for path in paths]):
+            self._group()
 
     def refresh(self, uid: str) -> tuple[str, list[Rows]]:
         """Look for what is new of one run: its folders, its streams, and streams that may turn out to be its own.

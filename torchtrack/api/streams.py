@@ -7,6 +7,7 @@ is a damage of the run, never an exception.
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -19,13 +20,14 @@ import pyarrow.compute as pc
 from torchtrack import records
 from torchtrack.errors import JournalError
 from torchtrack.journal.frame import Kind
-from torchtrack.journal.reader import Damage, Stream
+from torchtrack.journal.reader import Damage, Frame, Stream
+from torchtrack.stability.metrics import MEMORY
 
 OWN_PREFIXES: Final = ("watch/", "system/", "_tt/")
 REDUCES: Final = ("mean", "sum", "min", "max")
 PARTIAL: Final = 4
 """Added to the index of a reduction where the value is one rank's part of a whole that all ranks together have."""
-_BACKGROUND: Final = ("system/", "_tt/")
+BACKGROUND: Final = ("system/", "_tt/")
 
 Ints = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]
@@ -79,6 +81,9 @@ class Scalars:
         self._names = names
         self._parts: list[tuple[Ints, Points]] = []
         self._by_code: dict[int, Points] | None = None
+        self._span: tuple[int | None, int | None] = (None, None)
+        self.forgot = False
+        """Whether points were let go of that were not told of the machine."""
 
     def __len__(self) -> int:
         return sum(len(code) for code, _ in self._parts)
@@ -127,16 +132,42 @@ class Scalars:
     @property
     def first_step(self) -> int | None:
         """The first step of the user's own metrics: the steps of ours say nothing on a rank that never logs."""
-        return min((int(step.min()) for step in self._steps(OWN_PREFIXES)), default=None)
+        known = [] if self._span[0] is None else [self._span[0]]
+        return min([*known, *(int(step.min()) for step in self._steps(OWN_PREFIXES))], default=None)
 
     @property
     def last_step(self) -> int | None:
         """The last step of the user's metrics and those of `watch`."""
-        return max((int(step.max()) for step in self._steps(_BACKGROUND)), default=None)
+        known = [] if self._span[1] is None else [self._span[1]]
+        return max([*known, *(int(step.max()) for step in self._steps(BACKGROUND))], default=None)
+
+    @property
+    def lowest_step(self) -> int | None:
+        """The lowest step of the points that are held, but for what is told of the machine."""
+        names = self._names.names
+        held = [points.step for code, points in self.by_code().items() if not _is_background(names[code])]
+        return min((int(step.min()) for step in held), default=None)
+
+    def forget(self, step: int) -> None:
+        """Let go of the points below a step and of what is told of the machine; first and last step stay known."""
+        self._span = self.first_step, self.last_step
+        if not self._parts:
+            return
+        ((code, points),) = self._parts  # `by_code` has made them one
+        background = np.array(list(map(_is_background, self._names.names)), np.bool_)[code]
+        keep = (points.step >= step) & ~background
+        self.forgot |= not (keep | background).all()
+        self._parts = [(code[keep], points.where(keep))] if keep.any() else []
+        self._by_code = None
 
     def _steps(self, without: tuple[str, ...]) -> list[Ints]:
         names = self._names.names
         return [points.step for code, points in self.by_code().items() if not names[code].startswith(without)]
+
+
+def _is_background(name: str) -> bool:
+    """Whether this is told of the machine, and no rule looks at it."""
+    return name.startswith(BACKGROUND) and name not in MEMORY
 
 
 def _split(code: Ints, points: Points) -> dict[int, Points]:
@@ -169,12 +200,16 @@ class Rows:
         """Grows with every change."""
         self.elder: Rows | None = None
         """Of a forked child: the stream of the rank itself, which says where this one belongs."""
+        self.more = False
+        """Whether the last poll stopped before the end of what was there."""
         self._names = names
         self._forget_rows()
 
     def _forget_rows(self) -> None:
         self.scalars = Scalars(self._names)
         self._tables: dict[records.Table, pa.Table] = {}
+        self.remembered: dict[str, int] = {}
+        """First steps of rows that were let go of, by what `facts` calls them."""
 
     def poll(self) -> None:
         """Take what was written since the last poll."""
@@ -248,6 +283,14 @@ class Rows:
         if fresh:
             self._tables[table] = pa.concat_tables([self._tables[table], *fresh]).unify_dictionaries().combine_chunks()
         return self._tables[table]
+
+    def keep(self, table: records.Table, rows: npt.NDArray[np.bool_] | None = None) -> None:
+        """Let go of the rows of a table, other than scalars, but for these; without any of all."""
+        held = self.table(table)
+        if rows is None:
+            self._tables[table] = held.slice(0, 0)
+        elif not rows.all():
+            self._tables[table] = held.filter(pa.array(rows))
 
     @property
     def dropped_rows(self) -> int:
@@ -337,8 +380,9 @@ class Rows:
 class StreamRows(Rows):
     """A stream that is read from its journal files: polled, and a table decoded when it is first asked for."""
 
-    def __init__(self, path: Path, names: Names) -> None:
+    def __init__(self, path: Path, names: Names, piece_bytes: int | None = None) -> None:
         self._stream = Stream(path)
+        self._piece_bytes = piece_bytes
         super().__init__(path, names)
         self._start_over()
 
@@ -356,7 +400,7 @@ class StreamRows(Rows):
         if self._stream.seal is not None:
             return
         try:
-            frames = self._stream.poll()
+            frames = self._read()
         except (OSError, JournalError) as error:
             if not self._damages or self._damages[-1].reason != str(error):
                 self._damage(0, str(error))
@@ -371,6 +415,20 @@ class StreamRows(Rows):
             elif frame.kind in (Kind.META, Kind.HEARTBEAT) and self.role == "node":
                 self._node_record(frame.seq, frame.kind, frame.payload)
         self.version += bool(frames)
+
+    def _read(self) -> list[Frame]:
+        """What is new, at most a piece of it."""
+        frames: list[Frame] = []
+        room = math.inf if self._piece_bytes is None else self._piece_bytes
+        each = self._stream.each()
+        for frame in each:
+            frames.append(frame)
+            room -= len(frame.payload)
+            if room <= 0:
+                break
+        each.close()
+        self.more = room <= 0
+        return frames
 
     def _keep(self, table: int, seq: int, payload: bytes) -> None:
         try:

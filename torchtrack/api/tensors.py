@@ -64,7 +64,7 @@ def combined(parts: Iterable[TensorPart], kind: str | None, name: str | None, wi
         window: which steps; the step of a sample is the same for all its rows.
     """
     tables = []
-    for part in _aligned([part for part in parts if part.rows.num_rows]):
+    for part in aligned([part for part in parts if part.rows.num_rows]):
         rows = select(part.rows, kind, name)
         keep = window.clip(part.attempt, rows.column("step").to_numpy())
         rows = rows if keep is None else rows.filter(pa.array(keep))
@@ -79,7 +79,7 @@ def combined(parts: Iterable[TensorPart], kind: str | None, name: str | None, wi
     return _ordered(_merged(rows.take(pa.array(chosen)), group))
 
 
-def _aligned(parts: Sequence[TensorPart]) -> Iterator[TensorPart]:
+def aligned(parts: Sequence[TensorPart]) -> Iterator[TensorPart]:
     """The same by attempt and rank, each row with step and time of the lowest rank that recorded its sample.
 
     Ranks are matched by the sample alone: one that never logs has no steps of its own, another may log more often.

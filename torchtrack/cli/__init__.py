@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import click
 
+from torchtrack.cli.blackbox import blackbox
 from torchtrack.cli.diff import diff
 from torchtrack.cli.export import export
 from torchtrack.cli.findings import findings
@@ -29,5 +30,5 @@ def main() -> None:
     """
 
 
-for _command in (ls, show, findings, diff, watch_run, export, fsck, launch, server, login, sync, status):
+for _command in (ls, show, findings, blackbox, diff, watch_run, export, fsck, launch, server, login, sync, status):
     main.add_command(_command)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -37,7 +38,10 @@ def fsck(paths: tuple[Path, ...], repair: Path | None, quiet: bool) -> None:
             raise click.ClickException(f"no journals in {', '.join(map(str, paths)) or common.default_folder()}")
         damaged = sum([_check(file, repair, quiet=quiet) for file in files])
         damaged += sum([_check_gathered(archive, quiet=quiet) for archive in archives])
+        boxes = _boxes(places, files)
+        damaged += sum([_check_box(box, quiet=quiet) for box in boxes])
         also = f", {common.plural(len(archives), 'gathered file')}" if archives else ""
+        also += f", {len(boxes):,} black box{'' if len(boxes) == 1 else 'es'}" if boxes else ""
         click.echo(f"{common.plural(len(files), 'journal')}{also}, {damaged or 'none'} damaged")
     if damaged:
         raise SystemExit(1)
@@ -91,6 +95,32 @@ def _check_gathered(path: Path, *, quiet: bool) -> bool:
     for gap in archive.gaps:
         click.echo(f"    {path.name} at byte {gap.offset:,}: {gap.length:,} bytes, unreadable")
     return damaged
+
+
+def _boxes(places: Sequence[Path], journals: Sequence[Path]) -> list[Path]:
+    """Black boxes of runs, and those that processes of these journals left on this node with nobody to see it."""
+    from torchtrack.journal import ring
+
+    salvaged = [box for place in places if place.is_dir() for box in sorted(place.rglob("*.ttb"))]
+    streams = {path.name.partition(".")[0].rpartition("-")[2] for path in journals}
+    return salvaged + [box for stream in sorted(streams) for box in ring.left_by(stream) if box.suffix == ".ttb"]
+
+
+def _check_box(path: Path, *, quiet: bool) -> bool:
+    """Check a black box. A record that was being written when its process died is no damage."""
+    from torchtrack.journal import ring
+
+    try:
+        names, records, torn = ring.read(path.read_bytes())
+    except FileNotFoundError:
+        return False  # its run has ended, or it was salvaged
+    except ValueError as error:
+        _say("✗", common.CRITICAL, path, str(error))
+        return True
+    if not quiet:
+        what = f"{common.plural(len(records), 'step')} of {common.plural(len(names), 'gradient')}"
+        _say("✓", common.OK, path, what + (f", {torn} not complete" if torn else ""))
+    return False
 
 
 def _say(sign: str, colour: str, path: Path, what: str) -> None:

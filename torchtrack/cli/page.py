@@ -190,8 +190,21 @@ def _findings(run: Run) -> Iterator[Any]:
     yield table
 
 
+def _boxes(run: Run) -> Iterator[Any]:
+    """That there is a black box; one that is still being written to is none yet."""
+    files = [file for file in run.blackbox_files() if file.path.suffix == ".ttb" and not file.is_live]
+    if files:
+        ranks = sorted({file.rank for file in files})
+        named = ", ".join(map(str, ranks[:8])) + (f" and {len(ranks) - 8} more" if len(ranks) > 8 else "")
+        kept = sorted({file.why for file in files if file.why})
+        text = Text.assemble("\nblack box: last steps of ", f"rank{'s' if len(ranks) > 1 else ''} {named}")
+        text.append(f", kept at {', '.join(kept)}" if kept else "")
+        yield text.append(f"  (torchtrack blackbox {run.uid})", "dim")
+
+
 def ending(run: Run) -> Iterator[Any]:
-    """What is missing, said also where nothing is."""
+    """What is left of ranks that did not end well; what is missing, said also where nothing is."""
+    yield from _boxes(run)
     dropped, damages = run.dropped, run.damages
     lost = sum(damage.lost for damage in damages)
     line = Text("\n")

@@ -67,6 +67,7 @@ def _describe(run: Run, view: Any) -> dict[str, Any]:
         "config": run.config,
         "environment": run.environment,
         "findings": [finding.as_dict() for finding in run.findings()],
+        "blackbox": [str(file.path) for file in run.blackbox_files()],
         "damages": [damage._asdict() | {"path": str(damage.path)} for damage in run.damages],
         "tensors": [] if view is None else [row.describe() for row in view.rows],
     }

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
+from torchtrack import alerts
 from torchtrack.cli import common
 from torchtrack.cli.list import main_metrics
 
@@ -62,11 +63,16 @@ def _follow(run: Run, console: Console, *, once: bool) -> None:
 
 
 def _events(run: Run) -> list[Event]:
-    """Findings and alerts in the order in which they were found here; a finding that grows is told once."""
+    """Findings and alerts in the order in which they were found here.
+
+    A finding that grows is told once, and once more when it has become graver; what follows from it is told with it.
+    """
     chosen: dict[Any, Event] = {}
     for number, event in enumerate([*run.events("finding"), *run.events("alert")]):
         data = event.data
         is_finding = event.type == "finding"
+        if is_finding and (data.get("cause") or data.get("withdrawn")):
+            continue
         key = (data.get("rule"), data.get("first_step", event.step), data.get("severity")) if is_finding else number
         chosen.setdefault(key, event)
     return sorted(chosen.values(), key=lambda event: (event.time, event.rank))
@@ -80,9 +86,11 @@ def _event(event: Event) -> Text:
     colour = {"critical": common.CRITICAL, "error": common.CRITICAL, "warning": common.WARN}.get(level, common.ACCENT)
     step = data.get("first_step", event.step)
     text = Text.assemble((f"{level}: {data.get('rule') or data.get('title')}", colour))
-    text.append("" if step is None else f"  step {step:,}", "dim").append(f"  rank {event.rank}", "dim")
-    why = str(data.get("why") or data.get("text") or "")
-    return text.append(f"  {why}" if why else "")
+    ranks = [event.rank] if event.rank >= 0 else data.get("ranks") or ()  # a node's process speaks of ranks
+    by = f"  rank{'s' * (len(ranks) > 1)} {', '.join(map(str, ranks))}" if ranks else ""
+    text.append("" if step is None else f"  step {step:,}", "dim").append(by, "dim")
+    whys = [str(data.get("why") or data.get("text") or ""), *alerts.followed(data, level)]
+    return text.append("".join(f"  {why}" for why in whys if why))
 
 
 def _status(run: Run) -> Text:

@@ -196,7 +196,7 @@ class Stream:
         """
         return list(self.each())
 
-    def each(self) -> Iterator[Frame]:
+    def each(self) -> Generator[Frame, None, None]:
         """As `poll`, one frame at a time: for those who cannot hold a whole file."""
         for found in self.stored():
             header = found.header

@@ -2,9 +2,13 @@
 
     8 bytes magic, u32 length of the description, u32 its crc, the description (JSON), padding to 8, then the records
 
-Record number i lies in slot i % slots: u64 number + 1, i64 step, i64 time in ns, u32 crc of the rest, u32 zero, then
-float32 norm, float32 absmax and uint32 non-finite count of every row. A record that was being written when the
-process died has a wrong crc and is left out. The writer makes no system call after the file has been made.
+The k-th record lies in slot k % slots: u64 number of the optimizer step + 1, i64 step, i64 time in ns, u32 crc of the
+rest, u32 1 if the step was left out, then float32 norm, float32 absmax and uint32 non-finite count of every row. A
+record that was being written when the process died has a wrong crc and is left out. The writer makes no system call
+after the file has been made.
+
+The description names the rows (`names`), the size of a record (`record`), the runs folder and the run (`directory`,
+`uid`), the process (`process`, see `process`), and where PyTorch's flight recorder writes (`flight_recorder`).
 """
 
 from __future__ import annotations
@@ -27,6 +31,8 @@ if TYPE_CHECKING:
 
 MAGIC: Final = b"TTRING01"
 MAX_BYTES: Final = 64 << 20
+HEAD_BYTES: Final = 8 << 20
+"""A description is not longer."""
 STEPS: Final = 256
 """So many steps are kept, fewer where they would not fit."""
 ABSENT: Final = 0xFFFFFFFF
@@ -45,12 +51,43 @@ class Record(NamedTuple):
     number: int
     step: int
     time_ns: int
+    skipped: bool
     rows: npt.NDArray[Any]
 
 
 def places() -> list[Path]:
     """Folders of this node that a ring may lie in: shared memory, else where temporary files go."""
     return [Path("/dev/shm"), Path(tempfile.gettempdir())]  # noqa: S108  # names are random and opened exclusively
+
+
+def place(size: int) -> Path:
+    """The folder for a file of so many bytes."""
+    shared, other = places()
+    return shared if shared.is_dir() and shutil.disk_usage(shared).free > size * _SHARE else other
+
+
+def process(pid: int) -> list[str]:
+    """What tells a process from all others that this machine has or had: boot, namespace, number, start.
+
+    Raises:
+        OSError: there is no such process, or no /proc.
+    """
+    started = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
+    namespace = os.stat("/proc/self/ns/pid").st_ino  # noqa: PTH116  # a magic link, not a path
+    return [Path("/proc/sys/kernel/random/boot_id").read_text().strip(), str(namespace), str(pid), started]
+
+
+def is_over(described: dict[str, Any]) -> bool:
+    """Whether the process that wrote a ring is known to have ended: it was one of this boot and namespace."""
+    written = described.get("process")
+    if not isinstance(written, list) or len(written) != len(mine := process(os.getpid())) or written[:2] != mine[:2]:
+        return False
+    try:
+        stat = Path(f"/proc/{int(written[2])}/stat").read_text()
+    except (OSError, ValueError):
+        return True
+    fields = stat.rpartition(")")[2].split()
+    return fields[0] in "ZX" or fields[19] != written[3]
 
 
 def prefix(stream: int | str) -> str:
@@ -61,6 +98,18 @@ def prefix(stream: int | str) -> str:
 def left_by(stream: str) -> list[Path]:
     """The files that a stream left on this node, of this user only."""
     found = [path for place in places() for path in sorted(place.glob(f"{prefix(stream)}-*"))]
+    return [path for path in dict.fromkeys(found) if _is_ours(path)]
+
+
+def discard(stream: str) -> None:
+    """Remove what a stream left on this node."""
+    for path in left_by(stream):
+        path.unlink(missing_ok=True)
+
+
+def rings() -> list[Path]:
+    """The rings that lie on this node, of this user only."""
+    found = [path for place in places() for path in sorted(place.glob(f"{prefix('')}*.ttb"))]
     return [path for path in dict.fromkeys(found) if _is_ours(path)]
 
 
@@ -95,14 +144,13 @@ class Ring:
         if self._slots < 1:
             raise ValueError(f"{len(names)} tensors are too many for a black box of {MAX_BYTES} bytes")
         self.rows = np.zeros(len(names), _ROW)
+        self._number, self._count = -1, -1
         self.path = self._make(f"{prefix(stream)}-{ordinal}.ttb", self._at + self._slots * self._size)
         self._map[: _HEAD.size] = _HEAD.pack(MAGIC, len(described), zlib.crc32(described))
         self._map[_HEAD.size : _HEAD.size + len(described)] = described
 
     def _make(self, name: str, size: int) -> Path:
-        shared, other = places()
-        enough = shared.is_dir() and shutil.disk_usage(shared).free > size * _SHARE
-        path = (shared if enough else other) / name
+        path = place(size) / name
         file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         try:
             os.posix_fallocate(file, 0, size)  # else a full node would end the process with SIGBUS
@@ -114,12 +162,14 @@ class Ring:
             os.close(file)
         return path
 
-    def write(self, number: int, step: int, time_ns: int, rows: npt.NDArray[Any]) -> None:
-        """Write a record, or write it anew."""
+    def write(self, number: int, step: int, time_ns: int, rows: npt.NDArray[Any], *, skipped: bool = False) -> None:
+        """Write a record; the one before it anew if it has the same number."""
+        self._count += number != self._number
+        self._number = number
         data = rows.tobytes()
-        crc = zlib.crc32(data, zlib.crc32(_RECORD.pack(number + 1, step, time_ns, 0, 0)))
-        at = self._at + number % self._slots * self._size
-        self._map[at : at + _RECORD.size] = _RECORD.pack(number + 1, step, time_ns, crc, 0)
+        crc = zlib.crc32(data, zlib.crc32(_RECORD.pack(number + 1, step, time_ns, 0, skipped)))
+        at = self._at + self._count % self._slots * self._size
+        self._map[at : at + _RECORD.size] = _RECORD.pack(number + 1, step, time_ns, crc, skipped)
         self._map[at + _RECORD.size : at + _RECORD.size + len(data)] = data
 
     def close(self, *, remove: bool) -> None:
@@ -167,9 +217,9 @@ def _records(data: bytes, at: int, size: int, rows: int) -> Iterator[Record | No
     import numpy as np
 
     for begin in range(at, len(data) - size + 1, size):
-        number, step, time_ns, crc, _ = _RECORD.unpack_from(data, begin)
+        number, step, time_ns, crc, skipped = _RECORD.unpack_from(data, begin)
         if not number:
             continue
         body = data[begin + _RECORD.size : begin + _RECORD.size + rows * _ROW_BYTES]
-        whole = zlib.crc32(body, zlib.crc32(_RECORD.pack(number, step, time_ns, 0, 0))) == crc
-        yield Record(number - 1, step, time_ns, np.frombuffer(body, _ROW)) if whole else None
+        whole = zlib.crc32(body, zlib.crc32(_RECORD.pack(number, step, time_ns, 0, skipped))) == crc
+        yield Record(number - 1, step, time_ns, bool(skipped), np.frombuffer(body, _ROW)) if whole else None

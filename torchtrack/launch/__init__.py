@@ -7,6 +7,7 @@
     recording.py    from these calls, and the hooks of watch, to a run with rows, phases and watched models
     models.py       which modules own what an optimizer steps, and what they are called
     command_line.py the script's configuration
+    frames.py       keeps the pass-throughs out of tracebacks
 
 The script runs as it does without: the same interpreter executes it, with nothing of ours around it.
 """

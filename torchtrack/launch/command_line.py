@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from typing import Any, Final
 
 from torchtrack import guard
+from torchtrack.launch import frames
 
 _WORDS: Final = {"true": True, "false": False, "none": None, "null": None}
 _parsed: list[Any] = []
@@ -25,7 +26,11 @@ def listen(parser: Any) -> None:
 
     @functools.wraps(original)
     def parse_known_args(self: Any, args: Any = None, *rest: Any, **named: Any) -> Any:
-        result = original(self, args, *rest, **named)
+        try:
+            result = original(self, args, *rest, **named)
+        except BaseException as error:
+            frames.leave_out(error)
+            raise
         guard.attempt("launch", _keep, args, result)
         return result
 

@@ -6,6 +6,7 @@ it. What other optimizers bring joins the step that is there.
 
 from __future__ import annotations
 
+import logging
 import threading
 import weakref
 from collections import deque
@@ -214,6 +215,7 @@ class Recording:
             self._thread = threading.get_ident()
             self._run = active.active()
             if self._run is None:
+                _speak_apart()
                 self._run = active.init(config=command_line.config())
                 self._own = True
         return self._run
@@ -302,6 +304,14 @@ class Recording:
     def _between(self) -> str:
         """What comes after a backward pass or a step. Without a data loader all that is left is called forward."""
         return "other" if self._loads else "forward"
+
+
+def _speak_apart() -> None:
+    """Say warnings on stderr, whatever the script has made of logging: it may have sent the root's to its output."""
+    logger = logging.getLogger("torchtrack")
+    if not logger.handlers and logger.level == logging.NOTSET and logging.lastResort is not None:
+        logger.addHandler(logging.lastResort)
+        logger.propagate = False
 
 
 def _as_list(tensors: Any) -> list[Any]:

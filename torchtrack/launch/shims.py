@@ -1,7 +1,7 @@
 """What is put around torch when a process makes its first optimizer: pass-throughs that tell the recording.
 
-Arguments, results and exceptions are those of the original. A shim's own frame is not compiled (`recursive=False`),
-what it calls of torch's is treated as without it, and what it calls of ours never is.
+Arguments, results and exceptions are those of the original, tracebacks too. A shim's own frame is not compiled, what it
+calls of torch's is treated as without it, and what it calls of ours never is.
 """
 
 from __future__ import annotations
@@ -14,9 +14,11 @@ from typing import Any
 
 import torch
 from torch._compile import _disable_dynamo
+from torch._dynamo.decorators import skip
 from torch.utils.data import dataloader
 
 from torchtrack import guard
+from torchtrack.launch import frames
 from torchtrack.launch.options import Options
 from torchtrack.launch.recording import Recording
 from torchtrack.watch import hooks
@@ -76,22 +78,30 @@ def _around_backward(original: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(original)
     def backward(tensors: Any, *args: Any, **kwargs: Any) -> Any:
         call = _tell("before_backward", tensors)
-        result = original(tensors, *args, **kwargs)
+        try:
+            result = original(tensors, *args, **kwargs)
+        except BaseException as error:
+            frames.leave_out(error)
+            raise
         if call is not None:
             _tell("after_backward", call)
         return result
 
-    return _disable_dynamo(backward, recursive=False)
+    return skip(backward)
 
 
 def _around_scale(original: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(original)
     def scale(self: Any, outputs: Any) -> Any:
-        scaled = original(self, outputs)
+        try:
+            scaled = original(self, outputs)
+        except BaseException as error:
+            frames.leave_out(error)
+            raise
         _tell("scaled", outputs, scaled)
         return scaled
 
-    return _disable_dynamo(scale, recursive=False)
+    return skip(scale)
 
 
 def _around_next(original: Callable[..., Any]) -> Callable[..., Any]:
@@ -100,8 +110,9 @@ def _around_next(original: Callable[..., Any]) -> Callable[..., Any]:
         _tell("before_batch")
         try:
             batch = original(self)
-        except BaseException:
+        except BaseException as error:
             _tell("after_batch", delivered=False)
+            frames.leave_out(error)
             raise
         _tell("after_batch", delivered=True)
         return batch

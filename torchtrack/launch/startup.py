@@ -10,6 +10,8 @@ import os
 import sys
 from typing import TYPE_CHECKING, Any, Final
 
+from torchtrack.launch import frames
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
     from importlib.machinery import ModuleSpec
@@ -60,7 +62,11 @@ def _after_execution(loader: Any, call: Callable[[ModuleType], None]) -> None:
 
     def exec_module(module: ModuleType) -> None:
         del loader.exec_module
-        loader.exec_module(module)
+        try:
+            loader.exec_module(module)
+        except BaseException as error:
+            frames.leave_out(error)
+            raise
         _guarded(call, module)
 
     loader.exec_module = exec_module
@@ -88,7 +94,11 @@ def _await_optimizer(module: Any) -> None:
         if owner.__init__ is made:
             owner.__init__ = original
             _guarded(_install)
-        original(self, *args, **kwargs)
+        try:
+            original(self, *args, **kwargs)
+        except BaseException as error:
+            frames.leave_out(error)
+            raise
 
     owner.__init__ = made
 
@@ -100,6 +110,6 @@ def _install() -> None:
 
 
 def _patch_sharded_scaler(module: Any) -> None:
-    from torchtrack.launch import shims
-
-    shims.patch_scaler(module.ShardedGradScaler)
+    shims = sys.modules.get("torchtrack.launch.shims")  # which looks itself when it is installed
+    if shims is not None:
+        shims.patch_scaler(module.ShardedGradScaler)

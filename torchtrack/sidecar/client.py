@@ -40,6 +40,7 @@ class Sidecar:
         timeout_s: the longest that a call takes.
         alerts: where the alerts of this rank go, `urls`, and from which severity on `findings` do; None for nowhere.
         upload: where what this rank writes is sent: `url` and `key`; None for nowhere.
+        lookout: whether the stability rules run beside the training; only rank 0 gets an answer to that.
     """
 
     def __init__(
@@ -50,17 +51,19 @@ class Sidecar:
         timeout_s: float = 1.0,
         alerts: Mapping[str, object] | None = None,
         upload: Mapping[str, object] | None = None,
+        lookout: bool = False,
     ) -> None:
         self.errors = 0
         """How many calls found no sidecar."""
         self._directory = directory.absolute()
         self._heartbeat_s = heartbeat_s
         self._timeout_s = timeout_s
-        self._alerts = alerts
-        self._upload = upload
+        self._wishes: dict[str, object] = {"alerts": alerts, "upload": upload, "lookout": lookout}
         self._start_at = 0.0
         self._starter: subprocess.Popen[bytes] | None = None
         self._closed = not supported()
+        self.is_there = False
+        """Whether the last call found one."""
 
     def register(self, stream: str, uid: str, pid: int, *, rank: int = 0, world_size: int = 1) -> bool:
         """Have the process behind a stream watched. Starts a sidecar if there is none.
@@ -74,8 +77,7 @@ class Sidecar:
             rank: that writes the stream.
             world_size: ranks of the run: above some hundreds the sidecar gathers their finished journal files.
         """
-        place: dict[str, object] = {"rank": rank, "world_size": world_size, "alerts": self._alerts}
-        place["upload"] = self._upload
+        place: dict[str, object] = {"rank": rank, "world_size": world_size, **self._wishes}
         return self._call({"do": "register", "stream": stream, "uid": uid, "pid": pid, **place}, start=True)
 
     def joined(self, stream: str, uid: str) -> bool:
@@ -85,6 +87,10 @@ class Sidecar:
     def ended(self, stream: str, reason: str) -> bool:
         """The run has ended in this process: no more heartbeats; how the process exits is still recorded."""
         return self._call({"do": "ended", "stream": stream, "reason": reason}, start=False)
+
+    def keep(self, stream: str, why: str) -> bool:
+        """Have the last steps of this node's ranks of the stream's run kept, for a reason such as "spike-120"."""
+        return self._call({"do": "keep", "stream": stream, "why": why}, start=False)
 
     def close(self) -> None:
         """Make every later call do nothing."""
@@ -101,6 +107,7 @@ class Sidecar:
         except (OSError, subprocess.SubprocessError):
             done = False
         self.errors += not done
+        self.is_there = done
         return done
 
     def _until(self, deadline: float, request: dict[str, object], *, start: bool) -> bool:

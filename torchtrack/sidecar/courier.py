@@ -1,10 +1,12 @@
 """Delivers alerts: a process beside the sidecar that reads the journals of this node's ranks and tells people.
 
-The sidecar starts it (see `helper`) with the first run that has somebody to tell, as `python -m
-torchtrack.sidecar.courier DIR`, and talks to it through its stdin; what comes over the pipe is a secret, and is never
-written. It is a process of its own since it needs Arrow, apprise and a network, any of which may hang: the sidecar
-stays small and sees how ranks end whatever happens here. **The journal is the queue:** what is not told yet is read
-again, nothing else is kept.
+The sidecar starts it with the first run that has somebody to tell, as `python -m torchtrack.sidecar.courier DIR`, and
+talks to it through its stdin; what comes over the pipe is a secret, and is never written. It is a process of its own
+since it needs Arrow, apprise and a network, any of which may hang: the sidecar stays small and sees how ranks end
+whatever happens here. **The journal is the queue:** what is not told yet is read again, nothing else is kept.
+
+Findings are in the journal of a lookout, which lies in `nodes/` beside that of the sidecar. It is followed like a
+rank's, with the addresses of the rank that the lookout is for.
 """
 
 from __future__ import annotations
@@ -28,7 +30,15 @@ _LOOK_S: Final = 0.5
 _LAST_S: Final = 40.0
 """How long messages are still tried after the sidecar has left."""
 _SEAL_S: Final = 3.0
-"""How long the last rows of a run that has ended are waited for."""
+"""How long the last rows of a run that has ended are waited for,"""
+_FIRST_S: Final = 15.0
+"""a lookout that has yet to begin,"""
+_FINDINGS_S: Final = _LAST_S
+"""and the last findings: a rule may have all rows to go through."""
+_BEFORE_NS: Final = 60_000_000_000
+"""So much older than its request a lookout of this attempt may be."""
+_AROUND_S: Final = 2.0
+"""How often new lookouts are looked for."""
 
 
 class _Ledger:
@@ -75,8 +85,15 @@ class _Event(NamedTuple):
 class _Followed:
     """A rank's stream with what of it has been told."""
 
-    def __init__(self, directory: Path, request: Mapping[str, Any]) -> None:
+    def __init__(
+        self, directory: Path, request: Mapping[str, Any], path: Path | None = None, of: _Followed | None = None
+    ) -> None:
         self._directory = directory
+        self._path, self._of = path, of
+        self._since_ns = time.time_ns() - _BEFORE_NS
+        self.expects = bool(request.get("lookout"))
+        """Whether the findings of a lookout will come, of which nothing has been seen."""
+        self.has_lookout = self.expects
         self.stream = str(request["stream"])
         self._uid, self._rank = str(request["uid"]), int(request["rank"])
         self.urls = tuple(map(str, request["urls"]))
@@ -108,14 +125,35 @@ class _Followed:
     @property
     def over(self) -> bool:
         """Whether nothing more will come."""
+        if self.expects and (self.ended_at is None or time.monotonic() < self.ended_at + _FIRST_S):
+            return False
         if self._journal is not None and self._journal.seal is not None:
             return True
-        return self.ended_at is not None and time.monotonic() > self.ended_at + _SEAL_S
+        of = self if self._of is None else self._of
+        patience_s = _SEAL_S if of is self else _FINDINGS_S
+        return of.ended_at is not None and time.monotonic() > of.ended_at + patience_s
 
     @property
     def uid(self) -> str:
         """The run it belongs to by now."""
         return (self._journal.uid if self._journal else None) or self._uid
+
+    def lookouts(self, known: set[Path]) -> list[_Followed]:
+        """The streams of lookouts that are new; one from before this was followed counts if it was followed then."""
+        found = []
+        for path in [path for path in (self._directory / self.uid / "nodes").glob("*.ttj") if path not in known]:
+            journal = Stream(path)
+            next(journal.each(), None)
+            opening = journal.opening
+            if not opening:
+                continue
+            known.add(path)
+            new = int(opening.get("start_time_ns", 0)) > self._since_ns or path.with_suffix(".alerts").exists()
+            if opening.get("by") == "lookout" and new:
+                self.expects = False
+                request = {"stream": path.stem, "uid": self.uid, "rank": -1, "urls": self.urls, "findings": self.least}
+                found.append(_Followed(self._directory, request, path, self))
+        return found
 
     def close(self) -> None:
         """Let go of its files."""
@@ -125,7 +163,7 @@ class _Followed:
     def _opened(self) -> bool:
         if self._journal is not None:
             return True
-        path = rank_path(self._directory, self._uid, self._rank, int(self.stream, 16))
+        path = self._path or rank_path(self._directory, self._uid, self._rank, int(self.stream, 16))
         if not path.exists():  # it was opened under a uid or rank that was provisional
             path = next(self._directory.glob(f"*/[0-9]*/*-{self.stream}.ttj"), path)
         if not path.exists():
@@ -149,8 +187,10 @@ class _Followed:
     def _placed(self, alert: Alert, step: int | None) -> Alert:
         """The alert with the words that say of what it is."""
         rank = self._journal.rank if self._journal else self._rank
-        where = f"run {self.uid}, rank {rank}" + ("" if step is None else f", step {step}")
-        title = f"[{self._name}] {alert.title}" if self._name else alert.title
+        by = f", rank {rank}" if rank is not None and rank >= 0 else ""  # a finding says itself whose it is
+        where = f"run {self.uid}{by}" + ("" if step is None else f", step {step}")
+        name = self._name or (self._of._name if self._of else "")
+        title = f"[{name}] {alert.title}" if name else alert.title
         text = "\n".join(filter(None, (alert.text, where)))
         return Alert(title, text, alert.level, alert.wait_s, alert.time_s, key=alert.title)
 
@@ -193,6 +233,8 @@ class Deliveries:
         self._followed: dict[str, _Followed] = {}
         self._rounds: dict[tuple[str, tuple[str, ...]], _Round] = {}
         self._rest = b""
+        self._known: set[Path] = set()
+        self._around_at = 0.0
 
     def run(self) -> None:
         """Deliver until the sidecar has left and nothing is left to tell."""
@@ -221,12 +263,23 @@ class Deliveries:
 
     def _obey(self, request: Mapping[str, Any]) -> None:
         stream = str(request["stream"])
+        followed = self._followed.get(stream)
         if not request.get("ended"):
-            self._followed[stream] = _Followed(self._directory, request)
-        elif stream in self._followed:
-            self._followed[stream].ended_at = time.monotonic()
+            if followed is None:
+                self._followed[stream] = _Followed(self._directory, request)
+            elif request.get("lookout") and not followed.has_lookout:  # it learned late that it is rank 0
+                followed.expects = followed.has_lookout = True
+        elif followed is not None:
+            followed.ended_at = time.monotonic()
+
+    def _look_around(self) -> None:
+        if time.monotonic() >= self._around_at:
+            self._around_at = time.monotonic() + _AROUND_S
+            for followed in [each for each in self._followed.values() if each.has_lookout]:
+                self._followed.update((fresh.stream, fresh) for fresh in followed.lookouts(self._known))
 
     def _turn(self, *, last: bool) -> None:
+        guard.attempt("looking for findings", self._look_around)
         for stream, followed in list(self._followed.items()):
             over = followed.over
             guard.attempt("reading alerts", self._take, followed)

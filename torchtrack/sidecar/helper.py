@@ -1,4 +1,4 @@
-"""A process that the sidecar keeps beside itself for what may hang, and talks to through a pipe it never waits for."""
+"""The sidecar's end of a process beside it: what needs Arrow or a network, and may hang, is not in the sidecar."""
 
 from __future__ import annotations
 
@@ -9,59 +9,64 @@ import subprocess
 import sys
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Final
+
+_STARTS: Final = 5
+"""How often one that dies is started anew, at most."""
 
 
 class Helper:
-    """The sidecar's end. **Nothing here waits:** a helper that does not read loses what it is told.
+    """A process that is started with the first stream it has to follow, and told of streams through its stdin.
 
-    It is started with the first stream that it is to follow. What goes over the pipe may be secret; it is never
-    written down.
+    **Nothing here waits:** one that does not read loses what it is told.
 
     Args:
-        module: what the process runs, as `python -m MODULE DIRECTORY`.
+        module: what `python -m` runs; it gets the folder as its argument.
         directory: the runs folder.
     """
 
     def __init__(self, module: str, directory: Path) -> None:
-        self._module = module
-        self._directory = directory
-        self._followed: dict[str, dict[str, object]] = {}
+        self._command = [sys.executable, "-m", module, str(directory)]
+        self._followed: dict[str, Mapping[str, object]] = {}
         self._process: subprocess.Popen[bytes] | None = None
+        self._starts = _STARTS
 
-    def follow(self, stream: str, **request: object) -> None:
-        """Have a stream looked after; the same again does nothing."""
-        if stream not in self._followed:
-            self._followed[stream] = {"stream": stream, **request}
-            self._tell(self._followed[stream])
+    def follow(self, stream: str, request: Mapping[str, object]) -> None:
+        """Have a stream followed; the same request again does nothing."""
+        if self._followed.get(stream) != request:
+            self._followed[stream] = dict(request)
+            self._tell({"stream": stream, **request})
 
     def ended(self, stream: str) -> None:
-        """The process that wrote it is gone."""
+        """Nothing more is written to a stream."""
         if self._followed.pop(stream, None) is not None:
             self._tell({"stream": stream, "ended": True})
 
     def ending(self, stream: str) -> None:
-        """The run has ended in the process that wrote it; its last rows are being written."""
+        """The run has ended in the process that writes it; its last rows are being written."""
         if stream in self._followed:
             self._tell({"stream": stream, "ending": True})
 
     def look(self) -> None:
-        """Replace a helper that has died."""
+        """Replace a process that has died."""
         if self._process is not None and self._process.poll() is not None:
             self._process = None
-            for request in self._followed.values():
-                self._tell(request)
+            for stream, request in self._followed.items():
+                self._tell({"stream": stream, **request})
 
     def close(self) -> None:
-        """Let it finish what is left, and end by itself."""
+        """Let it do what is left, and end by itself."""
         if self._process is not None and self._process.stdin is not None:
             self._process.stdin.close()
 
     def _tell(self, request: Mapping[str, object]) -> None:
         if self._process is None:
-            command = [sys.executable, "-m", self._module, str(self._directory)]
+            if not self._starts:
+                return
+            self._starts -= 1
             nothing = subprocess.DEVNULL
             self._process = subprocess.Popen(
-                command, stdin=subprocess.PIPE, stdout=nothing, stderr=nothing, start_new_session=True, bufsize=0
+                self._command, stdin=subprocess.PIPE, stdout=nothing, stderr=nothing, start_new_session=True, bufsize=0
             )
             os.set_blocking(self._process.stdin.fileno(), False)  # type: ignore[union-attr]  # it is a pipe
         with contextlib.suppress(BrokenPipeError, BlockingIOError):

@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Final
 
 from torchtrack import guard
+from torchtrack.journal import ring
 from torchtrack.journal.frame import Kind
 from torchtrack.journal.origin import origin
 from torchtrack.journal.writer import Writer
@@ -38,6 +39,9 @@ _REQUEST_S: Final = 0.2
 _LOOK_S: Final = 0.05
 """How often a process is looked at where the kernel offers no pidfd; torchrun collects its children every 0.1 s."""
 _TERM_GRACE_S: Final = 1.0
+_KEEP_AFTER_S: Final = 1.0
+_KEEP_AGAIN_S: Final = 30.0
+"""How long after it is asked for what ranks have written is kept, and for how long it is not kept again."""
 _HEX: Final = re.compile(r"[0-9a-f]{16}")
 
 
@@ -65,6 +69,8 @@ class _Watched:
     pidfd: int | None
     rank: int = 0
     world_size: int = 1
+    why: str = ""
+    """For what reason the run has ended in it, as it said itself."""
     live: bool = True
     """False once the run has ended in it: no more heartbeats, but its exit still counts."""
 
@@ -100,7 +106,10 @@ class Sidecar:
         self._beat_at = time.monotonic() + heartbeat_s
         self._gathering = gathering.Gathering(directory, lambda: self._stop_at is not None)
         self._courier = Helper("torchtrack.sidecar.courier", directory)
+        self._lookout = Helper("torchtrack.lookout", directory)
         self._uploads = Helper("torchtrack.sidecar.upload", directory)
+        self._keeps: dict[str, tuple[float, str]] = {}
+        self._kept: dict[str, float] = {}
 
     def run(self) -> None:
         """Serve until no registered process is left, or SIGTERM."""
@@ -108,6 +117,7 @@ class Sidecar:
         signal.set_wakeup_fd(self._wake_in, warn_on_full_buffer=False)
         self._poll.register(self._listener, select.POLLIN)
         self._poll.register(self._wake, select.POLLIN)
+        guard.attempt("looking for black boxes", self._sweep)
         while (now := time.monotonic()) < self._leave_at:
             ready = {fd for fd, _ in self._poll.poll(max(1, int((self._next_turn() - now) * 1000) + 1))}
             guard.attempt("the sidecar's look at processes", self._collect, ready)
@@ -115,12 +125,14 @@ class Sidecar:
                 guard.attempt("a sidecar request", self._serve)
             if time.monotonic() >= self._beat_at:
                 guard.attempt("the heartbeat", self._beat)
+            guard.attempt("keeping black boxes", self._keep_due)
         self._listener.close()  # from here on a rank that asks starts the next sidecar
         for uid in list(self._writers):
             self._seal(uid, "left")
         guard.attempt("gathering journals", self._gathering.finish)
-        for helper in (self._courier, self._uploads):
-            guard.attempt("leaving a helper", helper.close)
+        guard.attempt("leaving the lookout", self._lookout.close)
+        guard.attempt("leaving the courier", self._courier.close)
+        guard.attempt("leaving the uploader", self._uploads.close)
 
     def _terminate(self, *_: object) -> None:
         # The ranks are often terminated in the same moment; their exits are worth a short wait.
@@ -129,7 +141,8 @@ class Sidecar:
 
     def _next_turn(self) -> float:
         looks = any(watched.pidfd is None for watched in self._watched.values())
-        return min(self._leave_at, self._beat_at, time.monotonic() + _LOOK_S if looks else self._beat_at)
+        keeps = [at for at, _ in self._keeps.values()]
+        return min(self._leave_at, self._beat_at, *keeps, time.monotonic() + _LOOK_S if looks else self._beat_at)
 
     def _serve(self) -> None:
         connection, _ = self._listener.accept()
@@ -159,32 +172,39 @@ class Sidecar:
         if what == "register" and isinstance(rank, int) and isinstance(world_size, int):
             watched.rank, watched.world_size = rank, world_size  # a rank may learn late which it is
         if what == "register":
-            self._delegate(stream, watched, request)
+            guard.attempt("having a stream followed", self._have_followed, stream, watched, request)
         if what == "joined" and _HEX.fullmatch(uid) and uid != watched.uid:
             before, watched.uid = watched.uid, uid
             self._seal_if_unused(before)
         elif what == "ended":
-            watched.live = False
+            watched.live, watched.why = False, str(request.get("reason", ""))
             guard.attempt("the last rows", self._uploads.ending, stream)
+            guard.attempt("the last findings", self._lookout.ended, stream)
+        elif what == "keep":
+            return self._order_keep(watched.uid, str(request.get("why", "")))
         return True
 
-    def _delegate(self, stream: str, watched: _Watched, request: Mapping[str, object]) -> None:
-        """Have others tell people, and send what was written."""
+    def _have_followed(self, stream: str, watched: _Watched, request: Mapping[str, object]) -> None:
+        """Start what reads the journals beside the training, for what this rank has asked for."""
         place = {"uid": watched.uid, "rank": watched.rank}
-        alerts, upload = request.get("alerts"), request.get("upload")
-        if isinstance(alerts, dict):
-            guard.attempt("following alerts", self._courier.follow, stream, **place, **alerts)
+        lookout = request.get("lookout") is True and watched.rank == 0 and watched.live
+        if lookout:
+            self._lookout.follow(stream, place)
+        upload = request.get("upload")
         if isinstance(upload, dict):
             self._upload = upload
-            guard.attempt("following for upload", self._uploads.follow, stream, **place, **upload)
+            self._uploads.follow(stream, {**place, **upload})
             self._send_own(watched.uid)
+        alerts = request.get("alerts")
+        if isinstance(alerts, dict):
+            self._courier.follow(stream, {**place, **alerts, "lookout": lookout})
 
     def _send_own(self, uid: str) -> None:
         """The sidecar's own stream of a run is sent too."""
         writer = self._writers.get(uid)
         if writer is not None and self._upload is not None:
-            place = {"uid": uid, "rank": -1}
-            guard.attempt("following for upload", self._uploads.follow, writer.path.stem, **place, **self._upload)
+            request = {"uid": uid, "rank": -1, **self._upload}
+            guard.attempt("following for upload", self._uploads.follow, writer.path.stem, request)
 
     def _register(self, stream: str, uid: str, pid: int) -> bool:
         stat = _stat(pid)
@@ -213,6 +233,7 @@ class Sidecar:
                 self._poll.unregister(watched.pidfd)
                 os.close(watched.pidfd)
             self._write_exit(stream, watched, end)
+            guard.attempt("the last findings", self._lookout.ended, stream)
             guard.attempt("the last alerts", self._courier.ended, stream)
             guard.attempt("the last rows", self._uploads.ended, stream)
             for written in _gathered(stream, watched):
@@ -223,13 +244,44 @@ class Sidecar:
     def _write_exit(self, stream: str, watched: _Watched, end: _Exit) -> None:
         status = {"code": end.code, "signal": end.signal, "time_ns": end.time_ns}
         self._writer(watched.uid).meta({"type": "exit", "stream": stream, "pid": watched.pid, **status})
-        guard.attempt("salvaging a black box", self._salvage, stream, watched.uid)
+        if end.code == 0:
+            if watched.uid in self._keeps:
+                _keep([stream], self._directory / watched.uid / "nodes", self._keeps[watched.uid][1])
+            guard.attempt("removing a black box", ring.discard, stream)
+        else:
+            guard.attempt("salvaging a black box", self._salvage, stream, watched.uid)
         self._seal_if_unused(watched.uid)
 
     def _salvage(self, stream: str, uid: str) -> None:
         files = salvage.salvage(stream, self._directory / uid / "nodes")
         if files:
             self._writer(uid).meta({"type": "blackbox", "stream": stream, "files": files})
+
+    def _sweep(self) -> None:
+        """What processes left while no sidecar was there."""
+        for uid, stream in salvage.left_in(self._directory):
+            if _HEX.fullmatch(uid) and _HEX.fullmatch(stream):
+                guard.attempt("salvaging a black box", self._salvage, stream, uid)
+                self._seal_if_unused(uid)
+
+    def _order_keep(self, uid: str, why: str) -> bool:
+        """Several ranks see the same; a moment later all have written the step that it is about."""
+        now = time.monotonic()
+        if not salvage.WHY.fullmatch(why):
+            return False
+        if uid not in self._keeps and now - self._kept.get(uid, -_KEEP_AGAIN_S) >= _KEEP_AGAIN_S:
+            self._keeps[uid] = now + _KEEP_AFTER_S, why
+        return True
+
+    def _keep_due(self) -> None:
+        now = time.monotonic()
+        for uid, (at, why) in list(self._keeps.items()):
+            if at <= now:
+                del self._keeps[uid]
+                self._kept[uid] = now
+                streams = [stream for stream, watched in self._watched.items() if watched.uid == uid]
+                # Copies wait for the disk; the next process to die must not.
+                threading.Thread(target=_keep, args=(streams, self._directory / uid / "nodes", why)).start()
 
     def _beat(self) -> None:
         self._beat_at = time.monotonic() + self._heartbeat_s
@@ -240,8 +292,9 @@ class Sidecar:
         for uid, streams in live.items():
             record = json.dumps({"time_ns": time.time_ns(), "streams": streams})
             self._writer(uid).append(Kind.HEARTBEAT, record.encode())
-        for helper in (self._courier, self._uploads):
-            guard.attempt("looking after a helper", helper.look)
+        guard.attempt("looking after the lookout", self._lookout.look)
+        guard.attempt("looking after the courier", self._courier.look)
+        guard.attempt("looking after the uploader", self._uploads.look)
         self._gathering.look([each for stream, watched in self._watched.items() for each in _gathered(stream, watched)])
 
     def _writer(self, uid: str) -> Writer:
@@ -268,6 +321,11 @@ class Sidecar:
 def _end(writer: Writer, reason: str) -> None:
     guard.attempt("sealing", writer.seal, reason)
     guard.attempt("closing", writer.close)
+
+
+def _keep(streams: list[str], folder: Path, why: str) -> None:
+    for stream in streams:
+        guard.attempt("keeping a black box", salvage.keep, stream, folder, why)
 
 
 def _gathered(stream: str, watched: _Watched) -> list[gathering.Written]:

@@ -1,6 +1,6 @@
 """Rows in, findings out: the rules that say since when, which tensor, which rank and why. numpy only.
 
-The same code runs in a training process, on a thread beside it, and over stored runs.
+The same code runs beside the training, in the lookout, and over stored runs.
 """
 
 from torchtrack.stability.finding import Finding, Severity, Sign

@@ -4,10 +4,10 @@ Distance is the Wasserstein distance on the logarithm of the magnitude, in octav
 have to move for one histogram to become the other. It needs nothing but the buckets, which are the same in all runs.
 Elements below 2**-20 of the largest count as equally small: what is that small is rounding.
 
-**What counts as equal.** Parameters at the first sample, before anything was computed: equal counts. After that a
-layout changes the order of sums, and training amplifies rounding: a distance and a norm ratio within the tolerance. A
-tensor whose gradient is a millionth of the largest is rounding alone (a bias before a normalisation, for one), and is
-left out from there on.
+**What counts as equal.** Parameters at the first sample of both, before anything was computed: equal counts. After
+that a layout changes the order of sums, and training amplifies rounding: a distance and a norm ratio within the
+tolerance. A tensor whose gradient is a millionth of the largest is rounding alone (a bias before a normalisation, for
+one), and is left out from there on.
 """
 
 from __future__ import annotations
@@ -79,6 +79,8 @@ def difference(first: Samples, second: Samples, tolerance: float = TOLERANCE) ->
     """
     if not 0 < tolerance < math.inf:
         raise ValueError(f"tolerance={tolerance}: it is a positive number of octaves, such as {TOLERANCE}")
+    starts = {min((at for at, _ in side), default=None) for side in (first, second)}
+    first, second = _from_the_last(first), _from_the_last(second)
     own, others = _names(first), _names(second)
     common = sorted(first.keys() & second.keys())
     if not common or not own & others:
@@ -92,7 +94,7 @@ def difference(first: Samples, second: Samples, tolerance: float = TOLERANCE) ->
     for at in common:
         noise = _rounding(first[at], second[at])
         rounding |= noise
-        for found, limit in _compare(at[0], first[at], second[at], rounding, tolerance, exact=at == common[0]):
+        for found, limit in _compare(at[0], first[at], second[at], rounding, tolerance, exact={at[0]} == starts):
             parted = [part for part in found if _apart(part, limit)]
             if parted:
                 break
@@ -110,6 +112,17 @@ def difference(first: Samples, second: Samples, tolerance: float = TOLERANCE) ->
         tuple(sorted(others - own)),
         tuple(sorted(rounding)),
     )
+
+
+def _from_the_last(samples: Samples) -> Samples:
+    """The last sample on a step is number 0, the one before it -1: the last is of the step itself.
+
+    So a run that logs at every other step, or left one out, is compared with one that logs at each.
+    """
+    last: dict[int, int] = {}
+    for step, number in samples:
+        last[step] = max(last.get(step, 0), number)
+    return {(step, number - last[step]): rows for (step, number), rows in samples.items()}
 
 
 def _compare(

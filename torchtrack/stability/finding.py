@@ -64,11 +64,13 @@ class Finding:
     """What followed from it: rule, first_step, severity, names and why of each."""
     cause: str = ""
     """The id of the finding that this one is a consequence of; empty for one that stands for itself."""
+    before: int = 0
+    """How many findings of this rule began at the same step before it."""
 
     @property
     def id(self) -> str:
         """What tells it from the other findings of a run."""
-        return f"{self.rule}-{self.first_step}"
+        return identity(self.rule, self.first_step, self.before)
 
     def as_dict(self) -> dict[str, Any]:
         """As plain JSON holds it."""
@@ -99,7 +101,13 @@ class Finding:
             evidence=evidence if isinstance(evidence := data.get("evidence"), dict) else {},
             consequences=tuple(part for part in _list(data.get("consequences")) if isinstance(part, dict)),
             cause=str(data.get("cause") or ""),
+            before=_whole(data.get("before"), 0),
         )
+
+
+def identity(rule: str, first_step: int, before: int) -> str:
+    """What tells a finding from the others of a run."""
+    return f"{rule}-{first_step}" + (f"-{before + 1}" if before else "")
 
 
 def worst(*severities: Severity) -> Severity:

@@ -25,6 +25,7 @@ MEMORY: Final = frozenset(
 """Of every rank by itself, sampled now and then: ranks have them at different steps."""
 _LOSS_SCALE: Final = re.compile(r"(?:^|[/_.])(?:loss|grad|amp)_?scale$|(?:^|/)scaler?(?:/scale)?$", re.IGNORECASE)
 _AMOUNT: Final = re.compile(r"(?:^|/)(?:num_|n_)?(?:tokens|samples)(?:_per_(?:step|batch|second|s))?$", re.IGNORECASE)
+_LEARNING_RATE: Final = re.compile(r"(^|[/_.])(lr|learning_rate)([/_.-]|$)", re.IGNORECASE)
 _PHASE: Final = re.compile(r"^phase/(.+)_s$")
 
 
@@ -42,7 +43,7 @@ def is_loss(name: str) -> bool:
 
 @functools.lru_cache(maxsize=4096)
 def is_gradient_norm(name: str) -> bool:
-    """`watch/grad_norm`, and what people log themselves."""
+    """`watch/grad_norm`, `watch/local_grad_norm` of each rank, and what people log themselves."""
     return bool(_GRADIENT_NORM.search(name))
 
 
@@ -56,6 +57,12 @@ def is_loss_scale(name: str) -> bool:
 def is_amount(name: str) -> bool:
     """Tokens or samples of a step, as people log them on each rank."""
     return bool(_AMOUNT.search(name))
+
+
+@functools.lru_cache(maxsize=4096)
+def is_learning_rate(name: str) -> bool:
+    """`lr`, `train/lr`, `learning_rate`, `lr-AdamW/pg1`, and `watch/lr`."""
+    return bool(_LEARNING_RATE.search(name))
 
 
 @functools.lru_cache(maxsize=4096)

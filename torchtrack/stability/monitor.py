@@ -11,22 +11,20 @@ Memory is bounded: a state for each key that is not calm, and at most a fixed nu
 
 from __future__ import annotations
 
-import functools
-import re
 from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, Protocol
 
 from torchtrack import guard
-from torchtrack.stability.finding import SEVERITIES, Finding, Severity, Sign, worst
+from torchtrack.stability.finding import SEVERITIES, Finding, Severity, Sign, identity, worst
+from torchtrack.stability.metrics import is_learning_rate
 from torchtrack.stability.step import Step
 
 _HORIZON: Final = 100
 _HINT_STEPS: Final = 20
 _MAX_FINDINGS: Final = 32
 _MAX_NAMES: Final = 64
-_LEARNING_RATE: Final = re.compile(r"(^|[/_.])(lr|learning_rate)([/_.-]|$)", re.IGNORECASE)
 _LR_CHANGE: Final = 2.0
 
 
@@ -82,6 +80,9 @@ class _Draft:
     cause: _Draft | None = None
     consequences: list[_Draft] = field(default_factory=list)
 
+    before: int = 0
+    """How many findings of the rule began at the same step before it."""
+
     def see(self, sign: Sign, step: int) -> bool:
         """Take a further sign in. True if it is graver than those before."""
         before = self.severity
@@ -102,7 +103,7 @@ class _Draft:
 
     @property
     def id(self) -> str:
-        return f"{self.rule.name}-{self.first_step}"
+        return identity(self.rule.name, self.first_step, self.before)
 
     def finding(self) -> Finding:
         """As it stands."""
@@ -127,6 +128,7 @@ class _Draft:
             else dict(self.sign.evidence),
             consequences=tuple(consequence.brief() for consequence in self.consequences),
             cause=self.cause.id if self.cause else "",
+            before=self.before,
         )
 
     def brief(self) -> dict[str, Any]:
@@ -161,8 +163,12 @@ class Monitor:
     @property
     def findings(self) -> list[Finding]:
         """All so far that stand for themselves, in the order they began."""
-        roots = [draft.finding() for draft in self._drafts if draft.cause is None]
-        return sorted(roots, key=lambda finding: finding.first_step)
+        return [finding for finding in self.everything if not finding.cause]
+
+    @property
+    def everything(self) -> list[Finding]:
+        """All so far, also those that are consequences of others, in the order they began."""
+        return sorted((draft.finding() for draft in self._drafts), key=lambda finding: finding.first_step)
 
     def update(self, step: Step) -> list[Finding]:
         """Look at the next step.
@@ -175,14 +181,13 @@ class Monitor:
         self._note_events(step)
         changed: dict[_Draft, None] = {}
         for rule in list(self._rules):
-            looked: list[Mapping[str, Sign | None]] = []
-            if not guard.attempt(
-                f"rule {rule.name}", lambda rule=rule, looked=looked: looked.append(rule.update(step))
-            ):
+            if not guard.attempt(f"rule {rule.name}", self._ask, rule, step, changed):
                 self._rules.remove(rule)
-            elif looked[0]:
-                changed.update(dict.fromkeys(self._take(rule, step, looked[0])))
         return [draft.finding() for draft in changed]
+
+    def _ask(self, rule: Rule, step: Step, changed: dict[_Draft, None]) -> None:
+        """What a rule sees, which may be anything where the rule is not ours."""
+        changed.update(dict.fromkeys(self._take(rule, step, rule.update(step))))
 
     def _take(self, rule: Rule, step: Step, looked: Mapping[str, Sign | None]) -> list[_Draft]:
         keys, changed, opening = self._keys[rule.name], [], []
@@ -233,7 +238,8 @@ class Monitor:
         fresh = draft is None
         if draft is None:
             sign = opening[0][0].sign
-            draft = _Draft(rule, first, sign, step.step, sign, hints=self._hints(first))
+            before = sum(one.first_step == first for one in own)
+            draft = _Draft(rule, first, sign, step.step, sign, hints=self._hints(first, sign), before=before)
             self._drafts.append(draft)
         for known, key, sign in opening:
             known.draft = draft
@@ -283,22 +289,20 @@ class Monitor:
         for mark in step.marks:
             self._events.append((step.step, f"{mark!r} was marked at step {step.step:,}"))
         for name, value in step.scalars.items():
-            if not _is_learning_rate(name):
+            if not is_learning_rate(name):
                 continue
             before = self._rates.get(name, 0.0)
             if before > 0 and value > 0 and not 1 / _LR_CHANGE < value / before < _LR_CHANGE:
                 self._events.append((step.step, f"{name} went from {before:.3g} to {value:.3g} at step {step.step:,}"))
             self._rates[name] = value
 
-    def _hints(self, step: int) -> tuple[str, ...]:
-        return tuple(text for at, text in self._events if step - _HINT_STEPS <= at <= step)
+    def _hints(self, step: int, sign: Sign) -> tuple[str, ...]:
+        """What happened shortly before, but for what the sign itself is about; the same of two metrics once."""
+        near = [text for at, text in self._events if step - _HINT_STEPS <= at <= step]
+        fresh = [text for text in near if text.partition(" ")[0] not in sign.names]
+        return tuple({text.partition(" ")[2]: text for text in fresh[::-1]}.values())[::-1]
 
 
 def _graver(sign: Sign, severity: Severity) -> bool:
     """Whether this is more than the note that a finding was so far: it then is a finding of its own."""
     return severity == "info" and sign.severity != "info"
-
-
-@functools.lru_cache(maxsize=4096)
-def _is_learning_rate(name: str) -> bool:
-    return bool(_LEARNING_RATE.search(name))

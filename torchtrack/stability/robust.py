@@ -49,6 +49,27 @@ class Window:
         return np.array(self._values, np.float64)
 
 
+class Outlier:
+    """How far a metric is above its own recent past, by the robust z-score."""
+
+    def __init__(self, size: int = 64, least: int = 12) -> None:
+        self._window = Window(size)
+        self._least = least
+
+    def push(self, value: float, floor: float, share: float = 0.0) -> tuple[float, float]:
+        """Take a value in. Returns the median before it and its z; z is -inf while too few are known.
+
+        Args:
+            value: the newest.
+            floor: the least that counts as the spread of the others,
+            share: and the least in parts of their median.
+        """
+        center, scale = self._window.normal()
+        z = (value - center) / max(scale, floor, share * abs(center)) if len(self._window) >= self._least else -math.inf
+        self._window.push(value)
+        return center, z
+
+
 class Rings:
     """The last `size` values of each of many tensors, NaN where there are none yet."""
 

@@ -63,10 +63,14 @@ class Facts:
     """Names of the parameters, as the forward pass meets them if it goes as they were registered."""
     formats: Mapping[str, str] = field(default_factory=dict)
     """Of parameters that are kept in a narrow format: "fp16", "bf16", "e4m3" or "e5m2"."""
+    peers: Mapping[int, str] = field(default_factory=dict)
+    """By rank a text that is equal for ranks which compute the same on other data: those can be compared."""
+    data_parallel: bool = False
+    """Whether the model is known to average its gradients over all ranks, so that each reads data of its own."""
 
 
 class Seen(NamedTuple):
-    """An event of `watch`: "nonfinite", "nonfinite_step" or "replica_divergence", with what it says."""
+    """An event of `watch`: "nonfinite", "nonfinite_held", "nonfinite_step" or "replica_divergence": what it says."""
 
     rank: int
     type: str
@@ -97,8 +101,15 @@ def tensors_of(columns: Mapping[str, Any]) -> Tensors:
     Args:
         columns: the columns of `records.TENSORS` as arrays or lists; `buckets` and `counts` as a list each row.
     """
-    low, high = (np.asarray(columns[name], np.float64) for name in ("min", "max"))
     sizes = [len(buckets) for buckets in columns["buckets"]]
+    row = np.repeat(np.arange(len(sizes)), sizes)
+    bucket, counts = (np.concatenate([np.zeros(0), *map(np.asarray, columns[name])]) for name in ("buckets", "counts"))
+    return from_flat(columns, row, bucket.astype(np.int64), counts)
+
+
+def from_flat(columns: Mapping[str, Any], row: Ints, bucket: Ints, counts: npt.NDArray[Any]) -> Tensors:
+    """The same, with the buckets of all rows in a row: the number of the row, the bucket, and its count."""
+    low, high = (np.asarray(columns[name], np.float64) for name in ("min", "max"))
     finite = high >= low
     return Tensors(
         names=tuple(columns["name"]),
@@ -107,10 +118,10 @@ def tensors_of(columns: Mapping[str, Any]) -> Tensors:
         absmax=np.where(finite, np.maximum(np.abs(low), np.abs(high)), np.nan),
         zeros=np.asarray(columns["zeros"], np.float64),
         nonfinite=sum(
-            (np.asarray(columns[n], np.float64) for n in ("nans", "pos_infs", "neg_infs")), np.zeros(len(sizes))
+            (np.asarray(columns[n], np.float64) for n in ("nans", "pos_infs", "neg_infs")), np.zeros(len(low))
         ),
         skipped=np.asarray([stage == "skipped" for stage in columns["stage"]], np.bool_),
-        row=np.repeat(np.arange(len(sizes)), sizes),
-        bucket=np.concatenate([np.zeros(0, np.int64), *map(np.asarray, columns["buckets"])]).astype(np.int64),
-        counts=np.concatenate([np.zeros(0), *map(np.asarray, columns["counts"])]).astype(np.float64),
+        row=row,
+        bucket=bucket,
+        counts=counts.astype(np.float64),
     )

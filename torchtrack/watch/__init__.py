@@ -13,7 +13,7 @@ import torch.distributed as dist
 from torch import nn
 
 from torchtrack.watch import kernels, layout, nonfinite
-from torchtrack.watch.blackbox import BlackBox
+from torchtrack.watch.blackbox import BlackBox, Order
 from torchtrack.watch.layout import Shard
 from torchtrack.watch.schedule import Schedule
 from torchtrack.watch.watcher import KINDS, Watcher
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from torchtrack.job import Job
     from torchtrack.recorder import Recorder
 
-__all__ = ["Shard", "Watcher", "describe", "start"]
+__all__ = ["Order", "Shard", "Watcher", "describe", "start"]
 
 
 def start(
@@ -40,7 +40,7 @@ def start(
     job: Job | None,
     ordinal: int,
     prefixes: MutableMapping[nn.Module, str],
-    blackbox: int | None = None,
+    blackbox: Order | None = None,
     on_nonfinite: Any = "record",
 ) -> Watcher:
     """Check the arguments of `Run.watch` and begin to watch.
@@ -59,7 +59,7 @@ def start(
         job: the other ranks.
         ordinal: number of this watch in the run.
         prefixes: the prefix of every model this run has watched; the new ones are added.
-        blackbox: the stream whose black box is kept; None for none.
+        blackbox: how the black box is kept; None for none.
         on_nonfinite: one of `nonfinite.ACTIONS`.
 
     Raises:
@@ -119,8 +119,7 @@ def start(
         )
         watcher.on_nonfinite = judge
     if kinds and blackbox is not None:
-        rank = job.identity.rank if job is not None else 0
-        watcher.blackbox = BlackBox(watcher.models, recorder, blackbox, ordinal, rank, include, exclude)
+        watcher.blackbox = BlackBox(watcher.models, recorder, ordinal, blackbox, watcher.schedule, include, exclude)
     return watcher
 
 
@@ -136,7 +135,7 @@ def describe(models: Sequence[tuple[str, nn.Module]]) -> dict[str, Any]:
             owner, _, leaf = held.name[len(prefix) :].rpartition(".")
             described = {"name": leaf, "shape": list(held.shape), **_described(held.parameter)}
             tree[f"{prefix}{owner}".rstrip("/")]["parameters"].append(described)
-    return {"modules": list(tree.values())}
+    return {"modules": list(tree.values()), "data_parallel": any(layout.averages(model) for _, model in models)}
 
 
 def _described(parameter: Any) -> dict[str, Any]:

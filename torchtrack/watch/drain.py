@@ -12,6 +12,23 @@ import numpy as np
 import torch
 
 
+class Known:
+    """A number that is on the host already, beside those that are on their way."""
+
+    __slots__ = ("_number",)
+
+    def __init__(self, number: float) -> None:
+        self._number = number
+
+    def ready(self) -> bool:
+        """Always."""
+        return True
+
+    def value(self) -> float:
+        """The number."""
+        return self._number
+
+
 class HostCopy:
     """A tensor on its way to the host.
 

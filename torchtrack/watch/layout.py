@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 import torch
+import torch.distributed as dist
 from torch import nn
 from torch.nn.parameter import is_lazy
 
@@ -179,14 +180,33 @@ def _stride(placement: Any) -> str:
 
 def unwrap(model: nn.Module) -> nn.Module:
     """The user's module inside DistributedDataParallel, DataParallel, torch.compile and Lightning Fabric's wrappers."""
-    while True:
-        held_as = "_forward_module" if type(model).__name__ == "_FabricModule" else "_orig_mod"
-        if isinstance(model, (nn.parallel.DistributedDataParallel, nn.DataParallel)):
-            model = model.module
-        elif isinstance(inner := getattr(model, held_as, None), nn.Module):
-            model = inner
-        else:
-            return model
+    while model is not (inner := _inside(model)):
+        model = inner
+    return model
+
+
+def _inside(model: nn.Module) -> nn.Module:
+    """What a wrapper is around; the module itself if it is none."""
+    held_as = "_forward_module" if type(model).__name__ == "_FabricModule" else "_orig_mod"
+    if isinstance(model, (nn.parallel.DistributedDataParallel, nn.DataParallel)):
+        held_as = "module"
+    inner = getattr(model, held_as, None)
+    return inner if isinstance(inner, nn.Module) else model
+
+
+def averages(model: nn.Module) -> bool:
+    """Whether gradients are averaged over all ranks: by DistributedDataParallel, or `fully_shard` of all of them."""
+    if not (dist.is_available() and dist.is_initialized()):
+        return False
+    world_size = dist.get_world_size()
+    while model is not (inner := _inside(model)):
+        if isinstance(model, nn.parallel.DistributedDataParallel):
+            return int(model.process_group.size()) == world_size
+        model = inner
+    fully_sharded = sys.modules.get("torch.distributed.fsdp")
+    modules = [m for m in model.modules() if fully_sharded is not None and isinstance(m, fully_sharded.FSDPModule)]
+    groups = [group for module in modules for group in sharded_groups(module)]
+    return bool(groups) and all(group.mesh_info.mesh.size() == world_size for group in groups)
 
 
 def held_by(model: nn.Module, prefix: str = "") -> Iterator[Held]:

@@ -7,7 +7,9 @@ The average hides which rank it owes to. Its summands are there for a moment in 
     fully_shard                 in the buffer that is about to be reduced and scattered
 
 One norm a tensor is taken there, in float32 or wider, and nothing is kept: a NaN or an infinity in a tensor is one in
-its norm. DDP's communication hook is left alone: there can be only one, and having one changes how DDP averages.
+its norm. The same is done of what the rank holds when its step begins: a replica is read by one rank in turn, and what
+went wrong on another after the average would not be seen. DDP's communication hook is left alone: there can be only
+one, and having one changes how DDP averages.
 """
 
 from __future__ import annotations
@@ -44,14 +46,22 @@ class LocalNorms:
 
     Args:
         norms: by parameter, in the order in which the backward pass came to them; "" for those that have no one name.
+        held: by parameter, of what the rank holds as the step begins, in the order of the model.
         scale: 0-dim; what the loss was multiplied by.
-        whole: whether they are of the gradient of all micro-batches of this rank and of nothing else.
+        whole: whether `norms` are of the gradient of all micro-batches of this rank and of nothing else.
     """
 
-    def __init__(self, norms: Mapping[str, torch.Tensor], scale: torch.Tensor | None, *, whole: bool) -> None:
-        self.names = list(norms)
-        self.whole = whole
-        stacked = torch.stack([norm.double() for norm in norms.values()])
+    def __init__(
+        self,
+        norms: Mapping[str, torch.Tensor],
+        held: Mapping[str, torch.Tensor],
+        scale: torch.Tensor | None,
+        *,
+        whole: bool,
+    ) -> None:
+        self.names, self.held = list(norms), list(held)
+        self.whole = whole and bool(norms)
+        stacked = torch.stack([norm.double() for norm in (*norms.values(), *held.values())])
         self._norms = HostCopy(stacked if scale is None else stacked / scale.detach().double())
 
     def ready(self) -> bool:
@@ -60,7 +70,7 @@ class LocalNorms:
 
     def norm(self) -> float | None:
         """The norm over all tensors, once `ready`; None if they are of something else, or not finite."""
-        norm = math.hypot(*self._norms.numpy().tolist())
+        norm = math.hypot(*self._norms.numpy().tolist()[: len(self.names)])
         return norm if self.whole and math.isfinite(norm) else None
 
     def by_layer(self) -> dict[str, float]:
@@ -72,11 +82,18 @@ class LocalNorms:
 
     def nonfinite(self) -> dict[str, Any] | None:
         """Which gradients were not finite here, the first in backward order first; None if all were; once `ready`."""
-        norms = self._norms.numpy().tolist()
-        found = [name for name, norm in zip(self.names, norms, strict=True) if not math.isfinite(norm)]
-        if not found:
-            return None
-        return {"kind": "gradient", "first": found[0], "names": found[:_NAMED], "count": len(found)}
+        return _nonfinite(self.names, self._norms.numpy().tolist()[: len(self.names)])
+
+    def held_nonfinite(self) -> dict[str, Any] | None:
+        """The same of what the rank holds as the step begins: its own, the others', and what came later."""
+        return _nonfinite(self.held[::-1], self._norms.numpy().tolist()[len(self.names) :][::-1])
+
+
+def _nonfinite(names: Sequence[str], norms: Sequence[float]) -> dict[str, Any] | None:
+    found = [name for name, norm in zip(names, norms, strict=True) if not math.isfinite(norm)]
+    if not found:
+        return None
+    return {"kind": "gradient", "first": found[0], "names": found[:_NAMED], "count": len(found)}
 
 
 @dataclass
@@ -86,10 +103,12 @@ class _Seen:
     Attributes:
         norms: by parameter, in the order in which the passes came to them.
         whole: whether that is the rank's own gradient of the whole step.
+        held: by parameter, of what is there once the ranks have averaged.
     """
 
     norms: dict[str, torch.Tensor] = field(default_factory=dict)
     whole: bool = True
+    held: dict[str, torch.Tensor] = field(default_factory=dict)
 
 
 class LocalGradients:
@@ -120,7 +139,7 @@ class LocalGradients:
             held: by id, the parameters to look at.
             due: whether the next step may be sampled.
         """
-        self._seen.norms, self._seen.whole = {}, True
+        self._seen.norms, self._seen.whole, self._seen.held = {}, True, {}
         for source in self._sources:
             if due:
                 source.look(held)
@@ -138,6 +157,18 @@ class LocalGradients:
             source.stop()
         self._sources = []
 
+    @torch.no_grad()
+    def final(self, every: Iterable[Held]) -> None:
+        """Gradients are averaged: look at those that were not looked at since the last `renew`.
+
+        To be called before they are clipped, which makes all of them NaN where one was.
+        """
+        fresh = [(held.name, held.parameter.grad) for held in every if held.name not in self._seen.held]
+        local = [(name, layout.local_part(g) if layout.is_dtensor(g) else g) for name, g in fresh if g is not None]
+        local = [(name, g) for name, g in local if g.layout is torch.strided and g.numel() and not g.is_meta]
+        norms = _norms([gradient for _, gradient in local])
+        self._seen.held |= zip([name for name, _ in local], norms, strict=True)
+
     def take(self, names: Container[str], scale: torch.Tensor | None) -> LocalNorms | None:
         """What was seen of some parameters since the last `renew`; None for nothing.
 
@@ -146,7 +177,8 @@ class LocalGradients:
             scale: 0-dim; what the loss was multiplied by.
         """
         norms = {name: norm for name, norm in self._seen.norms.items() if not name or name in names}
-        return LocalNorms(norms, scale, whole=self._seen.whole) if norms else None
+        held = {name: norm for name, norm in self._seen.held.items() if name in names}
+        return LocalNorms(norms, held, scale, whole=self._seen.whole) if norms or held else None
 
 
 class _Replica:

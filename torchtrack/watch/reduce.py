@@ -110,7 +110,7 @@ class Merger:
         self._held: dict[str, Region] = {}
         self._summands: dict[str, Summand] = {}
         self._rows: dict[RowKey, None] = {}
-        self._finite = True
+        self._told: set[str] = set()
         """Whether this rank's own gradients were finite at the last sample that saw them."""
         self._telling = False
         """Whether what is remembered can tell replicas from tensors that are only equal so far."""
@@ -421,15 +421,18 @@ class Merger:
         local, sample.local = sample.local, None
         if local is None:
             return
-        norm, found = local.norm(), local.nonfinite()
+        norm = local.norm()
         if norm is not None:
             of_layers = {f"{records.LOCAL_NORM}/{layer}": own for layer, own in local.by_layer().items()}
             self._recorder.numbers({records.LOCAL_NORM: norm, **of_layers}, step)
-        if found is not None and self._finite:  # once, not at every sample of a model that is lost
-            event = {"time": sample.time_ns // 1000, "step": step, "type": "nonfinite"}
-            event["json"] = json.dumps(found | {"sample": sample.number})
-            self._recorder.put(records.Table.EVENTS, lambda: event)
-        self._finite = found is None
+        for kind, found in (("nonfinite", local.nonfinite()), ("nonfinite_held", local.held_nonfinite())):
+            if found is None:
+                self._told.discard(kind)
+            elif kind not in self._told:  # once, not at every sample of a model that is lost
+                self._told.add(kind)
+                event = {"time": sample.time_ns // 1000, "step": step, "type": kind}
+                event["json"] = json.dumps(found | {"sample": sample.number})
+                self._recorder.put(records.Table.EVENTS, lambda event=event: event)  # type: ignore[misc]
 
     def _speaks(self) -> bool:
         """Whether this rank logs what is one number for the whole job: the lowest does, and one that is alone."""

@@ -16,7 +16,7 @@ from torchtrack.watch.rows import SUMS, Counted
 if TYPE_CHECKING:
     from torchtrack.recorder import Ticket
     from torchtrack.watch.compare import Found
-    from torchtrack.watch.drain import HostCopy
+    from torchtrack.watch.drain import HostCopy, Known
     from torchtrack.watch.layout import Region, Summand
     from torchtrack.watch.local import LocalNorms
     from torchtrack.watch.place import Place
@@ -105,7 +105,7 @@ class Sample:
     expected: list[RowKey] = field(default_factory=list)
     summands: dict[str, tuple[str, HostCopy]] = field(default_factory=dict)
     offered: dict[str, Summand] = field(default_factory=dict)
-    scalars: list[tuple[str, HostCopy]] = field(default_factory=list)
+    scalars: list[tuple[str, HostCopy | Known]] = field(default_factory=list)
     max_norm: float | None = None
     local: LocalNorms | None = None
     rounded: list[Rounded] = field(default_factory=list)

@@ -63,6 +63,11 @@ class Schedule:
             return 0.0
         return self._sample_s / self._interval / self._step_s
 
+    @property
+    def step_s(self) -> float:
+        """What a step takes without samples, as measured; 0 before anything is known."""
+        return self._step_s or 0.0
+
     def is_due(self, step: int) -> bool:
         """Whether this step of an optimizer is sampled."""
         change = self._change

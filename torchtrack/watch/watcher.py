@@ -18,7 +18,7 @@ from torchtrack import guard
 from torchtrack.watch import hooks, layout
 from torchtrack.watch.activations import Activations
 from torchtrack.watch.counting import Counter, Item
-from torchtrack.watch.drain import HostCopy
+from torchtrack.watch.drain import HostCopy, Known
 from torchtrack.watch.holdings import Holdings, matches
 from torchtrack.watch.layout import Held, Shard
 from torchtrack.watch.local import LocalGradients
@@ -293,6 +293,8 @@ class Watcher:
             return None
         if "gradient" in self.kinds:
             begin = time.perf_counter()
+            if self._local is not None:
+                self._local.final(due)
             number = stepping.sample.number if stepping and stepping.sample else self.samples
             self._count_unclipped(due, self._plan(number))
             self._charge(begin)
@@ -309,6 +311,8 @@ class Watcher:
                 rank. False: the step is neither counted nor sampled.
         """
         self._trains = trains
+        if self.blackbox is not None:
+            self.blackbox.trains = trains
 
     def trains(self) -> bool:
         """Whether the step under way is part of the training, as far as `only_while` was told."""
@@ -495,8 +499,9 @@ class Watcher:
         by_id = self._holdings.last  # read when the step began
         own = [held for p in stepped for held in by_id.get(id(p), ())]
         others = self._unowned(count, by_id) if count is not None and "parameter" in self.kinds else []
-        scale = getattr(optimizer, "grad_scale", None)
-        multiplier = scale.detach().reciprocal() if isinstance(scale, torch.Tensor) else None
+        inside = getattr(optimizer, "grad_scale", None)
+        multiplier = inside.detach().reciprocal() if isinstance(inside, torch.Tensor) else None
+        scale = inside if isinstance(inside, torch.Tensor) else hooks.loss_scale()
         found_inf = getattr(optimizer, "found_inf", None)
         begin = time.perf_counter()
         todo: list[Item] = []
@@ -523,6 +528,10 @@ class Watcher:
         if isinstance(found_inf, torch.Tensor):
             sample.found_inf = HostCopy(found_inf.detach().clone())
         sample.scalars += [("watch/clip_coef", copy) for copy in self._coefficients]
+        if scale is not None and own:
+            sample.scalars.append(("watch/loss_scale", HostCopy(scale.detach().clone())))
+        if (rate := _learning_rate(optimizer)) is not None and own:
+            sample.scalars.append(("watch/lr", rate))
         sample.max_norm, self._max_norm = self._max_norm, None
         self._coefficients = []
         if self._activations is not None:
@@ -573,11 +582,11 @@ class Watcher:
             return True  # one that has yet to show up is sampled at its first step
         return self._in_backward.task >= 0 and self.schedule.is_due(self._in_backward.steps)
 
-    def _take_local(self, sample: Sample, own: Sequence[Held], scale: object) -> None:
-        """What this rank's own gradients were; the loss scale is the optimizer's or that of its scaler."""
+    def _take_local(self, sample: Sample, own: Sequence[Held], scale: torch.Tensor | None) -> None:
+        """What this rank's own gradients were, under this loss scale."""
         if self._local is not None:
-            found = scale if isinstance(scale, torch.Tensor) else hooks.loss_scale()
-            sample.local = self._local.take({held.name for held in own}, found)
+            self._local.final(own)
+            sample.local = self._local.take({held.name for held in own}, scale)
 
     def _keep(self, sample: Sample, optimizer: Optimizer, own: Sequence[Held]) -> None:
         """Copy what the step is about to change; counted and handed over when it has."""
@@ -685,6 +694,16 @@ class _Mark(NamedTuple):
             return False
         is_same = local.untyped_storage()._cdata == self.storage.cdata  # the reference keeps others off this address
         return is_same and local.storage_offset() == self.offset and local._version == self.version
+
+
+def _learning_rate(optimizer: Optimizer) -> HostCopy | Known | None:
+    """The largest learning rate of its groups."""
+    rates = [group.get("lr") for group in optimizer.param_groups]
+    numbers = [float(rate) for rate in rates if isinstance(rate, (int, float))]
+    held = [rate.detach().reshape(()) for rate in rates if isinstance(rate, torch.Tensor) and rate.numel() == 1]
+    if held:
+        return HostCopy(torch.stack([rate.to(held[0].device, torch.float32) for rate in held]).amax())
+    return Known(max(numbers)) if numbers else None
 
 
 def _local(gradient: torch.Tensor) -> torch.Tensor:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import gc
 import inspect
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Literal
 
+from torch import distributed
+from torch.nn.parallel import DistributedDataParallel
 from transformers import TrainerCallback
 from transformers.integrations import integration_utils
 
@@ -54,9 +57,14 @@ class TorchtrackCallback(TrainerCallback):
     ) -> None:
         """Begin the run and watch the model."""
         run = self._run(args, model)
+        self._unwatch(
+            run
+        )  # a training that failed has had no end, as when the Trainer looks for a batch size that fits
         if self._watch is not None and model is not None:
-            run.watch(model, **self._watch)
-            self._watched = model
+            self._watched = _around(model)
+            run.watch(self._watched, **self._watch)
+        if args.auto_find_batch_size:
+            run.config.update({"batch_size": _batch_size(args, state.train_batch_size)})
         run.phase("data")
 
     def on_step_begin(
@@ -114,9 +122,7 @@ class TorchtrackCallback(TrainerCallback):
         run = self._run(args)
         run.phase("other")
         self._close()
-        if self._watched is not None:
-            run.unwatch(self._watched)
-            self._watched = None
+        self._unwatch(run)
         if state.best_model_checkpoint:
             run.summary.update({"best_model_checkpoint": state.best_model_checkpoint, "best_metric": state.best_metric})
 
@@ -124,8 +130,13 @@ class TorchtrackCallback(TrainerCallback):
         run = self._beginning.run(**({"name": args.run_name} if args.run_name else {}))
         if run is not self._configured:
             self._configured = run
-            run.config.update({**_config(model), **args.to_dict(), "batch_size": _batch_size(args)})
+            run.config.update({**_config(model), **args.to_dict(), "batch_size": _batch_size(args, None)})
         return run
+
+    def _unwatch(self, run: torchtrack.Run) -> None:
+        watched, self._watched = self._watched, None
+        if watched is not None:
+            run.unwatch(watched)
 
     def _close(self) -> None:
         step, self._step = self._step, None
@@ -138,6 +149,19 @@ def register() -> None:
     integration_utils.INTEGRATION_TO_CALLBACK["torchtrack"] = TorchtrackCallback
 
 
+def _around(model: torch.nn.Module) -> torch.nn.Module:
+    """The DistributedDataParallel around a model, by which each rank's own gradients are seen; else the model.
+
+    The Trainer hands callbacks the model inside it alone. Looks through all objects: takes as long as a full garbage
+    collection, once a training.
+    """
+    if not (distributed.is_available() and distributed.is_initialized()):
+        return model
+    wrappers = [thing for thing in gc.get_objects() if DistributedDataParallel in type(thing).__mro__]
+    around = [wrapper for wrapper in wrappers if wrapper.__dict__.get("_modules", {}).get("module") is model]
+    return around[0] if len(around) == 1 else model  # of a training before, which nobody has collected yet: unclear
+
+
 def _config(model: Any) -> dict[str, Any]:
     """What the model says about itself."""
     config = getattr(model, "config", None)
@@ -146,6 +170,6 @@ def _config(model: Any) -> dict[str, Any]:
     return dict(config) if isinstance(config, Mapping) else {"model": config.to_dict()}
 
 
-def _batch_size(args: TrainingArguments) -> int:
-    """Samples of a full step on all ranks."""
-    return int(args.train_batch_size * args.gradient_accumulation_steps * args.world_size)
+def _batch_size(args: TrainingArguments, found: int | None) -> int:
+    """Samples of a full step on all ranks, where the Trainer may have found that a rank can take fewer at a time."""
+    return int((found or args.train_batch_size) * args.gradient_accumulation_steps * args.world_size)

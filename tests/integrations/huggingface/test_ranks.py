@@ -12,16 +12,17 @@ from tests.integrations.huggingface.programs import python
 from tests.integrations.huggingface.scripts.models import ACCUMULATE, BATCH, LR, SAVED_AT, STEPS
 
 SCRIPT = Path(__file__).parent / "scripts" / "train.py"
+LAUNCH = ["-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--num_machines", "1"]
+LAUNCH += ["--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"]
 
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     folder = tmp_path_factory.mktemp("huggingface")
-    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    done = python(*launch, str(SCRIPT), str(folder / "runs"), str(folder / "checkpoints"))
+    done = python(*LAUNCH, str(SCRIPT), str(folder / "runs"), str(folder / "checkpoints"))
     assert done.returncode == 0, done.stderr
     found = torchtrack.Api(folder / "runs").runs()
-    assert len(found) == 4  # whatever the number of ranks, attempts and trackers
+    assert len(found) == 7  # whatever the number of ranks, attempts and trackers
     return {run.project: run for run in found}
 
 
@@ -32,7 +33,7 @@ def counts(run: Any, kind: str) -> dict[tuple[int, str], tuple[list[int], list[i
     return found
 
 
-@pytest.mark.parametrize("project", ["trainer", "accelerate"])
+@pytest.mark.parametrize("project", ["trainer", "compiled", "finding", "accelerate"])
 @pytest.mark.parametrize("kind", ["gradient", "parameter"])
 def test_histograms_are_those_of_the_plain_loop(runs: dict[str, Any], project: str, kind: str) -> None:
     truth, found = counts(runs["plain"], kind), counts(runs[project], kind)
@@ -54,6 +55,25 @@ def curve(run: Any, key: str) -> dict[int, float]:
 )
 def test_curves_are_those_of_the_plain_loop(runs: dict[str, Any], project: str, key: str) -> None:
     assert curve(runs[project], key) == pytest.approx(curve(runs["plain"], key), rel=1e-5)
+
+
+@pytest.mark.parametrize("project", ["trainer", "compiled", "finding", "accelerate"])
+def test_each_rank_tells_of_its_own_gradients(runs: dict[str, Any], project: str) -> None:
+    key = "watch/local_grad_norm"
+    truth, found = (
+        {(row["rank"], row["step"]): row[key] for row in runs[name].history([key], ranks="all").to_pylist()}
+        for name in ("plain", project)
+    )
+
+    assert len(truth) == 2 * STEPS
+    assert found == pytest.approx(truth, rel=1e-6)
+
+
+def test_what_is_computed_anew_is_seen_once(runs: dict[str, Any]) -> None:
+    run = runs["checkpointed"]
+
+    assert (run.world_size, {step for step, _ in counts(run, "gradient")}) == (2, {1, 2})
+    assert curve(run, "watch/grad_norm") == pytest.approx(curve(run, "train/grad_norm"), rel=1e-5)
 
 
 def test_the_loss_is_the_mean_over_ranks_at_the_trainers_step(runs: dict[str, Any]) -> None:
@@ -87,6 +107,7 @@ def test_config_has_the_arguments_of_the_training(runs: dict[str, Any]) -> None:
     config = runs["trainer"].config
 
     assert (config["max_grad_norm"], config["batch_size"]) == (0.5, BATCH * ACCUMULATE * 2)
+    assert runs["finding"].config["batch_size"] == BATCH * ACCUMULATE * 2  # the one that fitted
     assert runs["accelerate"].config["lr"] == LR
 
 

@@ -176,3 +176,33 @@ def test_a_wrapper_whose_numbers_lie_elsewhere_is_counted_by_its_operators(numba
     counts, moments = numba.statistics([wrapped, inner])
     assert torch.equal(counts[0], counts[1])
     assert torch.allclose(moments[0], moments[1])
+
+
+def some(dtype: torch.dtype) -> list[torch.Tensor]:
+    """Tensors of every shape a gradient may have: with gaps, in another order, empty, with all that is not finite."""
+    x = mixed(4097, dtype)
+    flat = [x, x[1:], x[::3], x[:0], x[:1], normal(70_001, dtype)]
+    return [*flat, x[:63].view(7, 9).t(), x[:120].view(2, 3, 4, 5).permute(0, 3, 1, 2), x[:100].view(10, 10)[::2, ::3]]
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_norms_are_those_of_the_reference(
+    numba: ModuleType, dtype: torch.dtype, threads: int, request: pytest.FixtureRequest
+) -> None:
+    if threads > 1:
+        request.getfixturevalue("three_threads")
+    tensors = some(dtype)
+    found, expected = numba.norms(tensors), reference.norms(tensors)
+    assert torch.equal(found[:, 2], expected[:, 2])
+    assert repr(found[:, 1].float().tolist()) == repr(expected[:, 1].float().tolist())
+    torch.testing.assert_close(found[:, 0], expected[:, 0], rtol=1e-12, atol=0, equal_nan=True)
+
+
+def test_the_reference_of_norms_is_what_torch_says() -> None:
+    tensors = [tensor for dtype in (torch.float32, torch.float64) for tensor in some(dtype)]
+    for row, tensor in zip(reference.norms(tensors).tolist(), tensors, strict=True):
+        wide = tensor.double()
+        assert repr(row[1]) == repr(float(wide.abs().max()) if wide.numel() else 0.0)
+        assert row[2] == int((~tensor.isfinite()).sum())
+        assert row[0] == pytest.approx(float(wide.norm()), rel=1e-12, nan_ok=True)

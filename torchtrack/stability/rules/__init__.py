@@ -12,12 +12,14 @@ from torchtrack.stability.rules.dead_layer import DeadLayer
 from torchtrack.stability.rules.exploding_trend import ExplodingTrend
 from torchtrack.stability.rules.format_headroom import FormatHeadroom
 from torchtrack.stability.rules.gradient_spike import GradientSpike
+from torchtrack.stability.rules.learning_rate import LearningRate
 from torchtrack.stability.rules.loss_divergence import LossDivergence
 from torchtrack.stability.rules.loss_plateau import LossPlateau
 from torchtrack.stability.rules.loss_scale import LossScale
 from torchtrack.stability.rules.loss_spike import LossSpike
 from torchtrack.stability.rules.nonfinite import NonFinite
 from torchtrack.stability.rules.rank_skew import RankSkew
+from torchtrack.stability.rules.replayed_batches import ReplayedBatches
 from torchtrack.stability.rules.replica_divergence import ReplicaDivergence
 from torchtrack.stability.rules.straggler import Straggler
 from torchtrack.stability.rules.update_ratio import UpdateRatio
@@ -26,8 +28,10 @@ ENTRY_POINT: Final = "torchtrack.rules"
 _OWN: Final[tuple[type[Rule], ...]] = (
     NonFinite,
     ReplicaDivergence,
+    ReplayedBatches,
     Straggler,
     RankSkew,
+    LearningRate,
     DeadLayer,
     FormatHeadroom,
     UpdateRatio,

@@ -4,7 +4,8 @@ Reference: the robust z-score (Iglewicz and Hoaglin 1993) on the logarithm of th
 over orders of magnitude (Zhang et al. 2020, "Why are adaptive methods good for attention models?").
 
 Default: z >= 8 against the median of the last 64 values, of which there are at least 12. The spread is at least 0.25
-(in powers of two), so nothing below a factor of four is a spike. Falls are none.
+(in powers of two), so nothing below a factor of four is a spike; falls are none.
+For twenty steps after a learning rate jumped (rule `learning_rate`) half of that is enough.
 Evidence: the norm, the median, z, and the tensors that rose most.
 """
 
@@ -18,13 +19,13 @@ import numpy as np
 
 from torchtrack.stability.finding import Sign
 from torchtrack.stability.metrics import is_gradient_norm
-from torchtrack.stability.robust import Rings, Window, log2, quiet_median
+from torchtrack.stability.rates import Rates
+from torchtrack.stability.robust import Outlier, Rings, log2, quiet_median
 from torchtrack.stability.step import Step
 
-_WINDOW: Final = 64
-_LEAST: Final = 12
 _Z: Final = 8.0
 _Z_OVER: Final = 4.0
+_NEAR_JUMP: Final = 0.5
 _FLOOR: Final = 0.25
 _TENSORS: Final = 32
 _NAMED: Final = 5
@@ -52,11 +53,15 @@ class GradientSpike:
     )
 
     def __init__(self) -> None:
-        self._windows: dict[str, Window] = {}
-        self._norms = Rings(_TENSORS)
+        self._norms: dict[str, Outlier] = {}
+        self._tensors = Rings(_TENSORS)
+        self._rates = Rates()
+        self._limit = 1.0
 
     def update(self, step: Step) -> Mapping[str, Sign | None]:
         """Look at each metric that is a norm of gradients."""
+        self._rates.look(step.scalars, step.step)
+        self._limit = _NEAR_JUMP if self._rates.is_near(step.step) else 1.0
         risen = self._risen(step)
         looked: dict[str, Sign | None] = {}
         for name, value in step.scalars.items():
@@ -65,13 +70,8 @@ class GradientSpike:
         return looked
 
     def _look(self, name: str, value: float, risen: tuple[str, ...], step: Step) -> Sign | None:
-        window = self._windows.setdefault(name, Window(_WINDOW))
-        center, scale = window.normal()
-        log = math.log2(value)
-        z = (log - center) / max(scale, _FLOOR)
-        ready = len(window) >= _LEAST
-        window.push(log)
-        if not ready or z < _Z_OVER:
+        center, z = self._norms.setdefault(name, Outlier()).push(math.log2(value), _FLOOR)
+        if z < self._limit * _Z_OVER:
             return None
         usual = 2.0**center
         where = f", most of all in {', '.join(risen)}" if risen else ""
@@ -83,7 +83,7 @@ class GradientSpike:
             kind="gradient" if risen else "",
             names=risen or (name,),
             evidence={"norm": value, "median": usual, "z": round(z, 2), "metric": name},
-            opens=z >= _Z,
+            opens=z >= self._limit * _Z,
         )
 
     def _risen(self, step: Step) -> tuple[str, ...]:
@@ -91,7 +91,7 @@ class GradientSpike:
         rows = step.tensors.get("gradient")
         if rows is None:
             return ()
-        logs = self._norms.push(rows.names, log2(rows.norm))
+        logs = self._tensors.push(rows.names, log2(rows.norm))
         rise = logs[:, -1] - quiet_median(logs[:, :-1])
         rise[np.isnan(rise)] = -math.inf
         most = np.argsort(-rise, kind="stable")[:_NAMED]

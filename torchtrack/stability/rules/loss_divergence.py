@@ -84,7 +84,7 @@ class LossDivergence:
             loss.best, loss.best_step, loss.spread = now, step.step, spread
         noise = _ERRORS * _ERROR_OF_MEDIAN * max(spread, loss.spread)
         won = max(loss.first - loss.best, _LEAST * max(abs(loss.first), abs(loss.best)))
-        lost = (now - loss.best) / won
+        lost = (now - loss.best) / max(won, 1e-30)  # a loss that has been zero all the time
         if lost < _LOST_OVER or now - loss.best < noise:
             return None
         above = is_training_loss(name) and now > loss.first + noise and now > _ABOVE_START * loss.first

@@ -3,7 +3,8 @@
 Reference: loss spikes of large runs (Chowdhery et al. 2022, section 5.1; Molybog et al. 2023), by a robust z-score.
 
 Default: z >= 8 against the median of the last 64 values, of which there are at least 12. The spread is at least 2 % of
-where the loss began, so ripples of a loss that is nearly zero are none.
+where the loss began, so ripples of a loss that is nearly zero are none. For
+twenty steps after a learning rate jumped (rule `learning_rate`) half of that z is enough.
 Evidence: the value, the median, z.
 """
 
@@ -15,13 +16,13 @@ from typing import Final
 
 from torchtrack.stability.finding import Sign
 from torchtrack.stability.metrics import is_loss
-from torchtrack.stability.robust import Window
+from torchtrack.stability.rates import Rates
+from torchtrack.stability.robust import Outlier
 from torchtrack.stability.step import Step
 
-_WINDOW: Final = 64
-_LEAST: Final = 12
 _Z: Final = 8.0
 _Z_OVER: Final = 4.0
+_NEAR_JUMP: Final = 0.5
 _FLOOR: Final = 0.02
 
 
@@ -46,11 +47,15 @@ class LossSpike:
     )
 
     def __init__(self) -> None:
-        self._windows: dict[str, Window] = {}
+        self._losses: dict[str, Outlier] = {}
+        self._rates = Rates()
+        self._limit = 1.0
         self._began: dict[str, float] = {}
 
     def update(self, step: Step) -> Mapping[str, Sign | None]:
         """Look at each loss."""
+        self._rates.look(step.scalars, step.step)
+        self._limit = _NEAR_JUMP if self._rates.is_near(step.step) else 1.0
         return {
             name: self._look(name, value, step)
             for name, value in step.scalars.items()
@@ -58,14 +63,9 @@ class LossSpike:
         }
 
     def _look(self, name: str, value: float, step: Step) -> Sign | None:
-        window = self._windows.setdefault(name, Window(_WINDOW))
         began = self._began.setdefault(name, abs(value))
-        center, scale = window.normal()
-        floor = _FLOOR * max(abs(center), began) or 1e-12
-        z = (value - center) / max(scale, floor)
-        ready = len(window) >= _LEAST
-        window.push(value)
-        if not ready or z < _Z_OVER:
+        center, z = self._losses.setdefault(name, Outlier()).push(value, _FLOOR * began or 1e-12, _FLOOR)
+        if z < self._limit * _Z_OVER:
             return None
         return Sign(
             why=f"{name} is {value:.4g} at step {step.step:,}, where its median was {center:.4g}.",
@@ -73,5 +73,5 @@ class LossSpike:
             value=z,
             names=(name,),
             evidence={"loss": value, "median": center, "z": round(z, 2)},
-            opens=z >= _Z,
+            opens=z >= self._limit * _Z,
         )

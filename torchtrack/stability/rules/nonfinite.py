@@ -23,6 +23,8 @@ from torchtrack.stability.step import Seen, Step, Tensors
 
 _KINDS: Final = ("activation", "gradient", "update", "optimizer", "parameter")
 """In the order in which a step computes them; rows of parameters are from before the update."""
+_BROUGHT: Final = "nonfinite"
+_HELD: Final = "nonfinite_held"
 _MOST: Final = 16
 _LOOK_AT: Final = (
     "The batch of this step and the operations of this layer (division, log, sqrt, exp, a mask that hides all); "
@@ -40,6 +42,7 @@ class NonFinite:
         {
             *("non_finite", "loss_scale", "gradient_spike", "loss_spike", "loss_divergence", "exploding_trend"),
             *("dead_layer", "update_ratio", "rank_skew", "format_headroom", "clip_saturation", "loss_plateau"),
+            "replica_divergence",  # of what one rank alone holds after the average
         }
     )
 
@@ -52,6 +55,9 @@ class NonFinite:
             broken.insert(0, "parameter")
         for kind in broken:
             looked[kind] = _sign(kind, step.tensors[kind], step)
+        for kind in {str(seen.data.get("kind")): None for seen in step.seen if seen.type in (_BROUGHT, _HELD)}:
+            if kind not in looked and (ranks := _blamed(kind, step)):
+                looked[kind] = _of_ranks(kind, ranks, step)
         for seen in step.seen:
             if seen.type == "nonfinite_step":
                 looked["gradient"] = _stopped(seen, step)
@@ -76,7 +82,7 @@ def _sign(kind: str, rows: Tensors, step: Step) -> Sign:
     backward = kind == "gradient"
     if order:
         bad.sort(key=lambda i: order.get(rows.names[i], len(order)), reverse=backward)
-    blamed = [seen for seen in step.seen if seen.type == "nonfinite" and seen.data.get("kind") == kind]
+    blamed = _blamed(kind, step)
     firsts = {str(seen.data.get("first")) for seen in blamed}
     bad.sort(key=lambda i: rows.names[i] not in firsts)
     names = tuple(rows.names[i] for i in bad)
@@ -85,9 +91,10 @@ def _sign(kind: str, rows: Tensors, step: Step) -> Sign:
     ranks = tuple(sorted({seen.rank for seen in blamed}))
     which = ", the first of the backward pass" if backward and (order or blamed) and len(names) > 1 else ""
     others = f", and {len(names) - 1} more {kind}s hold such" if len(names) > 1 else ""
+    on = _on(ranks, after=any(seen.type == _HELD for seen in blamed))
     why = (
         f"{count:,} of {int(rows.count[bad[0]]):,} elements of the {kind} {names[0]}{which}, are NaN or infinite at "
-        f"step {step.step:,}{others}{_on(ranks)}{'; a gradient scaler left the step out' if skipped else ''}."
+        f"step {step.step:,}{others}{on}{'; a gradient scaler left the step out' if skipped else ''}."
     )
     return Sign(
         why=why.replace(f"{names[0]},", names[0]) if not which else why,
@@ -109,7 +116,7 @@ def _stopped(seen: Seen, step: Step) -> Sign:
     count = int(seen.data.get("count", 1))
     return Sign(
         why=f"The gradient of {names[0]}, the first of the backward pass, is NaN or infinite at step {step.step:,}"
-        f"{_on(ranks)}; {'the step was left out' if left_out else 'training was stopped'}.",
+        f"{_on(ranks, after=False)}; {'the step was left out' if left_out else 'training was stopped'}.",
         look_at=_LOOK_AT,
         value=float(count),
         severity="warning" if left_out else "critical",
@@ -120,11 +127,43 @@ def _stopped(seen: Seen, step: Step) -> Sign:
     )
 
 
-def _on(ranks: tuple[int, ...]) -> str:
-    """Whose they were before the average, if it is known."""
+def _blamed(kind: str, step: Step) -> list[Seen]:
+    """The ranks' own words on who brought it: before the average, else those that alone hold it after."""
+    said = [seen for seen in step.seen if seen.data.get("kind") == kind]
+    brought = [seen for seen in said if seen.type == _BROUGHT]
+    held = [seen for seen in said if seen.type == _HELD]
+    if brought or not held:
+        return brought
+    ranks = set().union(*step.ranks.values()) if step.ranks else set()
+    return held if not ranks <= {seen.rank for seen in held} else []
+
+
+def _of_ranks(kind: str, blamed: list[Seen], step: Step) -> Sign:
+    """Of values that a rank holds and no row does: of a replica, which rows have from another rank."""
+    names = tuple(dict.fromkeys(str(name) for seen in blamed for name in (seen.data.get("names") or ())))
+    ranks = tuple(sorted({seen.rank for seen in blamed}))
+    more = f" and {len(names) - 1} more" if len(names) > 1 else ""
+    return Sign(
+        why=f"Elements of the {kind} {names[0] if names else '(unnamed)'}{more} are NaN or infinite at step "
+        f"{step.step:,}{_on(ranks, after=any(seen.type == _HELD for seen in blamed))}.",
+        look_at=_LOOK_AT,
+        value=float(len(names)),
+        severity="critical",
+        kind=kind,
+        names=names[:_MOST],
+        ranks=ranks,
+        evidence={"tensors": max(int(seen.data.get("count") or 0) for seen in blamed)},
+    )
+
+
+def _on(ranks: tuple[int, ...], *, after: bool) -> str:
+    """Whose they are, if it is known."""
     if not ranks:
         return ""
-    return f"; before the average they were those of rank{'s' * (len(ranks) > 1)} {', '.join(map(str, ranks))}"
+    named = f"rank{'s' * (len(ranks) > 1)} {', '.join(map(str, ranks))}"
+    return (
+        f"; after the average {named} alone held them" if after else f"; before the average they were those of {named}"
+    )
 
 
 def _of_metric(name: str, value: float, step: Step) -> Sign:

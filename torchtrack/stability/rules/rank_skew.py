@@ -3,11 +3,12 @@
 Reference: in data parallel training all ranks draw from one distribution, so their losses differ by chance alone: the
 median of many log ratios is then zero within its standard error.
 
-Default: over the last 16 steps the median ratio of a rank to the median of the others is 1.4 or more (2 or more for a
+Default: over the last 16 steps the median ratio of a rank to the median of the others is 1.4 or more (1.5 or more for a
 norm, and with three ranks and more also so much less), and five standard errors from 1. Of two ranks the larger is
 named. Metrics: training losses and norms of gradients that more than one rank logs, `watch/local_grad_norm` too.
 A note only: tokens or samples of a step that differ by 1.25 times, and memory of which a rank has twice what the others
 have (the stages of a pipeline may, by design). Memory is compared in rounds: ranks sample it at times of their own.
+Ranks are compared that hold the same parameters and differ in data-parallel coordinates alone.
 Evidence: the ratio, its standard error, the rank's value and that of the others.
 """
 
@@ -28,7 +29,7 @@ from torchtrack.stability.step import Floats, Step
 _WINDOW: Final = 16
 _LEAST: Final = 10
 _LOSS: Final = math.log2(1.4)
-_NORM: Final = 1.0
+_NORM: Final = math.log2(1.5)
 _AMOUNT: Final = math.log2(1.25)
 _MEMORY: Final = 1.0
 _OVER: Final = 0.6
@@ -45,7 +46,7 @@ class RankSkew:
     causes = frozenset({"rank_skew", "loss_spike", "gradient_spike", "loss_divergence"})
 
     def __init__(self) -> None:
-        self._ratios: dict[str, tuple[Rings, Steps]] = {}
+        self._ratios: dict[tuple[str, str], tuple[Rings, Steps]] = {}
         self._told: dict[str, dict[int, float]] = {}
 
     def update(self, step: Step) -> Mapping[str, Sign | None]:
@@ -57,8 +58,8 @@ class RankSkew:
                 continue
             if name in MEMORY:
                 values = self._round(name, values)
-            if len(values) > 1:
-                self._look(name, limit, values, step, looked)
+            for peers, own in _comparable(values, step.facts.peers).items():
+                self._look((name, peers), limit, own, step, looked)
         return looked
 
     def _round(self, name: str, values: Mapping[int, float]) -> Mapping[int, float]:
@@ -71,31 +72,46 @@ class RankSkew:
         return over
 
     def _look(
-        self, name: str, limit: float, values: Mapping[int, float], step: Step, looked: dict[str, Sign | None]
+        self,
+        key: tuple[str, str],
+        limit: float,
+        values: Mapping[int, float],
+        step: Step,
+        looked: dict[str, Sign | None],
     ) -> None:
+        name, _ = key
         own = np.array(list(values.values()), np.float64)
         rest = others_median(own)
         with np.errstate(all="ignore"):
             logs = np.log2(own / rest)
         logs[~np.isfinite(logs) | (own <= 0) | (rest <= 0)] = np.nan
-        ratios, steps = self._ratios.setdefault(name, (Rings(_WINDOW), Steps(_WINDOW)))
+        ratios, steps = self._ratios.setdefault(key, (Rings(_WINDOW), Steps(_WINDOW)))
         steps.push(step.step)
         rings = ratios.push(tuple(map(str, values)), logs)
         spreads = SIGMA * quiet_median(np.abs(rings - quiet_median(rings)[:, None]))
         spread = float(np.nanmax(np.append(spreads, 0.0)))  # of the widest: one window may be narrow by chance
         for i, rank in enumerate(values):
-            key = f"{name}:{rank}"
+            thing = f"{name}:{rank}"
             known = rings[i][np.isfinite(rings[i])]
             if len(known) < _LEAST:
                 continue
             median = float(np.median(known))
             error = _ERROR_OF_MEDIAN * spread / math.sqrt(len(known))
             size = abs(median) if len(values) > 2 and name not in MEMORY else median
-            looked[key] = None
+            looked[thing] = None
             if size >= _OVER * limit and size >= _ERRORS * error:
                 since = steps.since(rings[i] * math.copysign(1.0, median), size / 2)
                 evidence = {"ratio": 2.0**median, "error": error, "own": float(own[i]), "others": float(rest[i])}
-                looked[key] = _sign(name, rank, evidence, step, since, opens=size >= limit)
+                looked[thing] = _sign(name, rank, evidence, step, since, opens=size >= limit)
+
+
+def _comparable(values: Mapping[int, float], peers: Mapping[int, str]) -> dict[str, dict[int, float]]:
+    """The values of ranks that can be compared, where there is more than one; all, where that is not known of each."""
+    known = values.keys() <= peers.keys()
+    groups: dict[str, dict[int, float]] = {}
+    for rank, value in values.items():
+        groups.setdefault(peers[rank] if known else "", {})[rank] = value
+    return {key: own for key, own in groups.items() if len(own) > 1}
 
 
 @functools.lru_cache(maxsize=4096)

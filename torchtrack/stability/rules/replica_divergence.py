@@ -26,7 +26,9 @@ class ReplicaDivergence:
     name = "replica_divergence"
     patience = 1
     calm = 1 << 30  # replicas do not become equal again by themselves
-    causes = frozenset({"replica_divergence", "rank_skew", "loss_spike", "gradient_spike", "loss_divergence"})
+    causes = frozenset(
+        {"replica_divergence", "non_finite", "rank_skew", "loss_spike", "gradient_spike", "loss_divergence"}
+    )
 
     def update(self, step: Step) -> Mapping[str, Sign | None]:
         """Look at what `watch` has seen."""

@@ -45,6 +45,7 @@ class UpdateRatio:
             "non_finite",
             "dead_layer",
             "clip_saturation",
+            "format_headroom",
         }
     )
 

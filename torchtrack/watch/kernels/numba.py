@@ -14,7 +14,7 @@ float64 1.7 and 2.4. A tensor of 256 elements takes 2 to 3 us.
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Final
 
 import numpy as np
@@ -59,7 +59,7 @@ def statistics(
     rows = len(tensors) + len(extra)
     counts, moments = np.empty((rows, NUM_BUCKETS)), np.empty((rows, 4))
     factor = None if multiplier is None else multiplier.detach()
-    helpers = [_Helper(part, counts, moments, factor) for part in parts[1:]]
+    helpers = [_Helper(_count, part, counts, moments, factor) for part in parts[1:]]
     _count(parts[0], counts, moments, factor)
     for helper in helpers:
         helper.join()
@@ -74,15 +74,51 @@ def statistics(
     return torch.from_numpy(counts[: len(tensors)]), torch.from_numpy(moments[: len(tensors)])
 
 
-class _Helper:
-    """Counts a part in a thread of its own; where none can be started, at once."""
+def norms(tensors: Sequence[torch.Tensor]) -> torch.Tensor:
+    """Norm, largest size and number of elements that are not finite of each tensor; see `reference.norms`."""
+    flat = [_flat(tensor) for tensor in tensors]  # some are copies: they have to live until they are read
+    items = _items(flat)
+    others = np.flatnonzero(items[:, _FORMAT] == _OTHER)
+    if others.size:
+        items = items[items[:, _FORMAT] != _OTHER]
+    parts, extra = _cut(items, len(tensors), torch.get_num_threads())
+    rows = np.zeros((len(tensors) + len(extra), 3))
+    helpers = [_Helper(numba_loops.norms, part, rows) for part in parts[1:]]
+    numba_loops.norms(parts[0], rows)
+    for helper in helpers:
+        helper.join()
+    for row, into in enumerate(extra, len(tensors)):
+        rows[into, ::2] += rows[row, ::2]
+        rows[into, 1] = max(rows[into, 1], rows[row, 1])
+    rows = rows[: len(tensors)]
+    rows[:, 0] = np.sqrt(rows[:, 0])
+    rows[:, 1] = rows[:, 1].astype(np.uint32).view(np.float32)
+    if others.size:
+        rows[others] = reference.norms([tensors[row] for row in others.tolist()]).numpy()
+    return torch.from_numpy(rows)
 
-    def __init__(self, part: _Items, *rest: Any) -> None:
-        self._thread = threading.Thread(target=_count, args=(part, *rest), name="torchtrack kernel", daemon=True)
+
+def _flat(tensor: torch.Tensor) -> torch.Tensor:
+    """A tensor without gaps as 1-D, in whatever order its elements lie: norms do not ask for it."""
+    if tensor.dim() < 2 or tensor.is_contiguous():
+        return tensor
+    expected = 1
+    for step, size in sorted(zip(tensor.stride(), tensor.shape, strict=True)):
+        if size != 1 and step != expected:
+            return tensor.contiguous().view(-1)
+        expected *= size
+    return tensor.as_strided((tensor.numel(),), (1,))
+
+
+class _Helper:
+    """Does a part in a thread of its own; where none can be started, at once."""
+
+    def __init__(self, work: Callable[..., object], *arguments: Any) -> None:
+        self._thread = threading.Thread(target=work, args=arguments, name="torchtrack kernel", daemon=True)
         try:
             self._thread.start()
         except RuntimeError:
-            _count(part, *rest)
+            work(*arguments)
 
     def join(self) -> None:
         """Wait until it is counted."""

@@ -522,15 +522,66 @@ def _wide(items, counts, moments, factor, scaled):  # type: ignore[no-untyped-de
         _fold(totals, counts[row])
 
 
-def _entry(function: Any, factor: Any, *more: Any) -> Any:
+@_compiled
+def _norms_of_words(words, row):  # type: ignore[no-untyped-def]
+    """Add bits of float32 to a row: sum of squares, largest size as bits, elements that are not finite."""
+    squares, largest, bad = 0.0, u4(0), i8(0)
+    for i in range(words.size):
+        size = words[i] & u4(0x7FFFFFFF)
+        x = np.float64(u4(words[i]).view(np.float32))
+        squares, largest, bad = squares + x * x, max(largest, size), bad + (size >= u4(0x7F800000))
+    row[0] += squares
+    row[1] = max(row[1], np.float64(largest))
+    row[2] += bad
+
+
+@_compiled
+def _norms_of_wide(words, step, row):  # type: ignore[no-untyped-def]
+    """The same of float64; sizes as bits of float32, rounded."""
+    squares, largest, bad = 0.0, u8(0), i8(0)
+    for i in range(0, words.size, step):
+        size = words[i] & u8(0x7FFFFFFFFFFFFFFF)
+        x = u8(words[i]).view(np.float64)
+        squares, largest, bad = squares + x * x, max(largest, size), bad + (size >= u8(0x7FF0000000000000))
+    row[0] += squares
+    row[1] = max(row[1], np.float64(np.float32(u8(largest).view(np.float64)).view(u4)))
+    row[2] += bad
+
+
+def _norms(items, rows):  # type: ignore[no-untyped-def]
+    """What a black box keeps of float32, bfloat16, float16 and float64 tensors: one read, each added to its row.
+
+    Args:
+        items: int64 [k, 5]: address, number of elements, stride in elements, format, row.
+        rows: float64 [rows, 3]: sum of squares, largest size as the bits of a float32, elements that are not finite.
+    """
+    numbers = np.empty(_BLOCK, np.float32)
+    for k in range(items.shape[0]):
+        address, size, step, kind, row = items[k]
+        if size == 0:
+            continue
+        if kind == FLOAT64:
+            _norms_of_wide(carray(_pointer(address), (size - 1) * step + 1, u8), step, rows[row])
+        elif kind == FLOAT32 and step == 1:
+            _norms_of_words(carray(_pointer(address), size, u4), rows[row])
+        else:
+            for start in range(0, size, _BLOCK):
+                n = min(_BLOCK, size - start)
+                here = address + start * step * (4 if kind == FLOAT32 else 2)
+                _stage(here, n, step, kind, np.float32(1), kind < 0, numbers)
+                _norms_of_words(carray(_pointer(i8(numbers.ctypes.data)), n, u4), rows[row])
+
+
+def _entry(function: Any, *more: Any) -> Any:
     """Compile an entry for its one signature, or load it from the cache on disk."""
-    matrix = types.Array(types.float64, 2, "C")
-    signature = types.void(types.Array(types.int64, 2, "C"), matrix, matrix, factor, types.boolean, *more)
+    signature = types.void(types.Array(types.int64, 2, "C"), _MATRIX, *more)
     try:
         return njit(signature, cache=True, **_OPTIONS)(function)
     except (OSError, RuntimeError):  # no folder to write to: what it costs is compiling in every process
         return njit(signature, **_OPTIONS)(function)
 
 
-narrow: Final = _entry(_narrow, types.float32, types.Array(types.uint32, 1, "C"))
-wide: Final = _entry(_wide, types.float64)
+_MATRIX: Final = types.Array(types.float64, 2, "C")
+narrow: Final = _entry(_narrow, _MATRIX, types.float32, types.boolean, types.Array(types.uint32, 1, "C"))
+wide: Final = _entry(_wide, _MATRIX, types.float64, types.boolean)
+norms: Final = _entry(_norms)

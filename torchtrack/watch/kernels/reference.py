@@ -61,6 +61,33 @@ def statistics(
     return counts.index_select(0, place), moments.index_select(0, place)
 
 
+@torch.no_grad()
+def norms(tensors: Sequence[torch.Tensor]) -> torch.Tensor:
+    """What a black box keeps of each of some floating tensors on one device, whatever their strides.
+
+    On an accelerator these are two launches for all tensors (torch makes more of many) and one to pack them.
+
+    Returns:
+        On a CPU float64 [n, 3]: norm, largest size and number of elements that are not finite; norm and size are not
+        finite if an element is not. On an accelerator [n, 2], without the number: to count is another read.
+    """
+    if not tensors:
+        return torch.zeros(0, 3, dtype=torch.float64, device=_HOST)
+    if tensors[0].device.type != "cpu":
+        found = [*torch._foreach_norm(list(tensors), 2), *torch._foreach_norm(list(tensors), math.inf)]
+        same = all(each.dtype is found[0].dtype for each in found)
+        return torch.stack(found if same else [each.float() for each in found]).view(2, -1).T
+    rows = torch.zeros(len(tensors), 3, dtype=torch.float64, device=_HOST)
+    for row, tensor in zip(rows, tensors, strict=True):
+        x = tensor if tensor.element_size() > 1 else tensor.float()  # of float8 there are no extremes
+        if x.numel():
+            low, high = map(float, torch.aminmax(x))
+            bad = 0 if math.isfinite(low) and math.isfinite(high) else x.numel() - int(torch.isfinite(x).sum())
+            norm = float(torch.linalg.vector_norm(x, dtype=torch.float64))
+            row.copy_(torch.tensor([norm, math.nan if math.isnan(low) else max(-low, high), bad], dtype=row.dtype))
+    return rows
+
+
 def flattened(tensors: Sequence[torch.Tensor]) -> list[torch.Tensor]:
     """The same as 1-D views, once it is sure that they are what every kernel expects.
 

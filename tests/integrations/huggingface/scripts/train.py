@@ -1,6 +1,6 @@
-"""The same training three times: a plain loop, transformers.Trainer with a restart, and an Accelerate loop.
+"""The same training by a plain loop, by transformers.Trainer in several ways, and by an Accelerate loop.
 
-torchrun --nproc-per-node 2 train.py RUNS CHECKPOINTS
+accelerate launch --num_processes 2 train.py RUNS CHECKPOINTS
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import torch.distributed as dist
 from accelerate import Accelerator
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader, SequentialSampler
-from transformers import Trainer, TrainingArguments
+from transformers import GPT2Config, GPT2LMHeadModel, Trainer, TrainingArguments
 
 import torchtrack
 import torchtrack_huggingface
@@ -67,18 +67,16 @@ def plain() -> None:
 def trainer(steps: int, callback: TorchtrackCallback | None, *, resume: bool, **more: Any) -> Trainer:
     arguments = TrainingArguments(
         output_dir=str(CHECKPOINTS),
-        per_device_train_batch_size=BATCH,
         per_device_eval_batch_size=BATCH,
         gradient_accumulation_steps=ACCUMULATE,
         max_grad_norm=CLIP,
         max_steps=steps,
         logging_steps=1,
-        eval_strategy="steps",
         eval_steps=1,
         save_steps=SAVED_AT,
         disable_tqdm=True,
         use_cpu=True,
-        **{"report_to": "none", **more},
+        **{"report_to": "none", "per_device_train_batch_size": BATCH, "eval_strategy": "steps", **more},
     )
     model = Classifier()
     optimizer = torch.optim.SGD(model.parameters(), lr=LR)
@@ -93,6 +91,34 @@ def trainer(steps: int, callback: TorchtrackCallback | None, *, resume: bool, **
     )
     made.train(resume_from_checkpoint=resume)
     return made
+
+
+def in_other_ways() -> None:
+    once: dict[str, Any] = {"resume": False, "eval_strategy": "no", "save_strategy": "no"}
+    compiled: dict[str, Any] = {"torch_compile": True, "torch_compile_backend": "aot_eager"}
+    trainer(STEPS, TorchtrackCallback("compiled", watch=WATCH, dir=RUNS), **once, **compiled)
+    torchtrack.finish()
+    finding: dict[str, Any] = {"auto_find_batch_size": True, "per_device_train_batch_size": BATCH + 1}
+    trainer(STEPS, TorchtrackCallback("finding", watch=WATCH, dir=RUNS), **once, **finding)
+    torchtrack.finish()
+
+
+def checkpointed() -> None:
+    config = GPT2Config(vocab_size=16, n_positions=8, n_embd=8, n_layer=1, n_head=2, bos_token_id=0, eos_token_id=1)
+    words = [{"input_ids": torch.arange(i, i + 8) % 16, "labels": torch.arange(i, i + 8) % 16} for i in range(16)]
+    arguments = TrainingArguments(
+        output_dir=str(CHECKPOINTS),
+        max_steps=2,
+        logging_steps=1,
+        save_strategy="no",
+        report_to="none",
+        gradient_checkpointing=True,
+        disable_tqdm=True,
+        use_cpu=True,
+    )
+    callback = TorchtrackCallback("checkpointed", watch=WATCH, dir=RUNS)
+    Trainer(model=GPT2LMHeadModel(config), args=arguments, train_dataset=words, callbacks=[callback]).train()
+    torchtrack.finish()
 
 
 def accelerated() -> None:
@@ -129,6 +155,8 @@ def main() -> None:
     made = trainer(STEPS, TorchtrackCallback("trainer", watch=WATCH, **init), resume=True)
     made.predict(POINTS)
     torchtrack.finish()
+    in_other_ways()
+    checkpointed()
     accelerated()
     torchtrack.init(project="report_to", dir=RUNS)
     trainer(2, None, resume=False, report_to="torchtrack", run_name="unused", save_strategy="no")

@@ -1,0 +1,46 @@
+"""A rank that the others wait for."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from tests.stability import steps
+from tests.stability.steps import RNG, rules_of
+from torchtrack.stability import Step
+
+
+def phases(slow: int | None, ranks: int, phase: str, count: int = 40) -> list[Step]:
+    """Steps in which one rank is slow in a phase and the others wait for it in the backward pass."""
+    made = []
+    for at in range(count):
+        seconds = {
+            name: 0.01 * np.exp(RNG.normal(0, 0.2, ranks)) for name in ("data", "forward", "backward", "optimizer")
+        }
+        if slow is not None:
+            seconds[phase][slow] += 0.03
+            seconds["backward"][[rank for rank in range(ranks) if rank != slow]] += 0.03
+        made.append(Step(at, {}, {f"phase/{name}_s": dict(enumerate(own.tolist())) for name, own in seconds.items()}))
+    return made
+
+
+@pytest.mark.parametrize("ranks", [2, 4])
+@pytest.mark.parametrize("phase", ["data", "forward", "optimizer"])
+def test_the_slow_rank_is_told_from_those_that_wait(ranks: int, phase: str) -> None:
+    (one,) = steps.run(phases(1, ranks, phase))
+    assert (one.rule, one.ranks, one.names) == ("straggler", (1,), (f"phase/{phase}_s",))
+    assert one.evidence["wait"] == "backward"
+
+
+def test_ranks_of_equal_speed_have_no_straggler() -> None:
+    assert steps.run(phases(None, 4, "data", 300)) == []
+
+
+@pytest.mark.parametrize(("surplus_s", "found"), [(0.006, False), (0.015, True)])
+def test_a_fifth_of_the_step_has_to_be_waited_for(surplus_s: float, found: bool) -> None:
+    made = []
+    for at in range(40):
+        data = {rank: 0.02 + surplus_s * (rank == 1) for rank in range(3)}
+        backward = {rank: 0.02 + surplus_s * (rank != 1) for rank in range(3)}
+        made.append(Step(at, {}, {"phase/data_s": data, "phase/backward_s": backward}))
+    assert rules_of(steps.run(made)) == ["straggler"] * found
