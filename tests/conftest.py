@@ -66,6 +66,7 @@ def hygiene(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[None]:
         patch.setenv("TORCHTRACK_DIR", str(tmp_path / "runs"))
         patch.setenv("TORCHTRACK_SIDECAR", "0")
         patch.setenv("TORCHTRACK_LIVE_FINDINGS", "0")
+        patch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))  # where `torchtrack login` keeps keys
         guard.failures.clear()
         before = leaks.snapshot()
         yield

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from torchtrack import credentials
 from torchtrack.settings import ENVIRONMENT, Settings, environment_config
 
 
@@ -34,6 +35,8 @@ VARIABLES: dict[str, tuple[str, Any, Any, Any]] = {
     "tags": ("a, b,,a", ("a", "b"), ["c"], ("c",)),
     "dir": ("/env", Path("/env"), "/arg", Path("/arg")),
     "mode": ("disabled", "disabled", "offline", "offline"),
+    "url": ("http://[::1]:1/", "http://[::1]:1", "https://a.example", "https://a.example"),
+    "api_key": ("tt_env", "tt_env", "tt_arg", "tt_arg"),
     "sidecar": ("off", False, True, True),
     "live_findings": ("0", False, True, True),
     "alert_urls": ("json://a, /b.yml", ("json://a", "/b.yml"), "json://c", ("json://c",)),
@@ -64,6 +67,18 @@ def test_addresses_of_alerts_are_in_no_text_of_the_settings_nor_in_an_error() ->
     assert "token" not in str(raised.value)
 
 
+def test_runs_are_sent_where_a_server_is_known_unless_offline_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert Settings.resolve().mode == "offline"
+    credentials.keep("http://127.0.0.1:1", "tt_kept")
+    logged_in = Settings.resolve()
+    monkeypatch.setenv("TORCHTRACK_URL", "https://other.example")
+
+    assert (logged_in.mode, logged_in.url, logged_in.api_key) == ("online", "http://127.0.0.1:1", "tt_kept")
+    assert (Settings.resolve().url, Settings.resolve().api_key) == ("https://other.example", None)
+    assert Settings.resolve(mode="offline").mode == "offline"
+    assert "tt_kept" not in repr(logged_in)
+
+
 @pytest.mark.parametrize(("text", "on"), [("0", False), ("False", False), ("no", False), ("1", True), ("true", True)])
 def test_the_sidecar_variable_is_read_as_people_write_it(text: str, on: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TORCHTRACK_SIDECAR", text)
@@ -82,6 +97,8 @@ TYPES = [
     ("tags", ["a", 1], "tags= takes a list of strings, got"),
     ("dir", 7, "dir= takes a path, got int 7"),
     ("alert_urls", ["json://a", 7], "alert_urls= takes a list of URLs"),
+    ("url", 7, "url= takes the address of a server, got int 7"),
+    ("api_key", 7, "api_key= takes a string"),
     ("strict", 1, "strict= takes True or False, got int 1"),
     ("console", "yes", "console= takes True or False, got str 'yes'"),
     ("sidecar", "yes", "sidecar= takes True or False, got str 'yes'"),
@@ -91,7 +108,7 @@ TYPES = [
     ("mesh", ["dp"], "mesh= takes coordinates like"),
     ("mesh", {"dp": "0"}, "mesh= takes coordinates like"),
     ("mesh", {0: 0}, "mesh= takes coordinates like"),
-    ("colour", "red", "init() got the unknown argument 'colour'; it takes alert_findings, alert_urls, config"),
+    ("colour", "red", "init() got the unknown argument 'colour'; it takes alert_findings, alert_urls, api_key"),
 ]
 VALUES = [
     ("project", "", "project= takes a string of 1 to 256 characters, got ''"),
@@ -102,8 +119,13 @@ VALUES = [
     ("name", "", "name= takes a string of 1 to 256"),
     ("dir", "", "dir= takes the path of a folder, got ''"),
     ("dir", "a\0b", "dir= takes the path of a folder"),
-    ("mode", "of", "mode= takes one of 'offline', 'disabled'; got 'of'"),
-    ("mode", "online", 'mode= got "online", but this version has no server'),
+    ("mode", "of", "mode= takes one of 'offline', 'online', 'disabled'; got 'of'"),
+    ("mode", "online", "mode= got 'online', but no server is known: give url=, set TORCHTRACK_URL, or use torchtrack"),
+    ("url", "host", "a server is given as https://host"),
+    ("url", "ftp://host", "a server is given as https://host"),
+    ("url", "https://user:word@host", "holds no user, password"),
+    ("url", "http://a.example", "http://a.example is not encrypted"),
+    ("api_key", " ", "api_key= takes a key as the server gave it"),
     ("mode", 3, "mode= takes one of"),
     ("alert_urls", ["json://" + "x" * 3000], "together at most 2500 characters"),
     ("alert_findings", "bad", "alert_findings= takes one of 'info', 'warning', 'critical', 'none'; got 'bad'"),

@@ -49,7 +49,9 @@ def init(
     tags: Sequence[str] | None = None,
     notes: str | None = None,
     dir: str | os.PathLike[str] | None = None,  # noqa: A002
-    mode: Literal["offline", "disabled"] | None = None,
+    mode: Literal["offline", "online", "disabled"] | None = None,
+    url: str | None = None,
+    api_key: str | None = None,
     resume: Resume | bool | None = None,
     mesh: Mapping[str, int] | None = None,
     strict: bool | None = None,
@@ -76,7 +78,10 @@ def init(
         tags: labels to filter by.
         notes: free text.
         dir: the folder runs are written to (default ./torchtrack-runs).
-        mode: "offline" writes to the folder; "disabled" accepts every call and does nothing.
+        mode: "offline" writes to the folder; "online" sends it to a server from there; "disabled" accepts every call
+            and does nothing. Online is the default where a server is known, by `url`, TORCHTRACK_URL or a login.
+        url: the server.
+        api_key: the key for it; better in TORCHTRACK_API_KEY or kept by `torchtrack login`.
         resume: "auto" continues the run of this id, or of this launch after a restart; "must" insists that it exists;
             "allow" continues it if the id exists; "never" refuses an existing one. True is "auto", False is "never".
         mesh: this rank's coordinates in the device mesh, such as {"dp": 3, "tp": 0}.
@@ -95,7 +100,8 @@ def init(
 
     Raises:
         TypeError: an argument of the wrong type.
-        ValueError: a value that is not allowed, resume="must" without such a run, resume="never" with one.
+        ValueError: a value that is not allowed, mode="online" where no server is known,
+            resume="must" without such a run, resume="never" with one.
     """
     settings = Settings.resolve(
         project=project,
@@ -108,6 +114,8 @@ def init(
         notes=notes,
         dir=dir,
         mode=mode,
+        url=url,
+        api_key=api_key,
         resume={True: "auto", False: "never"}.get(resume, resume) if isinstance(resume, bool) else resume,
         mesh=mesh,
         strict=strict,
@@ -144,7 +152,8 @@ def _open(settings: Settings, values: dict[str, Any]) -> Run:
     if _can_write(settings) and identity.rank == 0 and not identity.provisional:
         again = f", attempt {identity.attempt}" if identity.attempt > 1 else ""
         name = identity.name or settings.name or name_of(identity.uid)
-        say(f"run {name} ({identity.project}/{identity.id}{again}) is recorded in {settings.dir}")
+        sent = f" and sent to {settings.url}" if settings.mode == "online" else ""
+        say(f"run {name} ({identity.project}/{identity.id}{again}) is recorded in {settings.dir}{sent}")
     return run
 
 

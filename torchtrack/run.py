@@ -57,6 +57,9 @@ _PATIENCE_S: Final = {"finish": 3.0, "exit": 1.0}
 """How long the last samples wait for other ranks to merge with, by how the run ends."""
 _PATIENCE_OF_FAILURES_S: Final = 0.2
 _MAX_ERROR: Final = 4000
+_LOOK_S: Final = 0.05
+_LAST_LOOK_S: Final = 0.2
+"""How often a run that ends looks whether the server has its rows, and how long before its time is up it stops."""
 _NOBODY: Final = Identity("0" * 16, "disabled", "", None, 1, 0, 0, 0, 1, provisional=False)
 
 
@@ -72,12 +75,15 @@ class Run:
         self.settings = settings
         self.disabled = job is None
         """Whether every call is accepted and nothing recorded."""
-        self._redactor = Redactor(secrets=[url for url in settings.alert_urls if "://" in url])
+        secrets_given = [url for url in settings.alert_urls if "://" in url]
+        self._redactor = Redactor(secrets=[*secrets_given, *([settings.api_key] if settings.api_key else [])])
         self._job = job
         self._lock = threading.Lock()
         self._finished = False
         self._forked = False
         self._is_child = False
+        self._began_ns = time.time_ns()
+        self._pause = threading.Event()
         self._renamed: str | None = None
         self._parent: str | None = None
         """The stream of the process this one was forked from."""
@@ -134,7 +140,9 @@ class Run:
         background, settings = self._background, self.settings
         background.submit("environment", lambda: self._tell("environment", environment.slow()))
         if settings.sidecar:
-            self._sidecar = Sidecar(settings.dir, alerts=self._delivery(), lookout=settings.live_findings)
+            self._sidecar = Sidecar(
+                settings.dir, alerts=self._delivery(), lookout=settings.live_findings, upload=self._destination()
+            )
             background.every(_SIDECAR_INTERVAL_S, "sidecar", self._register)
             background.every(_SIDECAR_INTERVAL_S, "the black box", self._look_at_steps)
         if settings.system_interval > 0:
@@ -203,8 +211,9 @@ class Run:
 
     @property
     def url(self) -> str | None:
-        """Where to look at it; None while the run is only on this machine."""
-        return None
+        """Where to look at it; None if it is only on this machine."""
+        server = self.settings.url if self.settings.mode == "online" else None
+        return f"{server}/runs/{self.uid}" if server and not self.disabled else None
 
     @property
     def dir(self) -> str:
@@ -522,19 +531,24 @@ class Run:
         }
 
         sealed: list[bool] = []
+        writers: list[Writer] = []
 
         def close(writer: Writer) -> None:
             writer.meta(ended)
             sealed.append(writer.seal(reason))
             writer.close()
+            writers.append(writer)
 
         written = self._recorder.stop(max(0.1, deadline - time.monotonic()), close) and all(sealed)
+        unsent = 0
+        if writers and reason in _PATIENCE_S:
+            unsent = self._await_upload(writers[0], deadline)
         if self._sidecar is not None:
             self._sidecar.close()
         if self._job is not None:
             self._job.close(min(1.0, max(0.1, deadline - time.monotonic())))
         if not quiet and not self._is_child and self._who().rank == 0:
-            self._say_goodbye(written=written, settled=settled)
+            self._say_goodbye(written=written, settled=settled, unsent=unsent)
 
     def _end_watching(self, reason: str) -> None:
         within = self.settings.finish_timeout * _MERGE_SHARE
@@ -548,13 +562,42 @@ class Run:
             guard.attempt("unwatch()", watcher.join, max(0.1, until - time.monotonic()))
         self._unwatched = []
 
-    def _say_goodbye(self, *, written: bool, settled: bool) -> None:
+    def _await_upload(self, writer: Writer, deadline: float) -> int:
+        """Wait until the server has this rank's rows, if it is there at all; how many it has not when this returns."""
+        url = self.settings.url
+        if url is None or self.settings.mode != "online":
+            return 0
+        from torchtrack.sidecar.upload import progress, tail
+
+        if not self._is_sent:
+            return tail.rows_from(writer.path, 0, deadline)
+        while True:
+            known = progress.of_this_node(self.settings.dir, url, self._began_ns)
+            position = known.position(f"{self._stream:016x}")
+            if position >= writer.seq:
+                return 0
+            if known.stuck or time.monotonic() + _LAST_LOOK_S > deadline:
+                return tail.rows_from(writer.path, position, deadline)
+            self._pause.wait(_LOOK_S)
+
+    @property
+    def _is_sent(self) -> bool:
+        """Whether there is a sidecar that sends what this rank writes."""
+        return self._sidecar is not None and supported()
+
+    def _say_goodbye(self, *, written: bool, settled: bool, unsent: int = 0) -> None:
         identity = self._who()
         dropped = self._recorder.dropped_rows
         trouble = "" if written else "; the disk did not take everything in time"
         trouble += "" if settled else "; some images or other media were not written in time"
         trouble += f"; {dropped} rows were dropped" if dropped else ""
-        say(f"run {self.name} ended{trouble}; look: torchtrack show {identity.uid} --dir {_shown(self.settings.dir)}")
+        where = _shown(self.settings.dir)
+        if unsent:
+            how = "are being sent, or will be" if self._is_sent else "are sent"
+            trouble += f"; {unsent:,} rows of this rank are not on the server yet; they lie in {where} and {how} by "
+            trouble += f"torchtrack sync {identity.uid} --dir {where}"
+        look = self.url if self.url and not unsent else f"torchtrack show {identity.uid} --dir {where}"
+        say(f"run {self.name} ended{trouble}; look: {look}")
 
     def __deepcopy__(self, memo: object) -> Run:
         return self  # a model or data set that holds the run may be copied; the run is still one
@@ -614,6 +657,12 @@ class Run:
     def _about(self) -> dict[str, Any]:
         identity = self._who()
         return {"id": identity.id, **self._labels, "project": identity.project}
+
+    def _destination(self) -> dict[str, object] | None:
+        """Where the sidecar is to send what this rank writes, if anywhere."""
+        if self.settings.mode != "online":
+            return None
+        return {"url": self.settings.url, "key": self.settings.api_key}
 
     def _delivery(self) -> dict[str, object] | None:
         """Where the sidecar is to take alerts, if anywhere; says so where it cannot."""

@@ -9,14 +9,17 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Final, Literal
 
-Mode = Literal["offline", "disabled"]
+from torchtrack import credentials
+
+Mode = Literal["offline", "online", "disabled"]
 Resume = Literal["auto", "must", "allow", "never"]
 
-MODES: Final = ("offline", "disabled")
+MODES: Final = ("offline", "online", "disabled")
 RESUMES: Final = ("auto", "must", "allow", "never")
 SEVERITIES: Final = ("info", "warning", "critical", "none")
 _MAX_URLS: Final = 2500
 """Characters of all addresses together: they go to the sidecar in one datagram."""
+_MAX_KEY: Final = 400
 ENVIRONMENT: Final = {
     "project": "TORCHTRACK_PROJECT",
     "name": "TORCHTRACK_NAME",
@@ -26,6 +29,8 @@ ENVIRONMENT: Final = {
     "tags": "TORCHTRACK_TAGS",
     "dir": "TORCHTRACK_DIR",
     "mode": "TORCHTRACK_MODE",
+    "url": "TORCHTRACK_URL",
+    "api_key": "TORCHTRACK_API_KEY",
     "sidecar": "TORCHTRACK_SIDECAR",
     "live_findings": "TORCHTRACK_LIVE_FINDINGS",
     "alert_urls": "TORCHTRACK_ALERT_URLS",
@@ -56,7 +61,12 @@ class Settings:
     dir: Path = Path("torchtrack-runs")
     """The folder runs are written to."""
     mode: Mode = "offline"
-    """offline: to the folder; disabled: every call is accepted and nothing happens."""
+    """offline: to the folder; online: to the folder, and from there to a server; disabled: every call is accepted and
+    nothing happens. If not given: online where a server is known, else offline."""
+    url: str | None = None
+    """The server that runs are sent to."""
+    api_key: str | None = field(default=None, repr=False)
+    """The key for it. A secret: never written to the journal."""
     resume: Resume = "auto"
     """auto: continue the run of this id, or of this launch after a restart; must: it has to exist; allow: continue it
     if the id exists; never: it must not exist."""
@@ -101,7 +111,25 @@ class Settings:
                 chosen[name] = check(name, _parse(name, os.environ[variable], variable), variable)
         if "config" in given and os.environ.get(ENVIRONMENT["config"]):
             check("config", _parse("config", os.environ[ENVIRONMENT["config"]], ENVIRONMENT["config"]), "config")
+        _choose_server(chosen)
         return cls(**chosen)
+
+
+def _choose_server(chosen: dict[str, Any]) -> None:
+    """Where runs are sent: what was given, else the server that was logged in to, if any."""
+    if chosen.get("mode") in ("offline", "disabled"):
+        return
+    url = chosen.get("url") or credentials.default_url()
+    if url is None:
+        if chosen.get("mode") == "online":
+            raise ValueError(
+                "mode= got 'online', but no server is known: give url=, set TORCHTRACK_URL, or use torchtrack login"
+            )
+        return
+    chosen.update(mode="online", url=url)
+    key = chosen.get("api_key") or credentials.key_for(url)
+    if key:
+        chosen["api_key"] = key
 
 
 def environment_config() -> dict[str, Any]:
@@ -155,6 +183,12 @@ def check(name: str, value: Any, source: str) -> Any:
         return tuple(dict.fromkeys(tags))
     if name == "alert_urls":
         return _addresses(value, source)
+    if name == "api_key":
+        return _secret(value, source)
+    if name == "url":
+        if not isinstance(value, str):
+            raise TypeError(f"{source} takes the address of a server, got {type(value).__name__} {value!r}")
+        return credentials.check_url(value)
     if name == "dir":
         if not isinstance(value, (str, os.PathLike)):
             raise TypeError(f"{source} takes a path, got {type(value).__name__} {value!r}")
@@ -203,11 +237,15 @@ def _addresses(value: Any, source: str) -> tuple[str, ...]:
 
 
 def _choice(value: Any, allowed: tuple[str, ...], source: str) -> Any:
-    if value == "online":
-        raise ValueError(
-            f'{source} got "online", but this version has no server to send to; use "offline" (the default): the run '
-            "is recorded completely and can be sent later"
-        )
     if value not in allowed:
         raise ValueError(f"{source} takes one of {', '.join(map(repr, allowed))}; got {value!r}")
     return value
+
+
+def _secret(value: Any, source: str) -> str:
+    """No message repeats it."""
+    if not isinstance(value, str):
+        raise TypeError(f"{source} takes a string")
+    if not value.strip() or len(value) > _MAX_KEY or not value.isascii() or not value.strip().isprintable():
+        raise ValueError(f"{source} takes a key as the server gave it: at most {_MAX_KEY} printable characters")
+    return value.strip()

@@ -19,7 +19,8 @@ ARROWS: dict[str, set[str]] = {
     "guard": set(),
     "records": set(),
     "histogram": set(),
-    "settings": set(),
+    "settings": {"credentials"},
+    "credentials": set(),
     "blobs": set(),
     "naming": set(),
     "phases": set(),
@@ -37,7 +38,8 @@ ARROWS: dict[str, set[str]] = {
     "journal": {"records"},
     "columns": {"records"},
     "recorder": {"columns", "journal", "records"},
-    "sidecar": {"alerts", "journal", "records"},
+    "wire": {"journal"},
+    "sidecar": {"alerts", "credentials", "journal", "records", "wire"},
     "watch": {"histogram", "journal", "records"},
     "stability": {"batches", "histogram"},
     "values": {"columns", "histogram", "media", "recorder", "watch"},
@@ -66,9 +68,9 @@ ARROWS: dict[str, set[str]] = {
     "launch": {"active", "run", "watch"},
     # the reader's side
     "api": {"batches", "histogram", "journal", "naming", "records", "sidecar", "stability"},
-    "server": {"api", "histogram", "journal", "naming", "records", "stability"},
+    "server": {"api", "credentials", "histogram", "journal", "naming", "records", "stability", "wire"},
     "lookout": {"api", "journal", "records", "stability"},
-    "cli": {"alerts", "api", "journal", "launch", "records"},
+    "cli": {"alerts", "api", "credentials", "journal", "launch", "records", "server", "sidecar", "wire"},
     # everyone's
     "testing": {"histogram"},
     "": set(),
@@ -84,10 +86,10 @@ WITHOUT_TORCH = (
     "lookout",
     "records",
     "recorder",
+    "server",
     "settings",
     "sidecar",
     "stability",
-    "server",
 )
 
 

@@ -11,6 +11,9 @@ from typing import Any
 import pytest
 
 from tests.api.journals import RankJournal
+from tests.server.running import Running
+from torchtrack.server.app import Config
+from torchtrack.server.budget import Limits
 from torchtrack.server.metrics import MetricsStore
 
 _numbers = itertools.count()
@@ -62,3 +65,18 @@ def journal(runs: Path) -> Iterator[Callable[..., RankJournal]]:
     yield make
     for one in made:
         one.abandon()
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
+    """A server on loopback that takes requests as fast as they come."""
+    limits = Limits(job_requests_per_s=1000, interval_s=0.01, key_requests_per_s=2000, body_bytes=4 << 20)
+    running = Running(Config(data=tmp_path_factory.mktemp("server"), limits=limits))
+    yield running
+    running.stop()
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Of local runs."""
+    return tmp_path / "runs"

@@ -11,7 +11,11 @@ from torchtrack.cli.findings import findings
 from torchtrack.cli.fsck import fsck
 from torchtrack.cli.launch import launch
 from torchtrack.cli.list import ls
+from torchtrack.cli.login import login
+from torchtrack.cli.server import server
 from torchtrack.cli.show import show
+from torchtrack.cli.status import status
+from torchtrack.cli.sync import sync
 from torchtrack.cli.watch_run import watch_run
 from torchtrack.version import __version__
 
@@ -26,5 +30,6 @@ def main() -> None:
     """
 
 
-for _command in (ls, show, findings, blackbox, diff, watch_run, export, fsck, launch):
+_COMMANDS = (ls, show, findings, blackbox, diff, watch_run, export, fsck, launch, server, login, sync, status)
+for _command in _COMMANDS:
     main.add_command(_command)

@@ -44,6 +44,10 @@ _CRC: Final = struct.Struct("<I")
 _SEED: Final = struct.Struct("<QQ")
 
 
+class TooLargeError(ValueError):
+    """What was compressed has more bytes than allowed."""
+
+
 class Kind(IntEnum):
     """What a frame's payload is."""
 
@@ -209,25 +213,35 @@ def compress(payload: bytes | pa.Buffer) -> tuple[Codec, bytes | pa.Buffer]:
     """A payload as it is stored: zstd where that makes it smaller."""
     if memoryview(payload).nbytes < COMPRESS_FROM:
         return Codec.NONE, payload
-    stored = _zstd().compress(payload, asbytes=True)
+    stored = zstd(payload)
     return (Codec.ZSTD, stored) if len(stored) < memoryview(payload).nbytes else (Codec.NONE, payload)
 
 
-def decompress(stored: bytes | memoryview) -> bytes:
+def zstd(data: bytes | pa.Buffer) -> bytes:
+    """Bytes as one zstd frame."""
+    return bytes(_zstd().compress(data, asbytes=True))
+
+
+def decompress(stored: bytes | memoryview, most: int | None = None) -> bytes:
     """What `compress` stored with zstd.
 
+    Args:
+        stored: the compressed bytes.
+        most: how many bytes it may become; `MAX_PAYLOAD` if not given.
+
     Raises:
-        ValueError: it is no zstd frame, or grows beyond `MAX_PAYLOAD`.
+        ValueError: it is no zstd frame, or grows beyond `most`.
     """
     import pyarrow as pa
 
+    most = MAX_PAYLOAD if most is None else most
     pieces: list[bytes] = []
     try:
         with pa.CompressedInputStream(pa.BufferReader(stored), "zstd") as stream:
             while piece := stream.read(_PIECE):
                 pieces.append(piece)
-                if sum(map(len, pieces)) > MAX_PAYLOAD:
-                    raise ValueError(f"a payload grows beyond {MAX_PAYLOAD} bytes when decompressed")
+                if sum(map(len, pieces)) > most:
+                    raise TooLargeError(f"a payload grows beyond {most} bytes when decompressed")
     except OSError as error:
         raise ValueError(f"a payload does not decompress: {error}") from error
     return b"".join(pieces)

@@ -174,6 +174,11 @@ class Stream:
         return role
 
     @property
+    def offset(self) -> int:
+        """Where the next frame begins in the file of the current `segment`."""
+        return self._offset
+
+    @property
     def state(self) -> str:
         """The worst that is known: damaged, then sealed, pending, ok."""
         if self.damages:

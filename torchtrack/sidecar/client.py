@@ -39,6 +39,7 @@ class Sidecar:
         heartbeat_s: time between heartbeats, if this rank is the one that starts the sidecar.
         timeout_s: the longest that a call takes.
         alerts: where the alerts of this rank go, `urls`, and from which severity on `findings` do; None for nowhere.
+        upload: where what this rank writes is sent: `url` and `key`; None for nowhere.
         lookout: whether the stability rules run beside the training; only rank 0 gets an answer to that.
     """
 
@@ -50,13 +51,14 @@ class Sidecar:
         timeout_s: float = 1.0,
         alerts: Mapping[str, object] | None = None,
         lookout: bool = False,
+        upload: Mapping[str, object] | None = None,
     ) -> None:
         self.errors = 0
         """How many calls found no sidecar."""
         self._directory = directory.absolute()
         self._heartbeat_s = heartbeat_s
         self._timeout_s = timeout_s
-        self._wishes: dict[str, object] = {"alerts": alerts, "lookout": lookout}
+        self._wishes: dict[str, object] = {"alerts": alerts, "lookout": lookout, "upload": upload}
         self._start_at = 0.0
         self._starter: subprocess.Popen[bytes] | None = None
         self._closed = not supported()

@@ -42,6 +42,11 @@ class Helper:
         if self._followed.pop(stream, None) is not None:
             self._tell({"stream": stream, "ended": True})
 
+    def ending(self, stream: str) -> None:
+        """The run has ended in the process that wrote a stream; its last rows are being written."""
+        if stream in self._followed:
+            self._tell({"stream": stream, "ending": True})
+
     def look(self) -> None:
         """Replace a process that has died."""
         if self._process is not None and self._process.poll() is not None:

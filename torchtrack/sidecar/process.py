@@ -99,11 +99,14 @@ class Sidecar:
         self._writers: dict[str, Writer] = {}
         self._poll = select.poll()
         self._wake, self._wake_in = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+        self._upload: Mapping[str, object] | None = None
+        """Where runs are sent, if any rank has said so."""
         self._stop_at: float | None = None
         self._leave_at = time.monotonic() + _FIRST_REQUEST_S
         self._beat_at = time.monotonic() + heartbeat_s
         self._gathering = gathering.Gathering(directory, lambda: self._stop_at is not None)
         self._courier = Helper("torchtrack.sidecar.courier", directory)
+        self._uploads = Helper("torchtrack.sidecar.upload", directory)
         self._lookout = Helper("torchtrack.lookout", directory)
         self._keeps: dict[str, tuple[float, str]] = {}
         self._kept: dict[str, float] = {}
@@ -127,8 +130,8 @@ class Sidecar:
         for uid in list(self._writers):
             self._seal(uid, "left")
         guard.attempt("gathering journals", self._gathering.finish)
-        guard.attempt("leaving the lookout", self._lookout.close)
-        guard.attempt("leaving the courier", self._courier.close)
+        for helper in (self._lookout, self._courier, self._uploads):
+            guard.attempt("leaving a helper", helper.close)
 
     def _terminate(self, *_: object) -> None:
         # The ranks are often terminated in the same moment; their exits are worth a short wait.
@@ -175,6 +178,7 @@ class Sidecar:
         elif what == "ended":
             watched.live, watched.why = False, str(request.get("reason", ""))
             guard.attempt("the last findings", self._lookout.ended, stream)
+            guard.attempt("the last rows", self._uploads.ending, stream)
         elif what == "keep":
             return self._order_keep(watched.uid, str(request.get("why", "")))
         return True
@@ -185,9 +189,20 @@ class Sidecar:
         lookout = request.get("lookout") is True and watched.rank == 0 and watched.live
         if lookout:
             self._lookout.follow(stream, place)
-        alerts = request.get("alerts")
+        alerts, upload = request.get("alerts"), request.get("upload")
         if isinstance(alerts, dict):
             self._courier.follow(stream, {**place, **alerts, "lookout": lookout})
+        if isinstance(upload, dict):
+            self._upload = upload
+            self._uploads.follow(stream, {**place, **upload})
+            self._send_own(watched.uid)
+
+    def _send_own(self, uid: str) -> None:
+        """The sidecar's own stream of a run is sent too."""
+        writer = self._writers.get(uid)
+        if writer is not None and self._upload is not None:
+            request = {"uid": uid, "rank": -1, **self._upload}
+            guard.attempt("following for upload", self._uploads.follow, writer.path.stem, request)
 
     def _register(self, stream: str, uid: str, pid: int) -> bool:
         stat = _stat(pid)
@@ -218,6 +233,7 @@ class Sidecar:
             self._write_exit(stream, watched, end)
             guard.attempt("the last findings", self._lookout.ended, stream)
             guard.attempt("the last alerts", self._courier.ended, stream)
+            guard.attempt("the last rows", self._uploads.ended, stream)
             for written in _gathered(stream, watched):
                 self._gathering.ended(written)
         if ended and not self._watched:
@@ -274,8 +290,8 @@ class Sidecar:
         for uid, streams in live.items():
             record = json.dumps({"time_ns": time.time_ns(), "streams": streams})
             self._writer(uid).append(Kind.HEARTBEAT, record.encode())
-        guard.attempt("looking after the lookout", self._lookout.look)
-        guard.attempt("looking after the courier", self._courier.look)
+        for helper in (self._lookout, self._courier, self._uploads):
+            guard.attempt("looking after a helper", helper.look)
         self._gathering.look([each for stream, watched in self._watched.items() for each in _gathered(stream, watched)])
 
     def _writer(self, uid: str) -> Writer:
@@ -284,6 +300,7 @@ class Sidecar:
             stream = secrets.randbits(64)
             folder = self._directory / uid / "nodes"
             writer = self._writers[uid] = Writer(folder, f"{stream:016x}", stream, _opening(uid))
+            self._send_own(uid)
         return writer
 
     def _seal_if_unused(self, uid: str) -> None:
@@ -293,6 +310,7 @@ class Sidecar:
     def _seal(self, uid: str, reason: str) -> None:
         writer = self._writers.pop(uid, None)
         if writer is not None:
+            guard.attempt("the last rows", self._uploads.ended, writer.path.stem)
             # Sealing waits for the disk; the next process to die must not. The interpreter waits for it at the end.
             threading.Thread(target=_end, args=(writer, reason), name="torchtrack-seal").start()
 

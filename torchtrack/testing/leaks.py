@@ -28,8 +28,9 @@ import psutil
 exempt_processes: Final[set[int]] = set()
 """Process ids that are meant to outlive a test: the pool of `torchtrack.testing.ranks` enters its own here."""
 
-ENDING_THREADS: Final = frozenset({"torchtrack kernel loader", "tqdm_monitor"})
-"""Names of threads that a process has once, and that end by themselves or with it: torch's compiler starts tqdm's."""
+ENDING_THREADS: Final = frozenset({"torchtrack kernel loader", "tqdm_monitor", "AnyIO worker thread"})
+"""Names of threads that a process has once, and that end by themselves or with it: torch's compiler starts tqdm's, a
+server those of AnyIO."""
 
 ENDING_PROCESS: Final = "from torchtrack.watch.kernels import compile; compile.main()"
 """What a child process that ends by itself likewise was told to run."""

@@ -1,0 +1,43 @@
+"""`torchtrack server`: take runs from many machines."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from torchtrack.cli import common
+
+
+@click.command()
+@click.option(
+    "--data",
+    type=click.Path(path_type=Path),
+    default=Path("torchtrack-server"),
+    show_default=True,
+    help="Folder of everything the server keeps.",
+)
+@click.option("--host", default="127.0.0.1", show_default=True, help="Where it listens.")
+@click.option("--port", type=click.IntRange(0, 65535), default=7420, show_default=True, help="0 takes a free one.")
+@click.option("--allow-host", "hosts", multiple=True, metavar="NAME", help="A name under which it is asked; repeat it.")
+@click.option("--no-token", is_flag=True, help="Let in everyone on this machine. Refused where others can connect.")
+def server(data: Path, host: str, port: int, hosts: tuple[str, ...], no_token: bool) -> None:
+    """Take runs from many machines and keep them as their ranks wrote them.
+
+    Its first key is made at the first start and lies in DATA/token. Log in on the machines that train with
+    `torchtrack login URL`. What has arrived lies in DATA/runs and is read by every command: `torchtrack ls DATA/runs`.
+    Put a server that serves TLS before it where others can listen on the network.
+    """
+    with common.friendly():
+        try:
+            from torchtrack.server.app import Config
+            from torchtrack.server.serve import serve
+        except ImportError as error:
+            raise click.ClickException(
+                f"{error}; install what the server needs: pip install 'torchtrack[server]'"
+            ) from None
+        serve(
+            Config(data=data, host=host, hosts=hosts, token=not no_token),
+            port,
+            say=lambda text: click.echo(text, err=True),
+        )

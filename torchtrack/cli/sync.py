@@ -1,0 +1,177 @@
+"""`torchtrack sync`: have a server take what it has not yet."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import click
+
+from torchtrack.cli import common
+
+if TYPE_CHECKING:
+    from torchtrack.sidecar.upload.engine import Uploader
+    from torchtrack.sidecar.upload.tail import Tail
+
+_OUT_OF_REACH: Final = ("unreachable", "busy", "refused")
+_NO_USE: Final = ("no_key", "version")
+
+
+@click.command()
+@click.argument("runs", nargs=-1, metavar="[RUN]...")
+@common.folder_option
+@click.option("--url", help="The server; default TORCHTRACK_URL, else the one logged in to.")
+@click.option(
+    "--timeout",
+    "timeout_s",
+    type=click.FloatRange(0),
+    default=120.0,
+    show_default=True,
+    metavar="SECONDS",
+    help="How long the server may be out of reach.",
+)
+@click.option("--json", "as_json", is_flag=True, help="One JSON object instead of sentences.")
+def sync(runs: tuple[str, ...], folder: Path | None, url: str | None, timeout_s: float, as_json: bool) -> None:
+    """Send RUNs, or all runs of the folder, to the server. May be done at any time, as often as you like.
+
+    What is there already is not sent again, and a run may be written meanwhile: then its rows so far are sent. The exit
+    code is 0 only if the server confirms the number and the checksum of all frames there are.
+    """
+    from torchtrack import credentials
+
+    with common.friendly():
+        address = url or credentials.default_url()
+        if address is None:
+            raise click.ClickException("no server: give --url, set TORCHTRACK_URL, or use torchtrack login")
+        address = credentials.check_url(address)
+        place = folder or common.default_folder()
+        paths = _paths(place, runs)
+        uploader = _uploader(place, address, paths)
+        with _shown(uploader, quiet=as_json):
+            gave_up = _send(uploader, timeout_s)
+    report = _report(uploader, address, gave_up)
+    click.echo(json.dumps(report, indent=2) if as_json else _in_words(report))
+    if not report["synced"]:
+        raise SystemExit(1)
+
+
+def _paths(place: Path, runs: Sequence[str]) -> list[Path]:
+    """The journals of these runs, of all if none are named."""
+    from torchtrack.journal.reader import find_streams
+
+    if not place.exists():
+        common.open_source(place)
+    paths = find_streams(place)
+    if runs:
+        api = common.open_source(place)
+        uids = {common.open_run(api, name).uid for name in runs}
+        paths = [path for path in paths if _belongs(path, uids)]
+    if not paths:
+        raise click.ClickException(f"no journals in {place}")
+    return paths
+
+
+def _belongs(path: Path, uids: set[str]) -> bool:
+    from torchtrack.journal.reader import Stream
+
+    if path.parent.parent.name in uids:
+        return True
+    stream = Stream(path)
+    for _ in stream.stored():
+        if stream.joined is not None:
+            break
+    return stream.uid in uids
+
+
+def _uploader(place: Path, url: str, paths: Sequence[Path]) -> Uploader:
+    from torchtrack import credentials
+    from torchtrack.sidecar.upload.engine import Uploader
+    from torchtrack.sidecar.upload.progress import Progress
+    from torchtrack.sidecar.upload.transport import Http
+
+    uploader = Uploader(Http(url, lambda: credentials.key_for(url)), Progress(place, url, "sync"))
+    for path in paths:
+        tail = uploader.follow(path, 0 if path.parent.name == "nodes" else 2)
+        tail.hurried = True
+    return uploader
+
+
+def _send(uploader: Uploader, timeout_s: float) -> str | None:
+    """Until there is nothing more to send; else why not."""
+    good = time.monotonic()
+    while True:
+        wait = uploader.step()
+        if uploader.state == "ok":
+            good = time.monotonic()
+            if uploader.idle:
+                return None
+        elif uploader.state in _NO_USE:
+            return uploader.problem
+        elif uploader.state in _OUT_OF_REACH and time.monotonic() + wait > good + timeout_s:
+            return f"the server was out of reach for {timeout_s:.0f} s: {uploader.problem}"
+        time.sleep(wait)
+
+
+@contextmanager
+def _shown(uploader: Uploader, *, quiet: bool) -> Iterator[None]:
+    """A line that moves, on a terminal."""
+    from rich.console import Console
+    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
+
+    console = Console(stderr=True)
+    if quiet or not console.is_terminal:
+        yield
+        return
+    total = sum(tail.path.stat().st_size for tail in uploader.tails.values() if tail.path.exists())
+    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, transient=True) as bar:
+        task = bar.add_task("sending", total=total)
+        uploader.on_read = lambda size: bar.update(task, advance=size)
+        yield
+
+
+def _report(uploader: Uploader, url: str, gave_up: str | None) -> dict[str, Any]:
+    problems: list[dict[str, str]] = [] if gave_up is None else [{"where": url, "why": gave_up}]
+    for tail in uploader.tails.values():
+        problems += [{"where": tail.path.name, "why": why} for why in _why(tail)]
+    media = [{"where": f"media/{name}", "why": why} for name, why in uploader.files_left.items()]
+    tails = uploader.tails.values()
+    return {
+        "synced": not problems and not media,
+        "url": url,
+        "streams": len(tails),
+        "frames": sum(tail.at.frames for tail in tails),
+        "open": sum(not tail.sealed for tail in tails),
+        "problems": problems + media,
+    }
+
+
+def _why(tail: Tail) -> list[str]:
+    """What of a stream the server does not have, or what is not as it should be."""
+    why = [each for each in (tail.problem, tail.trouble) if each]
+    if not tail.problem and tail.acked < tail.at.next:
+        why.append(f"frames {tail.acked} to {tail.at.next - 1} have not arrived")
+    if not tail.problem and tail.acked > tail.at.next:
+        why.append(f"the server has {tail.acked} frames, here are {tail.at.next}: this is an older copy")
+    lost = sum(high - low + 1 for low, high in tail.lost)
+    there = sum(high - low + 1 for low, high in tail.missing_there)
+    if lost:
+        why.append(f"{common.plural(lost, 'frame')} damaged here (torchtrack fsck says more)")
+    if there and not lost:
+        why.append(f"{common.plural(there, 'frame')} missing on the server")
+    if tail.pending and not tail.sealed:
+        why.append("its end cannot be read: it is being written, or was cut off")
+    return why
+
+
+def _in_words(report: dict[str, Any]) -> str:
+    lines = [f"  {each['where']}: {each['why']}" for each in report["problems"]]
+    what = f"{common.plural(report['frames'], 'frame')} of {common.plural(report['streams'], 'journal')}"
+    still = f"; {common.plural(report['open'], 'journal')} not ended yet" if report["open"] else ""
+    if report["synced"]:
+        return f"synced: {report['url']} has all {what}, and their checksums agree{still}"
+    return "\n".join([f"not synced to {report['url']}: {what}{still}", *lines])

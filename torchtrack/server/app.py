@@ -1,0 +1,145 @@
+"""The server as an ASGI application: what its parts share, its routes under /api/v1, its doors.
+
+app = create_app(Config(data=Path("data")))
+mount(app, router, scope="read")        # further routes, under /api/v1, behind a key
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import time
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from fastapi import APIRouter, Depends, FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+
+from torchtrack import wire
+from torchtrack.credentials import is_loopback
+from torchtrack.server import auth, ingest
+from torchtrack.server.budget import Budget, Limits
+from torchtrack.server.journals import Committer, JournalStore
+from torchtrack.server.media import MediaStore
+from torchtrack.server.problems import ApiError
+from torchtrack.version import __version__
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """How a server is set up.
+
+    Attributes:
+        data: the folder of everything it keeps: `runs` is laid out as a local folder of runs.
+        host: where it listens.
+        hosts: further names under which it may be asked.
+        token: whether a key is needed. Without one only this machine may reach it.
+        limits: what it takes.
+    """
+
+    data: Path
+    host: str = "127.0.0.1"
+    hosts: Sequence[str] = ()
+    token: bool = True
+    limits: Limits = field(default_factory=Limits)
+
+    def __post_init__(self) -> None:
+        """Refuse to stand open.
+
+        Raises:
+            ValueError: it would be open to everyone.
+        """
+        if not self.token and not is_loopback(self.host):
+            raise ValueError(
+                f"without a token everyone who reaches {self.host} could read and write all runs; listen on 127.0.0.1, "
+                "or leave --no-token away"
+            )
+
+    @property
+    def runs(self) -> Path:
+        """The folder of the journals."""
+        return self.data / "runs"
+
+
+def create_app(config: Config) -> FastAPI:
+    """The application, with the routes of uploading. Makes its folders and takes hold of them.
+
+    Raises:
+        BlockingIOError: another server has this data folder.
+        OSError: it cannot be written.
+    """
+    config.data.mkdir(0o700, parents=True, exist_ok=True)
+    lock = (config.data / "lock").open("a")
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        lock.close()
+        raise BlockingIOError(f"another server has {config.data}") from error
+    store = JournalStore(config.runs)
+    committer = Committer(store)
+
+    @contextlib.asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        committer.start()
+        try:
+            yield
+        finally:
+            committer.stop()
+            store.close()
+            lock.close()
+
+    app = FastAPI(
+        title="torchtrack", version=__version__, docs_url=None, redoc_url=None, openapi_url=None, lifespan=lifespan
+    )
+    app.state.config = config
+    app.state.store = store
+    app.state.committer = committer
+    app.state.keys = auth.Keys(config.data, required=config.token)
+    app.state.budget = Budget(config.limits, time.monotonic)
+    app.add_middleware(auth.Doorkeeper, hosts=_hosts(config))
+    app.add_exception_handler(ApiError, _answer)
+    app.add_exception_handler(RequestValidationError, _invalid)
+    taking = ingest.Ingest(store, config.limits)
+    mount(app, ingest.frames_router(taking, committer, app.state.budget), scope="ingest")
+    mount(app, ingest.media_router(MediaStore(config.runs), app.state.budget, store), scope="ingest")
+    mount(app, _about(app), scope="read")
+    return app
+
+
+def mount(app: FastAPI, router: APIRouter, *, scope: auth.Scope) -> None:
+    """Add routes under /api/v1. All of them need a key with this scope."""
+    app.include_router(router, prefix=wire.API, dependencies=[Depends(auth.requires(scope))])
+
+
+def _about(app: FastAPI) -> APIRouter:
+    routes = APIRouter(tags=["about"])
+
+    @routes.get("/openapi.json", include_in_schema=False)
+    def openapi() -> dict[str, Any]:
+        """What there is, for programs."""
+        return app.openapi()
+
+    return routes
+
+
+def _hosts(config: Config) -> Sequence[str]:
+    """The names under which a server may be asked. One that all may reach behind its own names is not limited."""
+    if is_loopback(config.host):
+        return ["localhost", "127.0.0.1", "::1", config.host, *config.hosts]
+    return [*config.hosts, config.host, "localhost", "127.0.0.1", "::1"] if config.hosts else []
+
+
+async def _answer(request: Request, error: Exception) -> JSONResponse:
+    del request
+    assert isinstance(error, ApiError)  # noqa: S101  # it is registered for nothing else
+    return error.response()
+
+
+async def _invalid(request: Request, error: Exception) -> JSONResponse:
+    del request
+    assert isinstance(error, RequestValidationError)  # noqa: S101
+    problems = [{"where": list(each["loc"]), "why": each["msg"]} for each in error.errors()]
+    return JSONResponse({"error": {"code": "bad_request", "message": "see problems", "problems": problems}}, 422)

@@ -1,0 +1,98 @@
+"""Files of received runs: media/<sha256> in the run's folder, as beside a local journal."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import secrets
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Final
+
+_UID: Final = re.compile(r"[0-9a-f]{16}")
+_SHA256: Final = re.compile(r"[0-9a-f]{64}")
+
+
+class MediaStore:
+    """The files beside the journals. **Threads:** any.
+
+    Args:
+        folder: of all runs.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    def missing(self, uid: str, names: Sequence[str]) -> list[str]:
+        """Those that are not there.
+
+        Raises:
+            ValueError: one is no SHA-256, or `uid` is none.
+        """
+        return [name for name in names if not self._path(uid, name).is_file()]
+
+    @contextlib.contextmanager
+    def receive(self, uid: str, name: str) -> Iterator[Part]:
+        """A file that is coming in; it is there only once it is kept.
+
+        Raises:
+            ValueError: a bad name.
+            OSError: the disk does not take it.
+        """
+        path = self._path(uid, name)
+        folder = path.parent
+        for made in (folder.parent, folder):
+            made.mkdir(0o700, exist_ok=True)
+        part = Part(path)
+        try:
+            yield part
+        finally:
+            part.drop()
+
+    def _path(self, uid: str, name: str) -> Path:
+        if not _UID.fullmatch(uid):
+            raise ValueError("a run is named by 16 hex digits here")
+        if not _SHA256.fullmatch(name):
+            raise ValueError("a file is named by its SHA-256, 64 hex digits")
+        return self._folder / uid / "media" / name
+
+
+class Part:
+    """A file under another name until it is whole and durable."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+        self._directory = os.open(path.parent, flags)
+        self._name = f"{path.name}.{secrets.token_hex(8)}"
+        new = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+        try:
+            self._fd = os.open(self._name, new, 0o600, dir_fd=self._directory)
+        except OSError:
+            os.close(self._directory)
+            raise
+
+    def write(self, piece: bytes) -> None:
+        """Append."""
+        left = memoryview(piece)
+        while left:
+            left = left[os.write(self._fd, left) :]
+
+    def keep(self) -> None:
+        """Make it durable under its own name."""
+        os.fsync(self._fd)
+        os.rename(self._name, self._path.name, src_dir_fd=self._directory, dst_dir_fd=self._directory)
+        for folder in (self._path.parent, self._path.parent.parent, self._path.parent.parent.parent):
+            fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            try:
+                os.fsync(fd)
+            finally:
+                os.close(fd)
+
+    def drop(self) -> None:
+        """Let go of it, and remove it if it was not kept."""
+        os.close(self._fd)
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(self._name, dir_fd=self._directory)
+        os.close(self._directory)
