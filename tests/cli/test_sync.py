@@ -24,7 +24,7 @@ from torchtrack.server.budget import Limits
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
     limits = Limits(job_requests_per_s=1000, interval_s=0.01)
-    running = Running(Config(data=tmp_path_factory.mktemp("server"), limits=limits))
+    running = Running(Config(data=tmp_path_factory.mktemp("server"), limits=limits, queries=False))
     yield running
     running.stop()
 

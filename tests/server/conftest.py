@@ -71,7 +71,7 @@ def journal(runs: Path) -> Iterator[Callable[..., RankJournal]]:
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
     """A server on loopback that takes requests as fast as they come."""
     limits = Limits(job_requests_per_s=1000, interval_s=0.01, key_requests_per_s=2000, body_bytes=4 << 20)
-    running = Running(Config(data=tmp_path_factory.mktemp("server"), limits=limits))
+    running = Running(Config(data=tmp_path_factory.mktemp("server"), limits=limits, queries=False))
     yield running
     running.stop()
 

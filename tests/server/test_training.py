@@ -35,8 +35,8 @@ import sys, pathlib
 from torchtrack.server.app import Config
 from torchtrack.server.budget import Limits
 from torchtrack.server.serve import serve
-say = lambda text: print(text, file=sys.stderr, flush=True)
-serve(Config(data=pathlib.Path(sys.argv[1]), limits=Limits(interval_s=0.2)), int(sys.argv[2]), say=say)
+say = lambda address, key: print("listens on", address, file=sys.stderr, flush=True)
+serve(Config(data=pathlib.Path(sys.argv[1]), limits=Limits(interval_s=0.2), queries=False), int(sys.argv[2]), say=say)
 """
 
 

@@ -16,6 +16,7 @@ from torchtrack.cli.server import server
 from torchtrack.cli.show import show
 from torchtrack.cli.status import status
 from torchtrack.cli.sync import sync
+from torchtrack.cli.ui import ui
 from torchtrack.cli.watch_run import watch_run
 from torchtrack.version import __version__
 
@@ -30,6 +31,6 @@ def main() -> None:
     """
 
 
-_COMMANDS = (ls, show, findings, blackbox, diff, watch_run, export, fsck, launch, server, login, sync, status)
+_COMMANDS = (ls, show, findings, blackbox, diff, watch_run, export, fsck, launch, ui, server, login, sync, status)
 for _command in _COMMANDS:
     main.add_command(_command)

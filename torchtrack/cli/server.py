@@ -20,8 +20,18 @@ from torchtrack.cli import common
 @click.option("--host", default="127.0.0.1", show_default=True, help="Where it listens.")
 @click.option("--port", type=click.IntRange(0, 65535), default=7420, show_default=True, help="0 takes a free one.")
 @click.option("--allow-host", "hosts", multiple=True, metavar="NAME", help="A name under which it is asked; repeat it.")
+@click.option("--metrics", metavar="DSN", help="A ClickHouse server for the tables; by default they lie in DATA.")
+@click.option("--catalog", metavar="URL", help="A database for what people type; by default a file in DATA.")
 @click.option("--no-token", is_flag=True, help="Let in everyone on this machine. Refused where others can connect.")
-def server(data: Path, host: str, port: int, hosts: tuple[str, ...], no_token: bool) -> None:
+def server(
+    data: Path,
+    host: str,
+    port: int,
+    hosts: tuple[str, ...],
+    metrics: str | None,
+    catalog: str | None,
+    no_token: bool,
+) -> None:
     """Take runs from many machines and keep them as their ranks wrote them.
 
     Its first key is made at the first start and lies in DATA/token. Log in on the machines that train with
@@ -36,8 +46,11 @@ def server(data: Path, host: str, port: int, hosts: tuple[str, ...], no_token: b
             raise click.ClickException(
                 f"{error}; install what the server needs: pip install 'torchtrack[server]'"
             ) from None
-        serve(
-            Config(data=data, host=host, hosts=hosts, token=not no_token),
-            port,
-            say=lambda text: click.echo(text, err=True),
-        )
+        config = Config(data=data, host=host, hosts=hosts, token=not no_token, metrics=metrics, catalog=catalog)
+
+        def say(address: str, key: str | None) -> None:
+            how = f"its key lies in {data / 'token'}" if key else "it needs no key, and only this machine reaches it"
+            click.echo(f"torchtrack server listens on {address}; {how}", err=True)
+            click.echo(f"runs are kept in {config.runs}", err=True)
+
+        serve(config, port, say)

@@ -12,7 +12,7 @@ import time
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from fastapi import APIRouter, Depends, FastAPI, Request
 from fastapi.exceptions import RequestValidationError
@@ -20,8 +20,10 @@ from fastapi.responses import JSONResponse
 
 from torchtrack import wire
 from torchtrack.credentials import is_loopback
-from torchtrack.server import auth, ingest
+from torchtrack.server import auth, curation, front, ingest, page
 from torchtrack.server.budget import Budget, Limits
+from torchtrack.server.catalog import Catalog
+from torchtrack.server.front import Worker
 from torchtrack.server.journals import Committer, JournalStore
 from torchtrack.server.media import MediaStore
 from torchtrack.server.problems import ApiError
@@ -38,6 +40,10 @@ class Config:
         hosts: further names under which it may be asked.
         token: whether a key is needed. Without one only this machine may reach it.
         limits: what it takes.
+        shown: a folder of runs to show; then nothing is taken.
+        queries: whether it shows the page and answers questions, beside taking uploads.
+        metrics: DSN of a ClickHouse server for the tables; by default they lie in `data`.
+        catalog: URL of a database for what people type; by default a file in `data`.
     """
 
     data: Path
@@ -45,6 +51,10 @@ class Config:
     hosts: Sequence[str] = ()
     token: bool = True
     limits: Limits = field(default_factory=Limits)
+    shown: Path | None = None
+    queries: bool = True
+    metrics: str | None = None
+    catalog: str | None = None
 
     def __post_init__(self) -> None:
         """Refuse to stand open.
@@ -61,34 +71,38 @@ class Config:
     @property
     def runs(self) -> Path:
         """The folder of the journals."""
-        return self.data / "runs"
+        return self.shown or self.data / "runs"
+
+    @property
+    def catalog_url(self) -> str:
+        """Where what people type is kept."""
+        return self.catalog or f"sqlite:///{self.data.absolute() / 'catalog.sqlite'}"
 
 
 def create_app(config: Config) -> FastAPI:
-    """The application, with the routes of uploading. Makes its folders and takes hold of them.
+    """The application: the page, what it asks, and the routes of uploading. Makes its folders and takes hold of them.
 
     Raises:
         BlockingIOError: another server has this data folder.
         OSError: it cannot be written.
     """
-    config.data.mkdir(0o700, parents=True, exist_ok=True)
-    lock = (config.data / "lock").open("a")
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        lock.close()
-        raise BlockingIOError(f"another server has {config.data}") from error
-    store = JournalStore(config.runs)
-    committer = Committer(store)
+    lock = _take(config.data)
+    catalog = Catalog(config.catalog_url) if config.queries else None
+    worker = Worker(config.runs, config.data / "index", config.metrics, config.catalog_url) if config.queries else None
+    store = None if config.shown else JournalStore(config.runs)
+    committer = Committer(store) if store else None
 
     @contextlib.asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        committer.start()
+        if committer:
+            committer.start()
         try:
-            yield
+            async with worker or contextlib.nullcontext():
+                yield
         finally:
-            committer.stop()
-            store.close()
+            if committer and store:
+                committer.stop()
+                store.close()
             lock.close()
 
     app = FastAPI(
@@ -97,16 +111,34 @@ def create_app(config: Config) -> FastAPI:
     app.state.config = config
     app.state.store = store
     app.state.committer = committer
+    app.state.worker = worker
     app.state.keys = auth.Keys(config.data, required=config.token)
     app.state.budget = Budget(config.limits, time.monotonic)
     app.add_middleware(auth.Doorkeeper, hosts=_hosts(config))
     app.add_exception_handler(ApiError, _answer)
     app.add_exception_handler(RequestValidationError, _invalid)
-    taking = ingest.Ingest(store, config.limits)
-    mount(app, ingest.frames_router(taking, committer, app.state.budget), scope="ingest")
-    mount(app, ingest.media_router(MediaStore(config.runs), app.state.budget, store), scope="ingest")
+    if store and committer:
+        taking = ingest.Ingest(store, config.limits)
+        mount(app, ingest.frames_router(taking, committer, app.state.budget), scope="ingest")
+        mount(app, ingest.media_router(MediaStore(config.runs), app.state.budget, store), scope="ingest")
     mount(app, _about(app), scope="read")
+    if worker and catalog:
+        page.mount(app)
+        mount(app, curation.router(catalog, lambda request: auth.key_of(request).name), scope="admin")
+        mount(app, front.router(worker), scope="read")
     return app
+
+
+def _take(data: Path) -> IO[str]:
+    """Take hold of a data folder; it is let go when the file is closed."""
+    data.mkdir(0o700, parents=True, exist_ok=True)
+    lock = (data / "lock").open("a")
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        lock.close()
+        raise BlockingIOError(f"another server has {data}") from error
+    return lock
 
 
 def mount(app: FastAPI, router: APIRouter, *, scope: auth.Scope) -> None:
@@ -118,9 +150,16 @@ def _about(app: FastAPI) -> APIRouter:
     routes = APIRouter(tags=["about"])
 
     @routes.get("/openapi.json", include_in_schema=False)
-    def openapi() -> dict[str, Any]:
-        """What there is, for programs."""
-        return app.openapi()
+    async def openapi() -> dict[str, Any]:
+        """What there is, for programs: what is answered here, and by the worker."""
+        here, worker = app.openapi(), app.state.worker
+        behind = await worker.schema() if worker else {"paths": {}}
+        schemas = [each.get("components", {}).get("schemas", {}) for each in (behind, here)]
+        return {
+            **here,
+            "paths": {**behind["paths"], **here["paths"]},
+            "components": {"schemas": {**schemas[0], **schemas[1]}},
+        }
 
     return routes
 

@@ -56,6 +56,8 @@ class Keys:
         self.token_file = folder / "token"
         self.required = required
         self.token = _token(self.token_file)
+        self.cookie = f"torchtrack-{_hash('cookie' + self.token)[:8]}"
+        """Its own for each server: cookies are shared by all ports of a host."""
         self._hashes: dict[str, Key] = {_hash(self.token): Key("token", frozenset({"admin"}))}
         for entry in json.loads(self._file.read_text()) if self._file.exists() else []:
             self._hashes[entry["sha256"]] = Key(entry["name"], frozenset(entry["scopes"]))
@@ -84,6 +86,18 @@ class Keys:
                 found = key
         return found
 
+    def session_of(self, given: str) -> str:
+        """What a browser is given in place of a key: it ends with the key, and does not tell it."""
+        return _session(_hash(given), self.token)
+
+    def find_session(self, given: str) -> Key | None:
+        """Whose session this is."""
+        found = None
+        for digest, key in self._hashes.items():
+            if hmac.compare_digest(_session(digest, self.token).encode(), given.encode("utf-8", "surrogateescape")):
+                found = key
+        return found
+
     def _save(self) -> None:
         entries = [
             {"sha256": digest, "name": key.name, "scopes": sorted(key.scopes)}
@@ -109,8 +123,8 @@ def requires(scope: Scope) -> Callable[[Request], None]:
         if not keys.required:
             request.state.key = ANYONE
             return
-        kind, _, given = request.headers.get("authorization", "").partition(" ")
-        key = keys.find(given.strip()) if kind.lower() == "bearer" else None
+        given = given_key(request)
+        key = keys.find(given) if given else keys.find_session(request.cookies.get(keys.cookie, ""))
         if key is None:
             message = (
                 "an API key is needed: torchtrack login, or TORCHTRACK_API_KEY" if not given else "a wrong API key"
@@ -121,6 +135,12 @@ def requires(scope: Scope) -> Callable[[Request], None]:
         request.state.key = key
 
     return check
+
+
+def given_key(request: Request) -> str:
+    """The key in a request's header, empty without one."""
+    kind, _, given = request.headers.get("authorization", "").partition(" ")
+    return given.strip() if kind.lower() == "bearer" else ""
 
 
 class Doorkeeper:
@@ -169,6 +189,10 @@ def _name(host: str) -> str:
     if host.startswith("["):
         return host.partition("]")[0].strip("[").lower()
     return host.partition(":")[0].lower()
+
+
+def _session(digest: str, secret: str) -> str:
+    return hmac.new(secret.encode(), f"session {digest}".encode(), hashlib.sha256).hexdigest()
 
 
 def _hash(key: str) -> str:

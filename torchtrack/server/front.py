@@ -18,7 +18,7 @@ import tempfile
 from collections.abc import AsyncIterator
 from pathlib import Path
 from types import TracebackType
-from typing import Final
+from typing import Any, Final
 
 import httpx
 from fastapi import APIRouter, Request, Response
@@ -65,6 +65,7 @@ class Worker:
         self._folder = tempfile.TemporaryDirectory(prefix="torchtrack-")  # 0700; a socket's name must be short
         self.socket = Path(self._folder.name) / "worker"
         self._command = [sys.executable, "-m", MODULE, "--runs", str(runs), "--socket", str(self.socket)]
+        self._command.append("--attached")  # it ends when the pipe to it does, however this process ends
         self._command += ["--index", str(index)] if index else []
         self._command += ["--dsn", dsn] if dsn else []
         self._command += ["--catalog", catalog] if catalog else []
@@ -100,7 +101,7 @@ class Worker:
             self.socket.unlink(missing_ok=True)
             began = loop.time()
             self.process = await asyncio.create_subprocess_exec(
-                *self._command, stdin=asyncio.subprocess.DEVNULL, env=os.environ
+                *self._command, stdin=asyncio.subprocess.PIPE, env=os.environ
             )
             self.starts += 1
             code = await self.process.wait()
@@ -118,6 +119,14 @@ class Worker:
         except asyncio.TimeoutError:
             process.kill()
             await process.wait()
+
+    async def schema(self) -> dict[str, Any]:
+        """What the worker answers, as OpenAPI; nothing while there is none."""
+        try:
+            described: dict[str, Any] = (await self.client.get("/openapi.json")).json()
+        except httpx.TransportError:
+            return {"paths": {}}
+        return described
 
     async def ask(self, request: Request) -> Response:
         """Pass a request on, and the answer back as it comes.

@@ -357,7 +357,7 @@ _STREAMS: Final = pa.schema(
         ("path", pa.string()),
         ("uid", pa.string()),
         ("attempt", pa.uint32()),
-        ("rank", pa.uint32()),
+        ("rank", pa.int32()),  # a node's own journal has -1
         ("gone", pa.bool_()),
         ("record", pa.string()),
         ("bookmark", pa.string()),

@@ -69,7 +69,7 @@ def statements() -> list[str]:
     ]
     streams = (
         "CREATE TABLE IF NOT EXISTS streams (stream UInt64, version UInt64, batch UInt64, path String, uid String, "
-        "attempt UInt32, rank UInt32, gone Bool, record String CODEC(ZSTD), bookmark String CODEC(ZSTD)) "
+        "attempt UInt32, rank Int32, gone Bool, record String CODEC(ZSTD), bookmark String CODEC(ZSTD)) "
         f"ENGINE = ReplacingMergeTree(version) ORDER BY stream SETTINGS {_DURABLE} COMMENT '{MADE_BY}'"
     )
     return [*tables, streams]

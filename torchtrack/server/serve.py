@@ -10,13 +10,13 @@ import uvicorn
 from torchtrack.server.app import Config, create_app
 
 
-def serve(config: Config, port: int, say: Callable[[str], None]) -> None:
+def serve(config: Config, port: int, say: Callable[[str, str | None], None]) -> None:
     """Listen until SIGTERM or Ctrl-C.
 
     Args:
         config: of the server.
         port: 0 for a free one.
-        say: told the address and where the key lies; never the key.
+        say: told the address, and the key if one is needed.
 
     Raises:
         OSError: the address is taken, or the data folder cannot be written.
@@ -25,13 +25,7 @@ def serve(config: Config, port: int, say: Callable[[str], None]) -> None:
     with listener(config.host, port) as bound:
         address = f"http://{_shown(config.host)}:{bound.getsockname()[1]}"
         keys = app.state.keys
-        how = (
-            f"its key lies in {keys.token_file}"
-            if keys.required
-            else "it needs no key, and only this machine reaches it"
-        )
-        say(f"torchtrack server listens on {address}; {how}")
-        say(f"runs are kept in {config.runs}")
+        say(address, keys.token if keys.required else None)
         settings = uvicorn.Config(
             app, log_level="warning", access_log=False, server_header=False, timeout_graceful_shutdown=10, lifespan="on"
         )

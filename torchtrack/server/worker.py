@@ -132,17 +132,26 @@ def _follow(indexer: Indexer, stop: threading.Event) -> None:
         stop.wait(PAUSE_S * (1 + failed))
 
 
+def _end_with_input() -> None:
+    while os.read(0, 4096):
+        pass
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
 @click.command()
 @click.option("--runs", type=click.Path(path_type=Path, file_okay=False), required=True, help="The folder of runs.")
 @click.option("--index", type=click.Path(path_type=Path), help="Where the index lies; by default in the user's cache.")
 @click.option("--dsn", help="A ClickHouse server instead: clickhouse://user:password@host:port.")
 @click.option("--catalog", help="What people typed: a URL of SQLAlchemy's.")
+@click.option("--attached", is_flag=True, help="End when standard input does: whoever holds it is gone then.")
 @click.option("--socket", "path", type=click.Path(path_type=Path), required=True, help="The Unix socket to listen on.")
-def main(runs: Path, index: Path | None, dsn: str | None, catalog: str | None, path: Path) -> None:
+def main(runs: Path, index: Path | None, dsn: str | None, catalog: str | None, attached: bool, path: Path) -> None:
     """Index a folder of runs and answer questions about it."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
     store = MetricsStore(dsn) if dsn else MetricsStore.in_folder(index or index_folder(runs))
     os.umask(0o077)
+    if attached:
+        threading.Thread(target=_end_with_input, name="torchtrack input", daemon=True).start()
     app = create_app(store, runs, Catalog(catalog) if catalog else None)
     uvicorn.run(app, uds=str(path), log_level="warning", lifespan="on")
 

@@ -1,0 +1,110 @@
+"""A real browser on the page of real runs: `torchtrack ui` in a process of its own, Chromium as the system has it."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import urllib3
+from playwright.sync_api import Browser, ConsoleMessage, Page, expect, sync_playwright
+
+from torchtrack.server.page import BUILT
+
+expect.set_options(timeout=30_000)
+SCRIPT = Path(__file__).parent / "training.py"
+
+
+@dataclass(frozen=True)
+class Served:
+    """A folder of runs and the page that shows it.
+
+    Attributes:
+        folder: of the runs.
+        url: what `torchtrack ui` printed, with the token.
+        sick: uid of a run whose gradients end in NaN; `healthy` of one whose do not.
+    """
+
+    folder: Path
+    url: str
+    sick: str
+    healthy: str
+
+    @property
+    def address(self) -> str:
+        """Without the token."""
+        return self.url.partition("#")[0]
+
+
+@pytest.fixture(scope="session")
+def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    """Two runs of one project, a metric of 20,000 steps with a spike in the first, and the page."""
+    if not (BUILT / "index.html").is_file():
+        pytest.skip("the page is not built: pip install -e . (TORCHTRACK_SKIP_WEB unset)")
+    home = tmp_path_factory.mktemp("web")
+    folder = home / "runs"
+    made = subprocess.run([sys.executable, str(SCRIPT), str(folder)], capture_output=True, text=True, check=True)
+    healthy, sick = made.stdout.split()
+    command = [sys.executable, "-m", "torchtrack.cli", "ui", str(folder), "--port", "0"]
+    environ = {"XDG_CACHE_HOME": str(home / "cache")}
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=_with(environ))
+    assert process.stdout is not None
+    url = next(found[0] for line in process.stdout if (found := re.search(r"http://\S+", line)))
+    _wait_until_it_answers(url)
+    yield Served(folder, url, sick, healthy)
+    process.terminate()
+    process.wait()
+    process.stdout.close()
+
+
+def _wait_until_it_answers(url: str) -> None:
+    """The engine opens its tables: until then the answer is 503."""
+    address, _, token = url.partition("#token=")
+    pool = urllib3.PoolManager(retries=urllib3.Retry(100, backoff_factor=0.1, backoff_max=1, status_forcelist=(503,)))
+    headers = {"Authorization": f"Bearer {token}"}
+    answer = pool.request("GET", f"{address}api/v1/projects", headers=headers)
+    while b"page" not in answer.data:  # it answers before it has read the folder
+        answer = pool.request("GET", f"{address}api/v1/projects", headers=headers)
+
+
+def _with(extra: dict[str, str]) -> dict[str, str]:
+    return {**os.environ, **extra}
+
+
+@pytest.fixture(scope="session")
+def chromium() -> Iterator[Browser]:
+    """The browser."""
+    program = next((found for name in ("chromium", "google-chrome") if (found := shutil.which(name))), None)
+    if program is None:
+        pytest.skip("no browser here: make system-deps")
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=program, args=["--disable-gpu", "--no-sandbox"])
+        yield browser
+        browser.close()
+
+
+@pytest.fixture(params=["light"])
+def page(request: pytest.FixtureRequest, served: Served, chromium: Browser) -> Iterator[Page]:
+    """A page that was let in; at its end nothing may stand in its console."""
+    context = chromium.new_context(viewport={"width": 1440, "height": 900}, color_scheme=request.param)
+    page = context.new_page()
+    page.set_default_timeout(30_000)
+    said: list[str] = []
+
+    def listen(message: ConsoleMessage) -> None:
+        if message.type in ("error", "warning"):
+            said.append(message.text)
+
+    page.on("console", listen)
+    page.on("pageerror", lambda error: said.append(str(error)))
+    page.goto(served.url)
+    page.get_by_role("heading", name="Projects").wait_for()
+    yield page
+    context.close()
+    assert said == []

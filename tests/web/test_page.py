@@ -1,0 +1,166 @@
+"""What a person does with the page, in a real browser on real runs."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+from axe_playwright_python.sync_playwright import Axe
+from playwright.sync_api import Browser, Page, expect
+
+from tests.web.conftest import Served
+
+PAINTED = """canvas => {
+    const pixels = canvas.getContext("2d").getImageData(0, 0, canvas.width, canvas.height).data;
+    const seen = new Set();
+    for (let i = 0; i < pixels.length; i += 4) seen.add((pixels[i] << 16) | (pixels[i + 1] << 8) | pixels[i + 2]);
+    return seen.size;
+}"""
+"""How many colours a canvas holds: axes and text alone are a few greys."""
+
+
+def go(page: Page, served: Served, path: str) -> None:
+    page.goto(f"{served.address}#/{path}")
+
+
+def test_the_token_leaves_the_address_and_its_cookie_is_out_of_reach_of_scripts(page: Page) -> None:
+    assert "token" not in page.url
+    assert page.evaluate("document.cookie") == ""
+    page.reload()
+    expect(page.get_by_role("link", name="page", exact=True)).to_be_visible()
+
+
+def test_without_a_token_the_page_says_how_to_get_in(served: Served, chromium: Browser) -> None:
+    context = chromium.new_context()
+    stranger = context.new_page()
+    stranger.goto(served.address)
+    expect(stranger.get_by_role("alert")).to_contain_text("torchtrack ui")
+    context.close()
+
+
+def test_before_the_first_run_it_shows_the_lines_that_make_one(page: Page) -> None:
+    page.route("**/api/v1/projects", lambda route: route.fulfill(json=[]))
+    page.reload()
+    expect(page.get_by_text("torchtrack.init(")).to_be_visible()
+
+
+def test_from_the_projects_to_a_curve(page: Page) -> None:
+    page.get_by_role("link", name="page", exact=True).click()
+    expect(page.get_by_role("img", name="loss: 2 lines")).to_be_visible()
+    page.get_by_role("link", name="healthy-one").click()
+    expect(page.get_by_role("heading", name="healthy-one")).to_be_visible()
+    chart = page.get_by_role("img", name="loss: 1 line")
+    expect(chart).to_be_visible()
+    assert chart.locator("canvas").evaluate(PAINTED) > 20
+
+
+def test_a_spike_of_one_step_in_twenty_thousand_is_drawn_at_its_height(page: Page, served: Served) -> None:
+    with page.expect_response("**/series") as answer:
+        go(page, served, f"p/page/r/{served.healthy}/charts?search=long/metric&smooth=0")
+    request: Any = answer.value.request.post_data_json
+    assert request["px"] < 2000
+    expect(page.get_by_role("img", name="long/metric: 1 line")).to_be_visible()
+    shown = page.request.post(f"{served.address}api/v1/series?format=json", data=request).json()
+    assert len(shown["columns"]["x"]) < 2000
+    assert max(value for value in shown["columns"]["max.0"] if value is not None) == 100.0
+
+
+def test_a_filter_narrows_the_table_and_a_typing_error_says_where(page: Page, served: Served) -> None:
+    go(page, served, "p/page/runs")
+    expect(page.get_by_role("cell", name="sick-one")).to_be_visible()
+    field = page.get_by_role("searchbox", name="filter")
+    field.fill("config.lr < 0.05")
+    field.press("Enter")
+    expect(page.get_by_role("cell", name="sick-one")).to_be_hidden()
+    expect(page.get_by_role("cell", name="healthy-one")).to_be_visible()
+    assert "filter=config.lr" in page.url
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_a_filter_that_cannot_be_read_leaves_the_table_and_says_where(served: Served, chromium: Browser) -> None:
+    context = chromium.new_context()
+    page = context.new_page()
+    page.goto(served.url)
+    page.get_by_role("heading", name="Projects").wait_for()
+    go(page, served, "p/page/runs")
+    expect(page.get_by_role("cell", name="sick-one")).to_be_visible()
+    field = page.get_by_role("searchbox", name="filter")
+    field.fill("config.lr <")
+    field.press("Enter")
+    expect(page.get_by_role("alert")).to_contain_text("cannot be read")
+    expect(page.get_by_role("cell", name="sick-one")).to_be_visible()
+    context.close()
+
+
+def test_runs_that_are_ticked_are_compared_by_what_differs(page: Page, served: Served) -> None:
+    go(page, served, "p/page/runs")
+    page.get_by_role("checkbox", name="choose healthy-one").check()
+    page.get_by_role("checkbox", name="choose sick-one").check()
+    page.get_by_role("link", name="Compare 2 runs").click()
+    expect(page.get_by_role("row", name="lr 0.01 0.1").or_(page.get_by_role("row", name="lr 0.1 0.01"))).to_be_visible()
+
+
+def test_a_finding_zooms_every_panel_to_where_it_was(page: Page, served: Served) -> None:
+    go(page, served, f"p/page/r/{served.sick}/stability")
+    finding = page.get_by_role("complementary", name="findings").get_by_role("button", name="critical non finite")
+    expect(finding.first).to_contain_text("step 45")
+    with page.expect_response("**/heatmap") as answer:
+        finding.first.click()
+    asked: Any = answer.value.request.post_data_json
+    assert asked["x"] == {"from": 25, "to": 80}
+    expect(page.get_by_role("button", name="steps 25 to 79").first).to_be_visible()
+    assert "tensor=" in page.url
+    page.keyboard.press("0")
+    expect(page.get_by_role("button", name="steps 25 to 79")).to_have_count(0)
+
+
+def test_layers_and_the_distribution_of_one_are_painted(page: Page, served: Served) -> None:
+    go(page, served, f"p/page/r/{served.healthy}/stability")
+    layers = page.get_by_role("img", name="layers by step")
+    expect(layers).to_have_attribute(
+        "aria-label", "layers by step, gradient, norm against its own median: 4 rows, 60 columns"
+    )
+    layers.locator(".u-over").click(position={"x": 5, "y": 5})
+    expect(page.get_by_text("gradient of 0.bias")).to_be_visible()
+    assert page.get_by_role("img", name="histogram by step of 0.bias").locator("canvas").evaluate(PAINTED) > 20
+
+
+def test_what_was_printed_is_in_the_logs(page: Page, served: Served) -> None:
+    go(page, served, f"p/page/r/{served.sick}/logs")
+    expect(page.get_by_role("listitem").filter(has_text="sick-one begins")).to_be_visible()
+
+
+def test_the_palette_goes_to_a_run_by_a_part_of_its_name(page: Page, served: Served) -> None:
+    go(page, served, "p/page/runs")
+    expect(page.get_by_role("cell", name="sick-one")).to_be_visible()
+    page.keyboard.press("Control+k")
+    page.get_by_role("textbox", name="go to").fill("sick")
+    page.keyboard.press("Enter")
+    expect(page.get_by_role("heading", name="sick-one")).to_be_visible()
+
+
+def test_a_run_that_begins_now_shows_up_by_itself(page: Page, served: Served) -> None:
+    go(page, served, "p/page/runs")
+    expect(page.get_by_role("cell", name="sick-one")).to_be_visible()
+    code = (
+        "import sys, torchtrack;"
+        "run = torchtrack.init(project='page', name='newcomer', dir=sys.argv[1], sidecar=False);"
+        "run.log({'loss': 1.0}); run.finish()"
+    )
+    subprocess.run([sys.executable, "-c", code, str(served.folder)], check=True, capture_output=True)
+    expect(page.get_by_role("cell", name="newcomer")).to_be_visible()
+
+
+@pytest.mark.parametrize("page", ["light", "dark"], indirect=True)
+def test_nothing_stands_in_the_way_of_people_who_cannot_see_well(page: Page, served: Served) -> None:
+    found = []
+    for path in ("", "p/page", "p/page/runs", f"p/page/r/{served.sick}/stability", f"p/page/r/{served.sick}/overview"):
+        go(page, served, path)
+        page.wait_for_load_state("networkidle") if path == "" else page.locator("main *").first.wait_for()
+        found += [
+            (path, each["id"], [node["html"] for node in each["nodes"]][:3])
+            for each in Axe().run(page, options={"runOnly": ["wcag2a", "wcag2aa"]}).response["violations"]
+        ]
+    assert found == []

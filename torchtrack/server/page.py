@@ -1,0 +1,70 @@
+"""The page: its files, and the cookie that lets a browser in."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Final
+
+from fastapi import APIRouter, FastAPI, Request, Response
+from fastapi.responses import FileResponse, HTMLResponse
+from starlette.staticfiles import StaticFiles
+
+from torchtrack.server import auth
+from torchtrack.wire import API
+
+BUILT: Final = Path(__file__).parent / "_web"
+"""Built from web/ when the package is installed."""
+POLICY: Final = (
+    "default-src 'self'; style-src 'self'; img-src 'self' data: blob:; object-src 'none'; base-uri 'none'; "
+    "form-action 'none'; frame-ancestors 'none'"
+)
+_MISSING: Final = """<!doctype html><html lang="en"><title>torchtrack</title>
+<h1>The page is not built</h1>
+<p>This installation was made with TORCHTRACK_SKIP_WEB=1, or from a checkout whose page could not be built.
+<code>pip install --force-reinstall --no-deps torchtrack</code> brings it, in a checkout <code>pip install -e .</code>.
+Every other command works without.</p></html>"""
+
+
+def mount(app: FastAPI, built: Path = BUILT) -> None:
+    """Serve the page at the root. Its files hold nothing of anybody's: what they ask for needs a key."""
+    app.include_router(_session(), prefix=API)
+    headers = {"Cache-Control": "no-cache", "Content-Security-Policy": POLICY}
+
+    @app.get("/", include_in_schema=False)
+    def index() -> Response:
+        if not (built / "index.html").is_file():
+            return HTMLResponse(_MISSING, 503, headers)
+        return FileResponse(built / "index.html", headers=headers)
+
+    if (built / "assets").is_dir():
+        app.mount("/assets", _Forever(directory=built / "assets"))
+
+    @app.get("/icon.svg", include_in_schema=False)
+    def icon() -> Response:
+        return FileResponse(built / "icon.svg") if (built / "icon.svg").is_file() else Response(status_code=404)
+
+
+class _Forever(StaticFiles):
+    """Files whose names change with their content."""
+
+    def file_response(self, *args: object, **kwargs: object) -> Response:
+        response = super().file_response(*args, **kwargs)  # type: ignore[arg-type]
+        response.headers["Cache-Control"] = "public, max-age=31536000, immutable"
+        return response
+
+
+def _session() -> APIRouter:
+    routes = APIRouter(tags=["about"])
+
+    @routes.post("/session", status_code=204)
+    def begin(request: Request) -> Response:
+        """Trade a key for a cookie, which scripts of a page cannot read."""
+        auth.requires("read")(request)
+        keys: auth.Keys = request.app.state.keys
+        response = Response(status_code=204)
+        response.set_cookie(
+            keys.cookie, keys.session_of(auth.given_key(request)), httponly=True, samesite="strict", path="/"
+        )
+        return response
+
+    return routes

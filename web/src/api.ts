@@ -1,0 +1,117 @@
+/** The server's answers. At most six requests are under way; one that nobody waits for any more is aborted. */
+
+import { useEffect, useRef } from "preact/hooks";
+import { useSignal, type Signal } from "@preact/signals";
+import { decode, type Frame } from "./frame";
+
+const MOST = 6;
+/** The server's engine is coming: what is asked is asked again. */
+const STARTING = 503;
+const root = new URL("api/v1/", new URL(".", location.href.split("#")[0]));
+let under_way = 0;
+const waiting: (() => void)[] = [];
+
+/** The server said no: what it said is for people to read. */
+export class ServerError extends Error {
+  constructor(
+    readonly status: number,
+    message: string,
+  ) {
+    super(message);
+  }
+}
+
+async function turn<T>(work: () => Promise<T>): Promise<T> {
+  if (under_way >= MOST) await new Promise<void>((resolve) => waiting.push(resolve));
+  under_way += 1;
+  try {
+    return await work();
+  } finally {
+    under_way -= 1;
+    waiting.shift()?.();
+  }
+}
+
+function request(path: string, body: unknown, signal?: AbortSignal): Promise<Response> {
+  return turn(async () => {
+    signal?.throwIfAborted();
+    const init: RequestInit = { credentials: "same-origin", signal: signal ?? null };
+    if (body !== undefined) {
+      init.method = "POST";
+      init.body = JSON.stringify(body);
+      init.headers = { "content-type": "application/json" };
+    }
+    let response = await fetch(new URL(path, root), init);
+    while (response.status === STARTING) {
+      await pause(1000 * Number(response.headers.get("retry-after") ?? 1), signal);
+      response = await fetch(new URL(path, root), init);
+    }
+    if (!response.ok) throw new ServerError(response.status, await reason(response));
+    return response;
+  });
+}
+
+function pause(ms: number, signal?: AbortSignal): Promise<void> {
+  return new Promise((resolve, reject) => {
+    setTimeout(resolve, ms);
+    signal?.addEventListener("abort", () => reject(signal.reason as Error));
+  });
+}
+
+async function reason(response: Response): Promise<string> {
+  const text = await response.text();
+  try {
+    const { error } = JSON.parse(text) as { error?: { message?: string } };
+    return error?.message ?? text;
+  } catch {
+    return text || response.statusText;
+  }
+}
+
+export async function get<T>(path: string, signal?: AbortSignal): Promise<T> {
+  return (await (await request(path, undefined, signal)).json()) as T;
+}
+
+export async function post<T>(path: string, body: unknown, signal?: AbortSignal): Promise<T> {
+  return (await (await request(path, body, signal)).json()) as T;
+}
+
+export async function frame<H>(path: string, body: unknown, signal?: AbortSignal): Promise<Frame<H>> {
+  return decode<H>(await (await request(path, body, signal)).arrayBuffer());
+}
+
+/** The address of something to download. */
+export function address(path: string): string {
+  return new URL(path, root).href;
+}
+
+export interface Answer<T> {
+  data: T | undefined;
+  error: Error | undefined;
+  loading: boolean;
+}
+
+/**
+ * What `load` gives, and again whenever `key` changes; the old answer stays until the new one is there. A key of `null`
+ * loads nothing.
+ */
+export function useAnswer<T>(key: string | null, load: (signal: AbortSignal) => Promise<T>): Signal<Answer<T>> {
+  const answer = useSignal<Answer<T>>({ data: undefined, error: undefined, loading: key !== null });
+  const latest = useRef(load);
+  latest.current = load;
+  useEffect(() => {
+    if (key === null) return;
+    const controller = new AbortController();
+    answer.value = { ...answer.peek(), loading: true };
+    latest.current(controller.signal).then(
+      (data) => {
+        if (!controller.signal.aborted) answer.value = { data, error: undefined, loading: false };
+      },
+      (error: Error) => {
+        if (!controller.signal.aborted) answer.value = { data: answer.peek().data, error, loading: false };
+      },
+    );
+    return () => controller.abort();
+  }, [key, answer]);
+  return answer;
+}

@@ -1,0 +1,81 @@
+/** What all charts of a page share: the gutter, the axes, one range of x, one cursor. */
+
+import type { Signal } from "@preact/signals";
+import uPlot from "uplot";
+import { number, power, short } from "../format";
+import { token } from "./colours";
+
+export const GUTTER = 104;
+export const RIGHT = 14;
+const FONT = '11px Inter, system-ui, "DejaVu Sans", sans-serif';
+
+/** The steps that are shown; null for all there are. */
+export type Range = [number, number] | null;
+
+export function xAxis(label?: string): uPlot.Axis {
+  const axis: uPlot.Axis = {
+    ...lines(),
+    size: 22,
+    gap: 3,
+    values: (_, ticks) => ticks.map((tick) => (tick === null ? "" : short(tick))),
+  };
+  return label === undefined ? axis : { ...axis, label, labelFont: FONT, labelSize: 16 };
+}
+
+export function yAxis(size: number, log: boolean): uPlot.Axis {
+  return {
+    ...lines(),
+    size,
+    gap: 4,
+    values: (_, ticks) =>
+      ticks.map((tick) => {
+        if (tick === null) return "";
+        const exponent = Math.log10(tick);
+        return log && Number.isInteger(exponent) && Math.abs(exponent) > 2 ? power(exponent) : number(tick);
+      }),
+  };
+}
+
+function lines(): uPlot.Axis {
+  const grid = { stroke: token("grid"), width: 1 };
+  return { stroke: token("ink3"), font: FONT, grid, ticks: { ...grid, size: 4 } };
+}
+
+/** All steps up to the last: what is shown while nothing is chosen. */
+export function whole(last: number | null | undefined): [number, number] {
+  return [0, Math.max(last ?? 0, 1)];
+}
+
+/** Drag to zoom, double click for all; the cursor's line goes through every chart with the same key. */
+export function interaction(key: string, range: Signal<Range>, cursor: Signal<number | null>): Partial<uPlot.Options> {
+  return {
+    legend: { show: false },
+    cursor: {
+      y: false,
+      sync: { key, setSeries: false },
+      drag: { x: true, y: false, setScale: false },
+      bind: {
+        dblclick: () => () => {
+          range.value = null;
+          return null;
+        },
+      },
+    },
+    hooks: {
+      setSelect: [
+        (plot) => {
+          const { left, width } = plot.select;
+          if (width < 4) return;
+          range.value = [plot.posToVal(left, "x"), plot.posToVal(left + width, "x")];
+          plot.setSelect({ left: 0, top: 0, width: 0, height: 0 }, false);
+        },
+      ],
+      setCursor: [
+        (plot) => {
+          const { left } = plot.cursor;
+          cursor.value = left === undefined || left < 0 ? null : plot.posToVal(left, "x");
+        },
+      ],
+    },
+  };
+}

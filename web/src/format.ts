@@ -1,0 +1,58 @@
+/** Numbers, times and durations as people read them. */
+
+const SUPERSCRIPTS = "⁰¹²³⁴⁵⁶⁷⁸⁹";
+
+/** Four significant digits; powers of ten where that is shorter. */
+export function number(value: number | null | undefined): string {
+  if (value === null || value === undefined) return "–";
+  if (Number.isNaN(value)) return "NaN";
+  if (!Number.isFinite(value)) return value > 0 ? "∞" : "−∞";
+  if (value === 0) return "0";
+  const magnitude = Math.abs(value);
+  if (Number.isInteger(value) && magnitude < 1e6) return signed(value.toLocaleString("en"));
+  if (magnitude >= 1e6 || magnitude < 1e-3) {
+    const [digits = "", exponent = "0"] = value.toExponential(2).split("e");
+    return signed(`${digits.replace(/\.?0+$/, "")}e${exponent.replace("+", "")}`);
+  }
+  return signed(Number(value.toPrecision(4)).toLocaleString("en", { maximumFractionDigits: 6 }));
+}
+
+/** A power of ten: 10⁻³. */
+export function power(exponent: number): string {
+  const digits = [...String(Math.abs(exponent))].map((digit) => SUPERSCRIPTS[Number(digit)]).join("");
+  return `10${exponent < 0 ? "⁻" : ""}${digits}`;
+}
+
+/** 1,234,567 as 1.2M. */
+export function short(value: number): string {
+  for (const [size, unit] of [[1e9, "G"], [1e6, "M"], [1e3, "k"]] as const) {
+    if (Math.abs(value) >= size) return signed(`${Number((value / size).toPrecision(3))}${unit}`);
+  }
+  return signed(String(Number(value.toPrecision(3))));
+}
+
+/** 4521.3 seconds as 1 h 15 min. */
+export function duration(seconds: number | null | undefined): string {
+  if (seconds === null || seconds === undefined || !Number.isFinite(seconds)) return "–";
+  if (seconds < 10) return `${Number(seconds.toPrecision(2))} s`;
+  if (seconds < 60) return `${Math.round(seconds)} s`;
+  const minutes = Math.floor(seconds / 60);
+  if (minutes < 60) return `${minutes} min ${Math.round(seconds % 60)} s`;
+  const hours = Math.floor(minutes / 60);
+  return hours < 24 ? `${hours} h ${minutes % 60} min` : `${Math.floor(hours / 24)} d ${hours % 24} h`;
+}
+
+/** How long ago a moment was that is given as ISO 8601. */
+export function ago(time: string | null | undefined, now = Date.now()): string {
+  if (!time) return "–";
+  const seconds = (now - Date.parse(time)) / 1000;
+  if (seconds < 5) return "now";
+  if (seconds < 60) return `${Math.round(seconds)} s ago`;
+  if (seconds < 3600) return `${Math.round(seconds / 60)} min ago`;
+  if (seconds < 86400) return `${Math.round(seconds / 3600)} h ago`;
+  return `${Math.round(seconds / 86400)} d ago`;
+}
+
+function signed(text: string): string {
+  return text.replace("-", "−");
+}

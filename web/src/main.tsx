@@ -1,0 +1,52 @@
+import { render } from "preact";
+import "./tokens.css";
+import "./page.css";
+import { Compare } from "./pages/compare";
+import { Projects } from "./pages/projects";
+import { Run } from "./pages/run";
+import { Runs } from "./pages/runs";
+import { Workspace } from "./pages/workspace";
+import { href, parse, place } from "./router";
+import { followServer } from "./state";
+import { Empty } from "./ui/notices";
+import { Shell } from "./ui/shell";
+
+function App() {
+  return (
+    <Shell>
+      <Page />
+    </Shell>
+  );
+}
+
+function Page() {
+  const [kind, project, section, uid, tab] = place.value.path;
+  if (kind === undefined) return <Projects />;
+  if (kind === "p" && project && section === "r" && uid) return <Run key={uid} project={project} uid={uid} tab={tab ?? "charts"} />;
+  if (kind === "p" && project && section === "runs") return <Runs key={project} project={project} />;
+  if (kind === "p" && project && section === "compare") return <Compare project={project} />;
+  if (kind === "p" && project && section === undefined) return <Workspace key={project} project={project} />;
+  return (
+    <Empty title="There is no such page">
+      <a href={href([])}>All projects</a>
+    </Empty>
+  );
+}
+
+async function begin(): Promise<void> {
+  await exchangeToken();
+  followServer();
+  const room = document.getElementById("app");
+  if (room) render(<App />, room);
+}
+
+/** The address that `torchtrack ui` prints carries the token behind the #: it becomes a cookie and leaves the address. */
+async function exchangeToken(): Promise<void> {
+  const token = new URLSearchParams(location.hash.slice(1)).get("token");
+  if (token === null) return;
+  await fetch("api/v1/session", { method: "POST", headers: { authorization: `Bearer ${token}` } });
+  history.replaceState(null, "", href([]));
+  place.value = parse(location.hash);
+}
+
+void begin();

@@ -1,0 +1,62 @@
+/** Every metric of one run, of all ranks together or each. */
+
+import type { Signal } from "@preact/signals";
+import { useMemo } from "preact/hooks";
+import { type Range, whole } from "../charts/axes";
+import { colour, slots } from "../charts/colours";
+import type { RunAnswer } from "../model";
+import { place, set } from "../router";
+import { news, theme } from "../state";
+import { LookBar, Panels, type Source } from "./panels";
+
+/** More lines than these say nothing. */
+const MOST_RANKS = 64;
+
+interface Props {
+  run: RunAnswer;
+  range: Signal<Range>;
+  /** Which metrics are meant. */
+  of: (name: string) => boolean;
+}
+
+export function Charts({ run, range, of }: Props) {
+  const ranks = place.value.query.get("ranks") ?? "mean";
+  const live = run.state === "running" ? news.value : 0;
+  const sources = useMemo(() => sourcesOf(run, ranks), [run.uid, run.world_size, ranks, theme.value]);
+  return (
+    <>
+      <div class="bar">
+        <LookBar range={range} />
+        {run.world_size > 1 && (
+          <label>
+            Ranks
+            <select value={ranks} onChange={(event) => set({ ranks: event.currentTarget.value })}>
+              <option value="mean">combined</option>
+              <option value="all">each</option>
+            </select>
+          </label>
+        )}
+      </div>
+      <Panels
+        metrics={run.keys.filter(of)}
+        sources={sources}
+        range={range}
+        all={whole(run.last_step)}
+        live={live}
+        syncKey={run.uid}
+      />
+    </>
+  );
+}
+
+/** The run as one line, or a line for each rank. */
+export function sourcesOf(run: RunAnswer, ranks: string): Source[] {
+  if (ranks !== "all") {
+    return [{ item: { run: run.uid }, label: run.name, colour: colour(slots([run.uid]).get(run.uid) ?? 0) }];
+  }
+  return Array.from({ length: Math.min(run.world_size, MOST_RANKS) }, (_, rank) => ({
+    item: { run: run.uid, rank },
+    label: `rank ${rank}`,
+    colour: colour(rank),
+  }));
+}

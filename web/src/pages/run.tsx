@@ -1,0 +1,77 @@
+/** One run: what it is, its curves, its health, its machine, its output. */
+
+import { signal } from "@preact/signals";
+import { get, useAnswer } from "../api";
+import type { Range } from "../charts/axes";
+import { ago, duration } from "../format";
+import type { RunAnswer } from "../model";
+import { href, place } from "../router";
+import { news } from "../state";
+import { Answered } from "../ui/notices";
+import { StateMark } from "../ui/marks";
+import { Charts } from "./charts";
+import { Logs } from "./logs";
+import { Overview } from "./overview";
+import { Stability } from "./stability";
+
+const TABS = ["stability", "charts", "system", "logs", "overview"] as const;
+type Tab = (typeof TABS)[number];
+const NAMES: Record<Tab, string> = {
+  stability: "Stability",
+  charts: "Charts",
+  system: "System",
+  logs: "Logs",
+  overview: "Overview",
+};
+
+/** The steps that all charts of this run show: kept while one goes from tab to tab. */
+export const range = signal<Range>(null);
+
+export function Run({ project, uid, tab }: { project: string; uid: string; tab: string }) {
+  const answer = useAnswer(`run ${uid} ${news.value}`, (signal) => get<RunAnswer>(`runs/${uid}`, signal));
+  const here: Tab = (TABS as readonly string[]).includes(tab) ? (tab as Tab) : "charts";
+  return (
+    <div class="page wide">
+      <Answered answer={answer.value}>
+        {(run) => (
+          <>
+            <Title run={run} />
+            <nav class="tabs" aria-label="of this run">
+              {TABS.map((name) => (
+                <a key={name} href={href(["p", project, "r", uid, name])} aria-current={name === here ? "page" : undefined}>
+                  {NAMES[name]}
+                </a>
+              ))}
+            </nav>
+            {here === "overview" && <Overview run={run} />}
+            {here === "charts" && <Charts run={run} range={range} of={(name) => !/^(system|_tt)\//.test(name)} />}
+            {here === "system" && <Charts run={run} range={range} of={(name) => name.startsWith("system/")} />}
+            {here === "stability" && <Stability run={run} range={range} />}
+            {here === "logs" && <Logs run={run} />}
+          </>
+        )}
+      </Answered>
+    </div>
+  );
+}
+
+function Title({ run }: { run: RunAnswer }) {
+  return (
+    <div class="title">
+      <h1>{run.name}</h1>
+      <StateMark state={run.state} />
+      <span class="quiet">
+        {run.world_size} {run.world_size === 1 ? "rank" : "ranks"}
+        {run.attempts.length > 1 && ` · ${run.attempts.length} attempts`} · began {ago(run.created)} · {duration(run.duration_s)}
+      </span>
+      {run.tags.map((tag) => (
+        <span class="chip" key={tag}>
+          {tag}
+        </span>
+      ))}
+      <code class="uid" title="what every command takes">
+        {place.value.path[3]}
+      </code>
+    </div>
+  );
+}

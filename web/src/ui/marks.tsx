@@ -1,0 +1,40 @@
+/** State and severity: a shape and a word, never a colour alone. */
+
+import type { Severity, State } from "../model";
+
+const STATES: Record<State, [string, string]> = {
+  running: ["●", "accent"],
+  finished: ["✓", "ok"],
+  failed: ["✕", "crit"],
+  killed: ["■", "warn"],
+  crashed: ["✕", "crit"],
+  lost: ["?", "warn"],
+};
+
+const SEVERITIES: Record<Severity, [string, string]> = {
+  critical: ["▲", "crit"],
+  warning: ["◆", "warn"],
+  info: ["○", "ink3"],
+};
+
+export function StateMark({ state }: { state: State }) {
+  const [sign, tone] = STATES[state] ?? ["?", "ink3"];
+  return (
+    <span class={`state tone-${tone}`}>
+      <span aria-hidden="true" class={state === "running" ? "sign alive" : "sign"}>
+        {sign}
+      </span>
+      {state}
+    </span>
+  );
+}
+
+export function SeverityMark({ severity, word = false }: { severity: Severity; word?: boolean }) {
+  const [sign, tone] = SEVERITIES[severity];
+  return (
+    <span class={`tone-${tone}`} title={severity}>
+      <span aria-hidden="true">{sign}</span>
+      <span class={word ? "" : "unseen"}> {severity}</span>
+    </span>
+  );
+}

@@ -1,0 +1,129 @@
+/** The frame round every page: where one is, the palette, the theme, whether the server is there. */
+
+import type { ComponentChildren } from "preact";
+import { useEffect } from "preact/hooks";
+import { signal } from "@preact/signals";
+import { go, href, place } from "../router";
+import { connection, theme, toggleTheme } from "../state";
+import { Palette, paletteOpen } from "./palette";
+
+const helpOpen = signal(false);
+
+const KEYS: [string, string][] = [
+  ["⌘K or Ctrl K", "go to a run, a page or an action"],
+  ["g p", "projects"],
+  ["g r", "runs of this project"],
+  ["g w", "workspace of this project"],
+  ["/", "filter"],
+  ["c", "compare the chosen runs"],
+  [". and ,", "next and previous finding"],
+  ["0 or a double click", "all steps"],
+  ["[ and ]", "the steps shown before, and back"],
+  ["l", "logarithmic y"],
+  ["s and S", "less and more smoothing"],
+  ["t", "light or dark"],
+  ["?", "these keys"],
+];
+
+/** A key pressed outside of a field; pages add what is theirs. */
+export function useKeys(keys: Record<string, () => void>): void {
+  useEffect(() => {
+    let before = "";
+    const press = (event: KeyboardEvent) => {
+      const typing = (event.target as HTMLElement).closest("input, textarea, select, [contenteditable]");
+      if (typing || event.ctrlKey || event.metaKey || event.altKey) return;
+      const action = keys[`${before} ${event.key}`] ?? keys[event.key];
+      before = event.key === "g" ? "g" : "";
+      if (!action) return;
+      event.preventDefault();
+      action();
+    };
+    addEventListener("keydown", press);
+    return () => removeEventListener("keydown", press);
+  });
+}
+
+export function Shell({ children }: { children: ComponentChildren }) {
+  const [, project] = place.value.path;
+  useKeys({
+    t: toggleTheme,
+    "?": () => {
+      helpOpen.value = !helpOpen.value;
+    },
+    "g p": () => go([]),
+    "g r": () => project && go(["p", project, "runs"]),
+    "g w": () => project && go(["p", project]),
+  });
+  return (
+    <>
+      <header class="top">
+        <a class="brand" href={href([])}>
+          <Logo />
+          torchtrack
+        </a>
+        <Crumbs />
+        <button type="button" class="search" onClick={() => { paletteOpen.value = true; }}>
+          Go to… <kbd>⌘K</kbd>
+        </button>
+        <span class={`link ${connection.value}`} title={connection.value === "live" ? "New data shows up by itself" : "No connection to the server"}>
+          {connection.value === "live" ? "● live" : "○ away"}
+        </span>
+        <button type="button" class="plain" onClick={toggleTheme} aria-label={`to the ${theme.value === "dark" ? "light" : "dark"} theme`}>
+          {theme.value === "dark" ? "☾" : "☀"}
+        </button>
+        <button type="button" class="plain" onClick={() => { helpOpen.value = true; }} aria-label="keys">
+          ?
+        </button>
+      </header>
+      <main>{children}</main>
+      <Palette />
+      {helpOpen.value && <Help />}
+    </>
+  );
+}
+
+function Logo() {
+  return (
+    <svg viewBox="0 0 16 16" width="18" height="18" aria-hidden="true">
+      <path d="M2 12 6 6.5l2.6 2.6L14 3.5" fill="none" stroke="currentColor" stroke-width="2" stroke-linecap="round" stroke-linejoin="round" />
+    </svg>
+  );
+}
+
+function Crumbs() {
+  const [kind, project, section, run] = place.value.path;
+  if (kind !== "p" || !project) return <nav class="crumbs" aria-label="where" />;
+  return (
+    <nav class="crumbs" aria-label="where">
+      <span>{project}</span>
+      <a href={href(["p", project])} aria-current={section === undefined ? "page" : undefined}>
+        Workspace
+      </a>
+      <a href={href(["p", project, "runs"])} aria-current={section === "runs" ? "page" : undefined}>
+        Runs
+      </a>
+      {section === "r" && run && <span class="quiet">{run}</span>}
+    </nav>
+  );
+}
+
+function Help() {
+  return (
+    <dialog open class="help" aria-label="keys">
+      <h2>Keys</h2>
+      <dl>
+        {KEYS.map(([key, what]) => (
+          <>
+            <dt>
+              <kbd>{key}</kbd>
+            </dt>
+            <dd>{what}</dd>
+          </>
+        ))}
+      </dl>
+      <button type="button" onClick={() => { helpOpen.value = false; }}>
+        Close
+      </button>
+    </dialog>
+  );
+}
