@@ -7,6 +7,7 @@ TORCH  ?= torch==2.13.0
 PYTHON ?= python3
 VENV   ?= .venv
 ARGS   ?=
+SERVE  ?= 1
 
 BIN    := $(VENV)/bin
 BENCH  := $(VENV)/bench
@@ -21,7 +22,7 @@ say     = @printf '$(BOLD)==> %s$(PLAIN)\n' "$(1)"
 help: ## what can be made
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 20
 
-demo: $(VENV)/.installed ## train a small GPT on two ranks, then look at its run (2 minutes)
+demo: $(VENV)/.installed ## train a small GPT on two ranks, then look at its run in a browser (SERVE=0: without)
 	$(call say,training examples/ddp/train.py on two ranks: about a minute)
 	@OMP_NUM_THREADS=1 $(BIN)/torchrun --standalone --nproc-per-node=2 examples/ddp/train.py $(ARGS)
 	$(call say,torchtrack ls)
@@ -32,6 +33,8 @@ demo: $(VENV)/.installed ## train a small GPT on two ranks, then look at its run
 	@echo "  $(BIN)/torchtrack show --help        every view of a run"
 	@echo "  $(BIN)/torchtrack --help             every command"
 	@echo "  docs/reading.md                      the same from Python, as Arrow tables"
+	$(call say,torchtrack ui: the page (Ctrl-C ends it))
+	@[ "$(SERVE)" = 0 ] || $(BIN)/torchtrack ui
 
 test: $(VENV)/.installed-test ## the tests, without those that kill machines or need other trackers (10 minutes at most)
 	$(call say,pytest)
@@ -45,13 +48,17 @@ test-cuda: $(VENV)/.installed-test ## what a GPU would run (TORCH= a build for i
 	$(call say,pytest on a GPU)
 	@$(BIN)/python -m pytest -m cuda $(ARGS)
 
-check: $(VENV)/.installed-test ## ruff and mypy, over everything
+check: $(VENV)/.installed-test ## ruff and mypy over everything, the types and tests of the page
 	$(call say,ruff check)
 	@$(BIN)/ruff check .
 	$(call say,ruff format --check)
 	@$(BIN)/ruff format --check .
 	$(call say,mypy)
 	@$(BIN)/mypy
+	$(call say,the page: types and tests)
+	@if ! command -v npm > /dev/null; then echo "no npm here: the page is not checked"; else \
+		cd web && { [ -d node_modules ] || npm ci --no-audit --no-fund --loglevel=error > /dev/null; } \
+		&& npm run --silent check && npm run --silent test; fi
 
 bench: $(BENCH)/.installed ## every benchmark, beside the other trackers, in a virtual environment of its own
 	@mkdir -p benchmarks/results
@@ -60,14 +67,15 @@ bench: $(BENCH)/.installed ## every benchmark, beside the other trackers, in a v
 		OMP_NUM_THREADS=1 $(BENCH)/bin/python "$$file" $(ARGS); \
 	done
 
-system-deps: ## system packages the tests use (strace), where apt-get is there
-	$(call say,system packages: strace)
-	@if command -v strace > /dev/null; then echo "strace is there"; \
-	elif ! command -v apt-get > /dev/null; then echo "no apt-get here: tests that need strace are skipped"; \
-	elif [ "$$(id -u)" != 0 ] && ! command -v sudo > /dev/null; then echo "not root: apt-get install strace yourself"; \
+system-deps: ## system packages the tests use (strace, chromium), where apt-get is there
+	$(call say,system packages: strace chromium)
+	@missing=; for tool in strace chromium; do command -v $$tool > /dev/null || missing="$$missing $$tool"; done; \
+	if [ -z "$$missing" ]; then echo "they are there"; \
+	elif ! command -v apt-get > /dev/null; then echo "no apt-get here: tests that need$$missing are skipped"; \
+	elif [ "$$(id -u)" != 0 ] && ! command -v sudo > /dev/null; then echo "not root: apt-get install$$missing yourself"; \
 	else $$([ "$$(id -u)" = 0 ] || echo sudo) sh -c \
-		'export DEBIAN_FRONTEND=noninteractive; apt-get update -qq && apt-get install -y -qq strace' > /dev/null \
-		|| echo "apt-get failed: tests that need strace are skipped"; fi
+		"export DEBIAN_FRONTEND=noninteractive; apt-get update -qq && apt-get install -y -qq $$missing" > /dev/null \
+		|| echo "apt-get failed: tests that need$$missing are skipped"; fi
 
 clean: ## remove what was built here; runs stay
 	$(call say,removing virtual environments and caches)
@@ -88,7 +96,7 @@ $(VENV)/.torch: $(VENV)/.created
 
 $(VENV)/.installed: $(VENV)/.torch pyproject.toml
 	$(call say,installing torchtrack)
-	@$(call pip,$(VENV)) install --editable '.[cpu]'
+	@$(call pip,$(VENV)) install --editable '.[cpu,server]'
 	@touch $@
 
 $(VENV)/.installed-test: $(VENV)/.installed

