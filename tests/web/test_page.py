@@ -137,6 +137,7 @@ def test_the_palette_goes_to_a_run_by_a_part_of_its_name(page: Page, served: Ser
     expect(page.get_by_role("cell", name="sick-one")).to_be_visible()
     page.keyboard.press("Control+k")
     page.get_by_role("textbox", name="go to").fill("sick")
+    expect(page.get_by_role("option", name="sick-one")).to_be_visible()
     page.keyboard.press("Enter")
     expect(page.get_by_role("heading", name="sick-one")).to_be_visible()
 

@@ -50,8 +50,9 @@ function Open() {
     if (event.key === "Escape") close();
     if (event.key === "ArrowDown") chosen.value = Math.min(chosen.value + 1, shown.length - 1);
     if (event.key === "ArrowUp") chosen.value = Math.max(chosen.value - 1, 0);
-    if (event.key === "Enter") {
-      shown[chosen.value]?.act();
+    const entry = shown[chosen.value];
+    if (event.key === "Enter" && entry) {
+      entry.act();
       close();
     }
   };
