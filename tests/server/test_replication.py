@@ -104,8 +104,10 @@ class Replication(RuleBasedStateMachine):
     @rule()
     def restore_the_backup(self) -> None:
         self.server.restore()
-        for network in self.networks:
+        for which, network in enumerate(self.networks):
             network.told.clear()  # it has forgotten what it said
+            if self.clients[which].done:  # it was told that all is there, and has left: somebody runs `sync` again
+                self.clients[which] = self.client(network)
 
     @precondition(lambda self: not self.damaged)
     @rule(rank=st.integers(0, 2))
@@ -161,7 +163,7 @@ class Replication(RuleBasedStateMachine):
 
 
 def test_every_frame_arrives_exactly_once() -> None:
-    run(Replication, settings(max_examples=150, stateful_step_count=30))
+    run(Replication, settings(max_examples=150, stateful_step_count=30, derandomize=True))
 
 
 @pytest.mark.chaos

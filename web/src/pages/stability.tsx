@@ -115,7 +115,7 @@ function when({ first_step, last_step }: Finding): string {
 function Lane({ findings, range, run, onChoose, chosen }: { findings: Finding[]; range: Signal<Range>; run: RunAnswer; onChoose: (i: number) => void; chosen: number }) {
   const [low, high] = range.value ?? whole(run.last_step);
   return (
-    <div class="lane" style={{ marginLeft: `${GUTTER}px`, marginRight: `${RIGHT}px` }} aria-label="findings over steps">
+    <div class="lane" role="group" style={{ marginLeft: `${GUTTER}px`, marginRight: `${RIGHT}px` }} aria-label="findings over steps">
       {findings.map((finding, i) => {
         const share = (finding.first_step - low) / (high - low);
         return share >= 0 && share <= 1 ? (
