@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -152,3 +153,11 @@ def test_no_test_framework_is_loaded_outside_testing() -> None:
     modules = [module for part in sorted(parts) for module in modules_of(part)]
 
     assert not loaded_by(*modules) & {"pytest", "hypothesis"}
+
+
+def test_the_core_needs_no_framework() -> None:
+    text = (source.ROOT / "pyproject.toml").read_text()
+    core = text.split("\ndependencies = [", 1)[1].split("\n]", 1)[0]
+    names = set(re.findall(r'^  "([A-Za-z0-9_-]+)', core, re.MULTILINE))
+    assert {"numpy", "pyarrow"} <= names
+    assert names.isdisjoint({"torch", "lightning", "transformers", "accelerate", "trl", "fastapi", "chdb", "numba"})
