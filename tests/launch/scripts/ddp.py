@@ -30,7 +30,8 @@ def main(folder: Path) -> None:
         optimizer.zero_grad()
     lines.append(digest(model.parameters()))
     (folder / f"rank{dist.get_rank()}.txt").write_text("\n".join(lines))
-    print(digest(model.parameters()))
+    if dist.get_rank() == 0:
+        print(digest(model.parameters()))
     dist.destroy_process_group()
 
 
