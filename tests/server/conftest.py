@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import itertools
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from tests.api.journals import RankJournal
+from tests.api.conftest import journal, runs  # noqa: F401  # the same fixtures here
 from tests.server.running import Running
 from torchtrack.server.app import Config
 from torchtrack.server.budget import Limits
@@ -43,28 +42,6 @@ def store(request: pytest.FixtureRequest) -> Iterator[MetricsStore]:
     yield made
     made.drop()
     made.close()
-
-
-@pytest.fixture
-def runs(tmp_path: Path) -> Path:
-    """An empty folder of runs."""
-    folder = tmp_path / "runs"
-    folder.mkdir()
-    return folder
-
-
-@pytest.fixture
-def journal(runs: Path) -> Iterator[Callable[..., RankJournal]]:
-    """Make streams in `runs`; those still open at the end of the test are closed without a seal."""
-    made: list[RankJournal] = []
-
-    def make(*args: Any, **kwargs: Any) -> RankJournal:
-        made.append(RankJournal(runs, *args, **kwargs))
-        return made[-1]
-
-    yield make
-    for one in made:
-        one.abandon()
 
 
 @pytest.fixture(scope="module")

@@ -8,6 +8,7 @@ import time
 import uvicorn
 
 from torchtrack.server.app import Config, create_app
+from torchtrack.server.journals import _SYNCS
 from torchtrack.server.serve import listener
 from torchtrack.sidecar.upload.transport import Http
 
@@ -23,7 +24,8 @@ class Running:
         self.key: str = self.app.state.keys.token
         self._server = uvicorn.Server(uvicorn.Config(self.app, log_level="error", access_log=False))
         self._thread = threading.Thread(target=self._server.run, kwargs={"sockets": [self._socket]})
-        list(self.app.state.store._syncers.map(lambda _: time.sleep(0.01), range(16)))  # its threads, before a test
+        together = threading.Barrier(_SYNCS)  # all of its threads are there before a test
+        list(self.app.state.store._syncers.map(lambda _: together.wait(), range(_SYNCS)))
         self._thread.start()
         while not self._server.started:
             time.sleep(0.005)

@@ -14,19 +14,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
-from fastapi import APIRouter, Depends, FastAPI, Request
-from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse
+from fastapi import APIRouter, Depends, FastAPI
 
 from torchtrack import wire
 from torchtrack.credentials import is_loopback
-from torchtrack.server import auth, curation, front, ingest, page
+from torchtrack.server import auth, curation, front, ingest, page, problems
 from torchtrack.server.budget import Budget, Limits
 from torchtrack.server.catalog import Catalog
 from torchtrack.server.front import Worker
 from torchtrack.server.journals import Committer, JournalStore
 from torchtrack.server.media import MediaStore
-from torchtrack.server.problems import ApiError
 from torchtrack.version import __version__
 
 
@@ -115,8 +112,7 @@ def create_app(config: Config) -> FastAPI:
     app.state.keys = auth.Keys(config.data, required=config.token)
     app.state.budget = Budget(config.limits, time.monotonic)
     app.add_middleware(auth.Doorkeeper, hosts=_hosts(config))
-    app.add_exception_handler(ApiError, _answer)
-    app.add_exception_handler(RequestValidationError, _invalid)
+    problems.install(app)
     if store and committer:
         taking = ingest.Ingest(store, config.limits)
         mount(app, ingest.frames_router(taking, committer, app.state.budget), scope="ingest")
@@ -169,16 +165,3 @@ def _hosts(config: Config) -> Sequence[str]:
     if is_loopback(config.host):
         return ["localhost", "127.0.0.1", "::1", config.host, *config.hosts]
     return [*config.hosts, config.host, "localhost", "127.0.0.1", "::1"] if config.hosts else []
-
-
-async def _answer(request: Request, error: Exception) -> JSONResponse:
-    del request
-    assert isinstance(error, ApiError)  # noqa: S101  # it is registered for nothing else
-    return error.response()
-
-
-async def _invalid(request: Request, error: Exception) -> JSONResponse:
-    del request
-    assert isinstance(error, RequestValidationError)  # noqa: S101
-    problems = [{"where": list(each["loc"]), "why": each["msg"]} for each in error.errors()]
-    return JSONResponse({"error": {"code": "bad_request", "message": "see problems", "problems": problems}}, 422)

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 
 
@@ -29,3 +32,25 @@ class ApiError(Exception):
         if self.status == 401:
             headers["WWW-Authenticate"] = "Bearer"
         return JSONResponse({"error": {"code": self.code, "message": str(self)}}, self.status, headers)
+
+
+def install(app: FastAPI) -> None:
+    """Answer errors of routes, and requests that are not as they should be, in this one shape."""
+    app.add_exception_handler(ApiError, _as_it_is)
+    app.add_exception_handler(RequestValidationError, _invalid)
+
+
+async def _as_it_is(request: Request, error: Exception) -> JSONResponse:
+    del request
+    assert isinstance(error, ApiError)  # noqa: S101  # it is registered for nothing else
+    return error.response()
+
+
+async def _invalid(request: Request, error: Exception) -> JSONResponse:
+    del request
+    assert isinstance(error, RequestValidationError)  # noqa: S101
+    problems: list[dict[str, Any]] = [
+        {"where": list(map(str, each["loc"])), "why": each["msg"]} for each in error.errors()
+    ]
+    message = "; ".join(f"{'.'.join(each['where'])}: {each['why']}" for each in problems)
+    return JSONResponse({"error": {"code": "bad_request", "message": message, "problems": problems}}, 422)

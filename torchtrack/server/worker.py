@@ -15,16 +15,15 @@ import signal
 import threading
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import click
 import uvicorn
 from fastapi import FastAPI, Request
-from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 
 from torchtrack.errors import RunNotFoundError, StoreError
-from torchtrack.server import live, query
+from torchtrack.server import live, problems, query
 from torchtrack.server.catalog import Catalog
 from torchtrack.server.filters import FilterError
 from torchtrack.server.indexer import Indexer
@@ -95,23 +94,7 @@ def install(app: FastAPI) -> None:
 
     for kind, make in answers.items():
         app.add_exception_handler(kind, handler(make))
-    app.add_exception_handler(ApiError, _as_it_is)
-    app.add_exception_handler(RequestValidationError, _invalid)
-
-
-async def _as_it_is(request: Request, error: Exception) -> JSONResponse:
-    del request
-    assert isinstance(error, ApiError)  # noqa: S101  # it is registered for nothing else
-    return error.response()
-
-
-async def _invalid(request: Request, error: Exception) -> JSONResponse:
-    del request
-    assert isinstance(error, RequestValidationError)  # noqa: S101
-    problems: list[dict[str, Any]] = [
-        {"where": list(map(str, each["loc"])), "why": each["msg"]} for each in error.errors()
-    ]
-    return JSONResponse({"error": {"code": "bad_request", "message": "see problems", "problems": problems}}, 422)
+    problems.install(app)
 
 
 def _follow(indexer: Indexer, stop: threading.Event) -> None:
