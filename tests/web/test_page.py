@@ -47,6 +47,7 @@ def test_before_the_first_run_it_shows_the_lines_that_make_one(page: Page) -> No
 
 
 def test_from_the_projects_to_a_curve(page: Page) -> None:
+    expect(page.get_by_role("row").filter(has_text="page").get_by_role("cell")).to_contain_text(["page", "2", "0", "0"])
     page.get_by_role("link", name="page", exact=True).click()
     expect(page.get_by_role("img", name="loss: 2 lines")).to_be_visible()
     page.get_by_role("link", name="healthy-one").click()

@@ -118,13 +118,14 @@ def router(reader: Reader) -> APIRouter:
 def _about_runs(routes: APIRouter, reader: Reader) -> None:
     @routes.get("/projects")
     def projects() -> list[dict[str, Any]]:
-        """The projects: runs, those that are running, and when the newest began."""
+        """The projects: runs, those that are running or did not end well, and when the newest began."""
         found: dict[str, dict[str, Any]] = {}
         for row in reader.rows():
-            empty = {"project": row["project"], "runs": 0, "running": 0, "newest": row["created"]}
+            empty = {"project": row["project"], "runs": 0, "running": 0, "failed": 0, "newest": row["created"]}
             one = found.setdefault(row["project"], empty)
             one["runs"] += 1
             one["running"] += row["state"] == "running"
+            one["failed"] += row["state"] in ("failed", "killed", "crashed")
             one["newest"] = max(one["newest"], row["created"])
         return sorted(found.values(), key=lambda project: str(project["project"]))
 

@@ -130,7 +130,7 @@ def _end_with_input() -> None:
 @click.option("--socket", "path", type=click.Path(path_type=Path), required=True, help="The Unix socket to listen on.")
 def main(runs: Path, index: Path | None, dsn: str | None, catalog: str | None, attached: bool, path: Path) -> None:
     """Index a folder of runs and answer questions about it."""
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
+    logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)s %(message)s")
     store = MetricsStore(dsn) if dsn else MetricsStore.in_folder(index or index_folder(runs))
     os.umask(0o077)
     if attached:
