@@ -93,13 +93,15 @@ def assert_equal(plain: list[Any], recorded: list[Any]) -> None:
 def bare(tmp_path_factory: pytest.TempPathFactory) -> list[Any]:
     """What training ends with when nothing is recorded."""
     folder = tmp_path_factory.mktemp("bare") / "runs"
-    assert torchrun(SCRIPTS / "ddp.py", str(folder), "bare").returncode == 0
+    done = torchrun(SCRIPTS / "ddp.py", str(folder), "bare")
+    assert done.returncode == 0, done.stderr
     return states(folder, "bare")
 
 
 def test_watched_training_ends_with_the_same_weights_and_random_states(tmp_path: Path, bare: list[Any]) -> None:
     folder = tmp_path / "runs"
-    assert torchrun(SCRIPTS / "ddp.py", str(folder), "watched", env=SIDECAR).returncode == 0
+    done = torchrun(SCRIPTS / "ddp.py", str(folder), "watched", env=SIDECAR)
+    assert done.returncode == 0, done.stderr
     assert_equal(bare, states(folder, "watched"))
 
 

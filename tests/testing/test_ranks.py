@@ -301,7 +301,7 @@ def test_torchrun_restarts_ranks_and_returns_what_they_printed(tmp_path: Path) -
 
     done = torchrun(script, nproc=1, max_restarts=1)
 
-    assert done.returncode == 0
+    assert done.returncode == 0, done.stderr
     assert done.stdout.split() == ["attempt", "0", "attempt", "1"]
 
 
