@@ -170,11 +170,11 @@ def frames_router(ingest: Ingest, committer: Committer, budget: Budget) -> APIRo
             check_space(ingest.store, limits)
             budget.enter(key_of(request).name)
             with budget.hold() as held:
-                pieces = []
+                came = []
                 async for piece in pieces(request, limits.body_bytes):
                     held.grow(len(piece))
-                    pieces.append(piece)
-                body = b"".join(pieces)
+                    came.append(piece)
+                body = b"".join(came)
                 encoding = request.headers.get("content-encoding")
                 head, sections = await run_in_threadpool(ingest.unpack, body, encoding)
                 held.grow(sum(len(each.frames) for each in sections) if encoding else 0)

@@ -211,7 +211,7 @@ class Uploads:
                     self._to[self._where[name]].files.want([path])
 
     def _find_lookouts(self) -> None:
-        """What the rules find is in a stream of its own, beside that of the sidecar; those of other nodes are not ours."""
+        """What the rules find is in a stream of its own, beside that of the sidecar; other nodes send theirs."""
         for followed in [each for each in self._followed.values() if each.rank == 0]:
             paths = [path for folder in self._folders(followed) for path in (folder / "nodes").glob("*.ttj")]
             for path in paths:
