@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import tempfile
+import weakref
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
@@ -38,7 +40,7 @@ class Server:
         retries = urllib3.Retry(
             _TRIES, backoff_factor=0.2, status_forcelist=(429, 502, 503, 504), raise_on_status=False
         )
-        self._folder = tempfile.TemporaryDirectory(prefix="torchtrack-")
+        self._folder: Path | None = None
         self._pool = urllib3.PoolManager(headers=headers, retries=retries, timeout=TIMEOUT_S)
 
     def shelf(self) -> Shelf:
@@ -61,10 +63,13 @@ class Server:
             listed = json.loads(self._get(place))["files"]
         except (ServerError, ValueError, KeyError):
             return []  # a server from before there were such routes
+        if self._folder is None:
+            self._folder = Path(tempfile.mkdtemp(prefix="torchtrack-"))
+            weakref.finalize(self, shutil.rmtree, self._folder, ignore_errors=True)
         found = []
         for name, size in ((str(each["name"]), int(each["size"])) for each in listed):
             if LEFT_NAME.fullmatch(name):  # it becomes a path
-                path = Path(self._folder.name) / folder.name / name
+                path = self._folder / folder.name / name
                 if not path.exists() or path.stat().st_size != size:
                     path.parent.mkdir(parents=True, exist_ok=True)
                     path.write_bytes(self._get(f"{place}/{name}"))
