@@ -198,7 +198,8 @@ class Sidecar:
             self._courier.follow(stream, {**place, **alerts, "lookout": lookout})
         if isinstance(upload, dict):
             self._upload = upload
-            self._uploads.follow(stream, {**place, **upload, "lookout": lookout})
+            launch = {"launch": str(request["launch"])} if request.get("launch") else {}
+            self._uploads.follow(stream, {**place, **upload, **launch, "lookout": lookout})
             self._send_own(watched.uid)
             for left in self._swept.pop(watched.uid, ()):  # by an earlier attempt, when no sidecar was there
                 self._uploads.follow(left, {**place, **upload, "rank": _ANY_RANK})

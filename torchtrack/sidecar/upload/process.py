@@ -46,6 +46,8 @@ class _Followed:
         self.name = str(request["stream"])
         self.uid = str(request["uid"])
         self.rank = int(request["rank"])
+        self.launch = str(request.get("launch", ""))
+        """The number of the launch that waits for it."""
         self.path: Path | None = None
         self.parent = ""
         self.ending = False
@@ -92,10 +94,14 @@ class Uploads:
         self._requests = requests
         self._followed: dict[str, _Followed] = {}
         self._to: dict[str, Uploader] = {}
-        self._progress: list[Progress] = []
+        self._progress: dict[str, Progress] = {}
+        self._launches: set[str] = set()
         self._where: dict[str, str] = {}
         self._keys: dict[str, str | None] = {}
         self._rest = b""
+        self._open: dict[str, set[str]] = {}
+        self._refused: dict[str, dict[str, dict[str, object]]] = {}
+        """By server and stream, what is left here for good."""
         self._around_at = 0.0
         self._settled: set[str] = set()
         """Streams in `nodes` and of children that are not ours to send, or are sent to their end."""
@@ -114,7 +120,8 @@ class Uploads:
             wait = self._turn()
             if left and (not self._followed or time.monotonic() > self._good_at + GIVE_UP_S):
                 break
-        for progress in self._progress:
+        self._note()
+        for progress in self._progress.values():
             guard.attempt("noting what was uploaded", progress.write, now=True)
 
     def _read(self) -> bool:
@@ -145,7 +152,7 @@ class Uploads:
             self._followed[name] = _Followed(request)
             if url not in self._to:
                 progress = Progress(self._directory, url, "sidecar")
-                self._progress.append(progress)
+                self._progress[url] = progress
                 self._to[url] = Uploader(Http(url, lambda: credentials.key_for(url) or self._keys[url]), progress)
 
     def _all_ended(self) -> None:
@@ -161,12 +168,31 @@ class Uploads:
             guard.attempt("looking for forked children", self._find_children)
             guard.attempt("looking for findings", self._find_lookouts)
             guard.attempt("looking for black boxes", self._find_left, list(self._followed.values()))
+        self._note()
         waits = [_LONGEST_S]
         for uploader in self._to.values():
             guard.attempt("sending", lambda uploader=uploader: waits.append(uploader.step()))
             if uploader.state == "ok":
                 self._good_at = time.monotonic()
         return max(0.01, min(waits))
+
+    def _note(self) -> None:
+        """Have it written down what is being sent, for who waits for it: before a request, which may take long."""
+        self._launches.update(each.launch for each in self._followed.values() if each.launch)
+        for url, progress in self._progress.items():
+            tails = self._to[url].tails
+            following: dict[str, dict[str, object]] = {}
+            for followed in self._followed.values():
+                if self._where[followed.name] == url:
+                    tail = tails.get(int(followed.name, 16))
+                    path = str(followed.path.relative_to(self._directory)) if followed.path else None
+                    about = {"uid": followed.uid, "launch": followed.launch, "path": path}
+                    following[followed.name] = {**about, "acked": tail.acked if tail else 0}
+            following.update(self._refused.get(url, {}))
+            before = self._open.get(url)
+            self._open[url] = set(following)
+            progress.follow(following, self._launches)
+            guard.attempt("noting what is sent", progress.write, now=before != self._open[url])
 
     def _look(self, followed: _Followed) -> None:
         uploader = self._to[self._where[followed.name]]
@@ -191,6 +217,10 @@ class Uploads:
         if over and not (followed.expects_lookout and not waited) and not uploader.files.waiting:
             if tail is not None and (tail.done or tail.problem):
                 self._settled.add(followed.name)
+            if tail is not None and tail.problem:
+                about = {"uid": followed.uid, "launch": followed.launch, "path": str(tail.path), "acked": tail.acked}
+                refused = self._refused.setdefault(self._where[followed.name], {})
+                refused[followed.name] = {**about, "problem": tail.problem}
             uploader.forget(number)
             del self._followed[followed.name]
 
@@ -236,7 +266,7 @@ class Uploads:
 
     def _follow_beside(self, parent: _Followed, path: Path, name: str, rank: int) -> _Followed:
         self._where[name] = self._where[parent.name]
-        found = _Followed({"stream": name, "uid": parent.uid, "rank": rank})
+        found = _Followed({"stream": name, "uid": parent.uid, "rank": rank, "launch": parent.launch})
         found.path, found.parent, found.ended_at = path, parent.name, parent.ended_at
         self._followed[name] = found
         self._to[self._where[name]].follow(path, found.priority)
