@@ -44,7 +44,7 @@ def test_no_route_answers_without_the_right_key(server: Running, given: str | No
     headers = {} if given is None else {"Authorization": given}
     for method, path in routes(server):
         if path not in OPEN:
-            status, answer = ask(server, method, path.format(uid="0" * 16, sha256="0" * 64), **headers)
+            status, answer = ask(server, method, path.format(uid="0" * 16, sha256="0" * 64, name="x"), **headers)
             assert (status, answer["error"]["code"]) == (401, "no_key"), path
 
 

@@ -166,7 +166,7 @@ def test_without_a_sidecar_the_end_says_that_sync_sends(
     run.finish()
     said = capsys.readouterr().err
 
-    assert run.url == f"{server.url}/runs/{run.uid}"
+    assert run.url == f"{server.url}/#/p/uncategorized/r/{run.uid}"
     assert f"are sent by torchtrack sync {run.uid}" in said
     assert not helpers(runs)
 

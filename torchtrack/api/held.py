@@ -12,6 +12,7 @@ from typing import Any, Final
 import pyarrow as pa
 
 from torchtrack import records
+from torchtrack.api.blackbox import salvaged
 from torchtrack.api.streams import Names, Rows
 from torchtrack.journal.reader import Damage
 
@@ -123,12 +124,18 @@ class Shelf:
         changes: the records that changed after a cursor, and the new cursor: `stream` as 16 hex digits, `path`, `gone`,
             and the record itself under `record`.
         fetch: gets rows.
+        left: gets the black boxes and stacks in the folder of a run.
     """
 
     def __init__(
-        self, label: str, changes: Callable[[int], tuple[int, Iterable[Mapping[str, Any]]]], fetch: Fetch
+        self,
+        label: str,
+        changes: Callable[[int], tuple[int, Iterable[Mapping[str, Any]]]],
+        fetch: Fetch,
+        left: Callable[[Path], list[Path]] = salvaged,
     ) -> None:
         self.label = label
+        self.left = left
         self._changes = changes
         self._fetch = fetch
         self._cursor = 0

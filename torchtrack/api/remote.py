@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
+import tempfile
+import weakref
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, Final
 from urllib.parse import quote, urlencode
 
@@ -12,6 +16,7 @@ import pyarrow as pa
 
 from torchtrack.api.held import Shelf
 from torchtrack.errors import ServerError
+from torchtrack.journal.ring import LEFT_NAME
 from torchtrack.records import SCHEMAS, Table
 
 TIMEOUT_S: Final = 60.0
@@ -35,11 +40,12 @@ class Server:
         retries = urllib3.Retry(
             _TRIES, backoff_factor=0.2, status_forcelist=(429, 502, 503, 504), raise_on_status=False
         )
+        self._folder: Path | None = None
         self._pool = urllib3.PoolManager(headers=headers, retries=retries, timeout=TIMEOUT_S)
 
     def shelf(self) -> Shelf:
         """All its streams."""
-        return Shelf(self.url, self._changes, self._rows)
+        return Shelf(self.url, self._changes, self._rows, self._left)
 
     def _changes(self, cursor: int) -> tuple[int, list[Mapping[str, Any]]]:
         answer = json.loads(self._get("streams", since=cursor))
@@ -49,6 +55,26 @@ class Server:
         path = f"streams/{stream:016x}/{table.name.lower()}"
         with pa.ipc.open_stream(self._get(path, first=first_seq, stop=stop_seq)) as reader:
             return reader.read_all().cast(SCHEMAS[table])
+
+    def _left(self, folder: Path) -> list[Path]:
+        """What processes left in the folder of a run; each file is fetched once, and again when it has grown."""
+        place = f"runs/{folder.name}/files"
+        try:
+            listed = json.loads(self._get(place))["files"]
+        except (ServerError, ValueError, KeyError):
+            return []  # a server from before there were such routes
+        if self._folder is None:
+            self._folder = Path(tempfile.mkdtemp(prefix="torchtrack-"))
+            weakref.finalize(self, shutil.rmtree, self._folder, ignore_errors=True)
+        found = []
+        for name, size in ((str(each["name"]), int(each["size"])) for each in listed):
+            if LEFT_NAME.fullmatch(name):  # it becomes a path
+                path = self._folder / folder.name / name
+                if not path.exists() or path.stat().st_size != size:
+                    path.parent.mkdir(parents=True, exist_ok=True)
+                    path.write_bytes(self._get(f"{place}/{name}"))
+                found.append(path)
+        return found
 
     def _get(self, path: str, **query: Any) -> bytes:
         import urllib3

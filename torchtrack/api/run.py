@@ -431,11 +431,11 @@ class Run:
         Columns: step, time, rank, attempt, name, norm, absmax, nonfinite (on an accelerator 1 for any), and skipped:
         whether a gradient scaler left the step out.
         """
-        return blackbox.table(self._streams())
+        return blackbox.table(self._streams(), self._source.carrier.left)
 
     def blackbox_files(self) -> list[Left]:
         """The files behind `blackbox`, with Python stacks and the dumps of PyTorch's flight recorder."""
-        return blackbox.left(self._streams())
+        return blackbox.left(self._streams(), self._source.carrier.left)
 
     @property
     def version(self) -> tuple[int, ...]:

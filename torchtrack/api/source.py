@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final, Protocol
 
+from torchtrack.api.blackbox import salvaged
 from torchtrack.api.remote import Server
 from torchtrack.api.run import Run
 from torchtrack.api.streams import Names, Rows, StreamRows
@@ -36,6 +37,9 @@ class Carrier(Protocol):
 
     def open(self, path: Path, names: Names) -> Rows:
         """One of them."""
+
+    def left(self, folder: Path) -> list[Path]:
+        """Black boxes and stacks in the folder of one run, as files that can be read."""
 
 
 class Folder:
@@ -60,6 +64,10 @@ class Folder:
     def open(self, path: Path, names: Names) -> Rows:
         """One of them."""
         return StreamRows(path, names, self._piece_bytes)
+
+    def left(self, folder: Path) -> list[Path]:
+        """Black boxes and stacks in the folder of one run."""
+        return salvaged(folder)
 
 
 class Source:

@@ -90,6 +90,7 @@ def _belongs(path: Path, uids: set[str]) -> bool:
 def _uploader(place: Path, url: str, paths: Sequence[Path]) -> Uploader:
     from torchtrack import credentials
     from torchtrack.sidecar.upload.engine import Uploader
+    from torchtrack.sidecar.upload.left import left_in
     from torchtrack.sidecar.upload.progress import Progress
     from torchtrack.sidecar.upload.transport import Http
 
@@ -97,6 +98,9 @@ def _uploader(place: Path, url: str, paths: Sequence[Path]) -> Uploader:
     for path in paths:
         tail = uploader.follow(path, 0 if path.parent.name == "nodes" else 2)
         tail.hurried = True
+    names = {f"{number:016x}" for number in uploader.tails}
+    for folder in sorted({path.parent.parent for path in paths}):
+        uploader.files.want(path for stream, path in left_in(folder) if stream in names)
     return uploader
 
 
@@ -138,15 +142,16 @@ def _report(uploader: Uploader, url: str, gave_up: str | None) -> dict[str, Any]
     problems: list[dict[str, str]] = [] if gave_up is None else [{"where": url, "why": gave_up}]
     for tail in uploader.tails.values():
         problems += [{"where": tail.path.name, "why": why} for why in _why(tail)]
-    media = [{"where": f"media/{name}", "why": why} for name, why in uploader.files_left.items()]
+    files = [{"where": name, "why": why} for name, why in uploader.files_left.items()]
     tails = uploader.tails.values()
     return {
-        "synced": not problems and not media,
+        "synced": not problems and not files,
         "url": url,
         "streams": len(tails),
+        "files": uploader.files.sent,
         "frames": sum(tail.at.frames for tail in tails),
         "open": sum(not tail.sealed for tail in tails),
-        "problems": problems + media,
+        "problems": problems + files,
     }
 
 

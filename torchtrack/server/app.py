@@ -18,7 +18,7 @@ from fastapi import APIRouter, Depends, FastAPI
 
 from torchtrack import wire
 from torchtrack.credentials import is_loopback
-from torchtrack.server import auth, curation, front, ingest, page, problems
+from torchtrack.server import auth, curation, front, ingest, left, page, problems
 from torchtrack.server.budget import Budget, Limits
 from torchtrack.server.catalog import Catalog
 from torchtrack.server.front import Worker
@@ -117,7 +117,9 @@ def create_app(config: Config) -> FastAPI:
         taking = ingest.Ingest(store, config.limits)
         mount(app, ingest.frames_router(taking, committer, app.state.budget), scope="ingest")
         mount(app, ingest.media_router(MediaStore(config.runs), app.state.budget, store), scope="ingest")
+        mount(app, left.taking(left.LeftStore(config.runs), app.state.budget, store), scope="ingest")
     mount(app, _about(app), scope="read")
+    mount(app, left.showing(left.LeftStore(config.runs)), scope="read")
     if worker and catalog:
         page.mount(app)
         mount(app, curation.router(catalog, lambda request: auth.key_of(request).name), scope="admin")

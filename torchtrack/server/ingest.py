@@ -152,7 +152,7 @@ def frames_router(ingest: Ingest, committer: Committer, budget: Budget) -> APIRo
     @routes.post("/positions", openapi_extra=_json_body("streams"))
     async def positions(request: Request) -> dict[str, Any]:
         """How far streams are durable here: `{"streams": ["9a8b...", ...]}`."""
-        names = _list_of(await _json(request, limits), "streams", wire.MAX_STREAMS)
+        names = _list_of(await json_of(request, limits), "streams", wire.MAX_STREAMS)
         try:
             streams = [wire.stream_of(name) for name in names]
         except ValueError as error:
@@ -167,14 +167,14 @@ def frames_router(ingest: Ingest, committer: Committer, budget: Budget) -> APIRo
         The body of every answer says where each stream is, whatever the status.
         """
         try:
-            _check_space(ingest.store, limits)
+            check_space(ingest.store, limits)
             budget.enter(key_of(request).name)
             with budget.hold() as held:
-                pieces = []
-                async for piece in _pieces(request, limits.body_bytes):
+                came = []
+                async for piece in pieces(request, limits.body_bytes):
                     held.grow(len(piece))
-                    pieces.append(piece)
-                body = b"".join(pieces)
+                    came.append(piece)
+                body = b"".join(came)
                 encoding = request.headers.get("content-encoding")
                 head, sections = await run_in_threadpool(ingest.unpack, body, encoding)
                 held.grow(sum(len(each.frames) for each in sections) if encoding else 0)
@@ -182,7 +182,7 @@ def frames_router(ingest: Ingest, committer: Committer, budget: Budget) -> APIRo
                 failed = await asyncio.wrap_future(committer.durable())
                 status, answer = await run_in_threadpool(ingest.answer, sections, problems, failed)
         except BusyError as error:
-            raise _busy(error) from None
+            raise busy(error) from None
         except StorageError as error:
             raise ApiError(503, "storage", str(error), retry_after_s=5) from None
         named = head.get("jobs")
@@ -204,50 +204,60 @@ def media_router(media: MediaStore, budget: Budget, store: JournalStore) -> APIR
     @routes.post("/runs/{uid}/media/missing", openapi_extra=_json_body("sha256"))
     async def missing(uid: str, request: Request) -> dict[str, Any]:
         """Which of these files the run has not yet: `{"sha256": [...]}`. They come before the rows that name them."""
-        names = _list_of(await _json(request, limits), "sha256", wire.MAX_STREAMS)
+        names = _list_of(await json_of(request, limits), "sha256", wire.MAX_STREAMS)
         try:
             return {"missing": await run_in_threadpool(media.missing, uid, [str(name) for name in names])}
         except ValueError as error:
             raise ApiError(400, "bad_name", str(error)) from None
 
-    @routes.put("/runs/{uid}/media/{sha256}", status_code=201, openapi_extra=_FILE)
+    @routes.put("/runs/{uid}/media/{sha256}", status_code=201, openapi_extra=FILE)
     async def put_media(uid: str, sha256: str, request: Request) -> dict[str, Any]:
         """One file, named by the SHA-256 of its content. 422 if it is not that."""
         try:
-            _check_space(store, limits)
+            check_space(store, limits)
             budget.enter(key_of(request).name)
             with media.receive(uid, sha256) as part:
                 digest = hashlib.sha256()
-                async for piece in _pieces(request, limits.media_bytes):
+                async for piece in pieces(request, limits.media_bytes):
                     digest.update(piece)
                     await run_in_threadpool(part.write, piece)
                 if digest.hexdigest() != sha256:
                     raise ApiError(422, "damaged", "the content does not have this SHA-256; send it again")
                 await run_in_threadpool(part.keep)
         except BusyError as error:
-            raise _busy(error) from None
+            raise busy(error) from None
         except ValueError as error:
             raise ApiError(400, "bad_name", str(error)) from None
         except OSError as error:
-            problem = StorageError.of(error)
-            status = 507 if problem.full else 503
-            raise ApiError(status, "storage", str(problem), retry_after_s=_RETRY_S[status]) from None
+            raise not_stored(StorageError.of(error)) from None
         return {"stored": sha256}
 
     return routes
 
 
-def _busy(error: BusyError) -> ApiError:
+def not_stored(problem: StorageError) -> ApiError:
+    """What to answer when the disk did not take a file."""
+    status = 507 if problem.full else 503
+    return ApiError(status, "storage", str(problem), retry_after_s=_RETRY_S[status])
+
+
+def busy(error: BusyError) -> ApiError:
+    """What to answer when there is too much to do."""
     return ApiError(429 if error.flooding else 503, "busy", str(error), retry_after_s=error.retry_after_s)
 
 
-def _check_space(store: JournalStore, limits: Limits) -> None:
+def check_space(store: JournalStore, limits: Limits) -> None:
+    """Whether there is room for more.
+
+    Raises:
+        ApiError: there is not.
+    """
     free = shutil.disk_usage(store.folder).free
     if free < limits.free_bytes:
         raise ApiError(507, "full", "the server's disk is full; nothing is lost, it is sent later", retry_after_s=30)
 
 
-async def _pieces(request: Request, most: int) -> AsyncIterator[bytes]:
+async def pieces(request: Request, most: int) -> AsyncIterator[bytes]:
     """A body as it comes, no longer than allowed and no slower.
 
     Raises:
@@ -273,10 +283,15 @@ async def _pieces(request: Request, most: int) -> AsyncIterator[bytes]:
             yield piece
 
 
-async def _json(request: Request, limits: Limits) -> Mapping[str, Any]:
+async def json_of(request: Request, limits: Limits) -> Mapping[str, Any]:
+    """A body that is a JSON object.
+
+    Raises:
+        ApiError: it is none.
+    """
     if not request.headers.get("content-type", "").startswith("application/json"):
         raise ApiError(415, "bad_type", "send application/json")
-    body = b"".join([piece async for piece in _pieces(request, min(limits.body_bytes, wire.MAX_HEAD))])
+    body = b"".join([piece async for piece in pieces(request, min(limits.body_bytes, wire.MAX_HEAD))])
     try:
         value = json.loads(body)
     except (ValueError, RecursionError):
@@ -301,4 +316,4 @@ def _json_body(name: str) -> dict[str, Any]:
 
 _BINARY: Final = {"schema": {"type": "string", "format": "binary"}}
 _BODY: Final = {"requestBody": {"required": True, "content": {wire.FRAMES_TYPE: _BINARY}}}
-_FILE: Final = {"requestBody": {"required": True, "content": {"application/octet-stream": _BINARY}}}
+FILE: Final = {"requestBody": {"required": True, "content": {"application/octet-stream": _BINARY}}}

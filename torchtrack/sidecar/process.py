@@ -42,6 +42,8 @@ _TERM_GRACE_S: Final = 1.0
 _KEEP_AFTER_S: Final = 1.0
 _KEEP_AGAIN_S: Final = 30.0
 """How long after it is asked for what ranks have written is kept, and for how long it is not kept again."""
+_ANY_RANK: Final = 1
+"""Of a stream of which only the number is known: it is looked for under that."""
 _HEX: Final = re.compile(r"[0-9a-f]{16}")
 
 
@@ -110,6 +112,8 @@ class Sidecar:
         self._lookout = Helper("torchtrack.lookout", directory)
         self._keeps: dict[str, tuple[float, str]] = {}
         self._kept: dict[str, float] = {}
+        self._swept: dict[str, list[str]] = {}
+        """By run, the streams of processes that ended while no sidecar was there."""
 
     def run(self) -> None:
         """Serve until no registered process is left, or SIGTERM."""
@@ -194,8 +198,12 @@ class Sidecar:
             self._courier.follow(stream, {**place, **alerts, "lookout": lookout})
         if isinstance(upload, dict):
             self._upload = upload
-            self._uploads.follow(stream, {**place, **upload})
+            launch = {"launch": str(request["launch"])} if request.get("launch") else {}
+            self._uploads.follow(stream, {**place, **upload, **launch, "lookout": lookout})
             self._send_own(watched.uid)
+            for left in self._swept.pop(watched.uid, ()):  # by an earlier attempt, when no sidecar was there
+                self._uploads.follow(left, {**place, **upload, "rank": _ANY_RANK})
+                self._uploads.ended(left)
 
     def _send_own(self, uid: str) -> None:
         """The sidecar's own stream of a run is sent too."""
@@ -260,6 +268,7 @@ class Sidecar:
         for uid, stream in salvage.left_in(self._directory):
             if _HEX.fullmatch(uid) and _HEX.fullmatch(stream):
                 guard.attempt("salvaging a black box", self._salvage, stream, uid)
+                self._swept.setdefault(uid, []).append(stream)
                 self._seal_if_unused(uid)
 
     def _order_keep(self, uid: str, why: str) -> bool:
