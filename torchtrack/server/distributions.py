@@ -20,9 +20,9 @@ from torchtrack.api.run import Run
 from torchtrack.api.tensors import flat_buckets, one_stage
 from torchtrack.histogram import NUM_BUCKETS
 from torchtrack.server.answers import Answer
+from torchtrack.server.axes import bucket_width
 from torchtrack.server.metrics import MetricsStore
 from torchtrack.server.placement import VISIBLE, Placed, arrays, lookup
-from torchtrack.server.series import bucket_width
 
 Stat = Literal["norm", "rms", "mean", "absmax", "zeros", "nonfinite"]
 Norm = Literal["abs", "median"]
