@@ -43,6 +43,11 @@ class HeldRows(Rows):
         """The stream's number in the store."""
         return self._number
 
+    @property
+    def frames(self) -> int:
+        """How many frames of it are in the store."""
+        return int(self._record.get("next_seq", 0))
+
     def tell(self, stream: int, record: Mapping[str, Any]) -> None:
         """Give the newest record, which the next poll takes; without one the stream is gone."""
         self._newest = stream, record
@@ -63,7 +68,7 @@ class HeldRows(Rows):
         self.version += 1
 
     def _fresh(self, table: records.Table) -> list[pa.Table]:
-        first, stop = self._fetched.get(table, 0), int(self._record.get("next_seq", 0))
+        first, stop = self._fetched.get(table, 0), self.frames
         if first >= stop:
             return []
         rows = self._fetch(self._number, table, first, stop)

@@ -12,10 +12,10 @@ from typing import Annotated, Any, Final, Literal
 
 import pyarrow.compute as pc
 from fastapi import APIRouter, Path, Query, Response
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from torchtrack.records import Table
-from torchtrack.server import distributions, series
+from torchtrack.server import axes, distributions, series
 from torchtrack.server.answers import Format, jsonable, table_response
 from torchtrack.server.filters import compile_filter, is_missing, lookup
 from torchtrack.server.problems import ApiError
@@ -24,6 +24,7 @@ from torchtrack.server.stored import changes
 
 _FAR: Final = 1 << 62
 Step = Annotated[int, Field(ge=-_FAR, le=_FAR)]
+Edge = Annotated[float, Field(ge=-_FAR, le=_FAR, allow_inf_nan=False)]
 Pixels = Annotated[int, Field(ge=1, le=8192)]
 Name = Annotated[str, Field(min_length=1, max_length=1024)]
 Uid = Annotated[str, Path(min_length=1, max_length=256)]
@@ -43,8 +44,26 @@ class Steps(_Body):
     stop: Step | None = Field(default=None, alias="to")
 
 
+class X(_Body):
+    """The x axis, and what is shown of it: half-open, in its units.
+
+    Steps; seconds since the run began (`relative`); seconds since 1970 (`time`); or another metric, at the same step.
+    """
+
+    mode: axes.Mode = "step"
+    metric: Name | None = None
+    start: Edge | None = Field(default=None, alias="from")
+    stop: Edge | None = Field(default=None, alias="to")
+
+    @model_validator(mode="after")
+    def _check(self) -> X:
+        if (self.mode == "metric") != (self.metric is not None):
+            raise ValueError('`metric` names the x axis of mode "metric", and of no other')
+        return self
+
+
 class Smooth(_Body):
-    """A time-decayed mean: a value tau steps back counts 1/e."""
+    """A decayed mean: a value that lies tau back on the x axis, in its units, counts 1/e."""
 
     kind: Literal["ema"] = "ema"
     tau: float = Field(gt=0, le=1e9)
@@ -62,7 +81,7 @@ class SeriesQuery(_Body):
     """The lines of the charts in view."""
 
     items: list[Line] = Field(max_length=MAX_ITEMS)
-    x: Steps = Steps()
+    x: X = X()
     px: Pixels = 1000
     smooth: Smooth | None = None
 
@@ -246,12 +265,13 @@ def _exports(routes: APIRouter, reader: Reader) -> None:
 def _charts(routes: APIRouter, reader: Reader) -> None:
     @routes.post("/series", response_class=Response)
     def post_series(query: SeriesQuery, format: Format = "frame") -> Response:  # noqa: A002
-        """Lines on one grid of steps that keep every spike."""
+        """Lines on one grid that keep every spike."""
         items = [item for line in query.items for item in reader.items(line.run, line.metric, line.rank)]
         if len(items) > MAX_ITEMS:
             raise ApiError(422, "too_many", f"{len(items)} lines are asked for, at most {MAX_ITEMS} at once")
-        span = series.Span(query.x.start, query.x.stop, query.px, query.smooth.tau if query.smooth else None)
-        return series.series(reader.store, items, span).response(format)
+        axis, tau = axes.Axis(query.x.mode, query.x.metric), query.smooth.tau if query.smooth else None
+        span = series.Span(query.x.start, query.x.stop, query.px, tau, axis)
+        return series.series(reader.store, items, span, reader.surveys).response(format)
 
     @routes.post("/heatmap", response_class=Response)
     def post_heatmap(query: HeatmapQuery, format: Format = "frame") -> Response:  # noqa: A002

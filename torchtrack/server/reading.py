@@ -16,6 +16,7 @@ from torchtrack.server.metrics import MetricsStore
 from torchtrack.server.placement import Placed, placed
 from torchtrack.server.series import Item
 from torchtrack.server.stored import open_source
+from torchtrack.server.surveys import Surveys
 
 FIELDS: Final = (
     "uid",
@@ -61,6 +62,7 @@ class Reader:
         self._source = open_source(store, batch)
         self._api = Api.of(self._source)
         self._held: OrderedDict[str, Run] = OrderedDict()
+        self.surveys = Surveys(store)
         self._lock = threading.RLock()
         self._rows: dict[str, tuple[Any, dict[str, Any]]] = {}
 
@@ -87,22 +89,12 @@ class Reader:
         while len(self._held) > HELD_RUNS:
             self._held.popitem(last=False)[1].release()
 
-    def placed(self, name: str) -> tuple[str, list[Placed]]:
-        """The uid and the streams of a run.
-
-        Raises:
-            RunNotFoundError: there is none.
-        """
-        with self.run(name) as run:
-            return run.uid, self.where(run)
-
     def items(self, name: str, metric: str, rank: int | Literal["mean", "all"]) -> list[Item]:
         """The lines of a metric of a run: one, or one a rank."""
-        uid, streams = self.placed(name)
-        if rank == "all":
-            each = sorted({one.rank for one in streams})
-            return [Item(uid, metric, n, tuple(one for one in streams if one.rank == n)) for n in each]
-        return [Item(uid, metric, rank, tuple(one for one in streams if rank in ("mean", one.rank)))]
+        with self.run(name) as run:
+            uid, streams, start_us = run.uid, self.where(run), int(run.created.timestamp() * 1e6)
+        each = sorted({one.rank for one in streams}) if rank == "all" else [rank]
+        return [Item(uid, metric, n, tuple(s for s in streams if n in ("mean", s.rank)), start_us) for n in each]
 
     def rows(self, project: str | None = None) -> list[dict[str, Any]]:
         """A row for each run, newest first, with the keys of `FIELDS`."""
