@@ -11,6 +11,8 @@ from fastapi.routing import APIRoute
 from tests.server.running import Running
 from torchtrack.server.app import Config, create_app
 from torchtrack.server.auth import Keys
+from torchtrack.server.catalog import Catalog
+from torchtrack.server.rights import OWNER
 from torchtrack.sidecar.upload.transport import Http
 
 OPEN: set[str] = set()
@@ -44,7 +46,7 @@ def test_no_route_answers_without_the_right_key(server: Running, given: str | No
     headers = {} if given is None else {"Authorization": given}
     for method, path in routes(server):
         if path not in OPEN:
-            status, answer = ask(server, method, path.format(uid="0" * 16, sha256="0" * 64), **headers)
+            status, answer = ask(server, method, path.format(uid="0" * 16, sha256="0" * 64, id="0" * 16), **headers)
             assert (status, answer["error"]["code"]) == (401, "no_key"), path
 
 
@@ -56,17 +58,17 @@ def test_a_key_in_the_address_does_not_count(server: Running) -> None:
 
 def test_a_key_may_only_what_its_scopes_say_and_a_revoked_one_nothing(server: Running) -> None:
     keys: Keys = server.app.state.keys
-    key = keys.add("reader", ["read"])
+    key, about = keys.people.add_key("reader", "read", OWNER)
     head = {"Authorization": f"Bearer {key}"}
     can_read = ask(server, "GET", "/api/v1/openapi.json", **head)[0]
     can_send = ask(server, "GET", "/api/v1/handshake", **head)[0]
-    again = Keys(server.config.data).find(key)
-    keys.revoke("reader")
+    again = Keys(server.config.data, keys.people).find(key)
+    assert ask(server, "DELETE", f"/api/v1/keys/{about['id']}", Authorization=f"Bearer {server.key}")[0] == 204
     after = ask(server, "GET", "/api/v1/openapi.json", **head)[0]
 
     assert (can_read, can_send, after) == (200, 403, 401)
     assert again is not None
-    assert key not in "".join(path.read_text() for path in server.config.data.glob("*.json"))
+    assert all(key.encode() not in path.read_bytes() for path in server.config.data.glob("catalog*"))
 
 
 @pytest.mark.parametrize(
@@ -93,7 +95,9 @@ def test_a_page_of_another_site_cannot_post_text(server: Running) -> None:
 
 
 def test_the_key_is_made_once_and_only_its_user_can_read_it(tmp_path: Path) -> None:
-    first, second = Keys(tmp_path), Keys(tmp_path)
+    catalog = Catalog.in_folder(tmp_path)
+    first, second = Keys(tmp_path, catalog.people), Keys(tmp_path, catalog.people)
+    catalog.close()
 
     assert first.token == second.token
     assert len(first.token) > 40
