@@ -203,7 +203,7 @@ class Api:
 
     Args:
         source: a folder of runs (the `dir` of `init`), one run's folder, a single `.ttj` or `.ttg` file, or the URL
-            of a server, whose key is read from `TORCHTRACK_API_KEY`.
+            of a server, whose key is `TORCHTRACK_API_KEY`, else that of `torchtrack login`.
 
     Raises:
         ValueError: the source is a URL other than `http://` or `https://`.
