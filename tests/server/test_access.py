@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fastapi.routing import APIRoute
 from sqlalchemy.exc import OperationalError
 
 from tests.api.journals import RankJournal
@@ -22,7 +21,7 @@ from torchtrack.server.front import ROUTES
 from torchtrack.server.rights import OWNER
 from torchtrack.sidecar.upload.transport import Http, Reply
 
-OPEN = {"/", "/icon.svg"}
+OPEN = {"/", "/icon.svg", "/assets"}
 """Routes that need no key: they hold nothing of anybody's."""
 READS = {
     "/api/v1/compare",
@@ -39,11 +38,13 @@ FILLED = {"uid": "0" * 16, "sha256": "0" * 64, "id": "0" * 16, "project": "llm",
 
 
 def routes(router: Any) -> set[tuple[str, str]]:
-    """Method and path of all routes there are, whatever they are hidden in."""
-    found = {
-        (method, each.path) for each in router.routes if isinstance(each, APIRoute) for method in each.methods or ()
-    }
-    return found.union(*(routes(each) for each in router.routes if hasattr(each, "routes")))
+    """Method and path of all routes there are, described or not: FastAPI hides those of routers in one of their own."""
+    found: set[tuple[str, str]] = set()
+    for each in router.routes:
+        inside = each.effective_route_contexts() if hasattr(each, "effective_route_contexts") else [each]
+        for route in inside:
+            found |= {(method, route.path) for method in getattr(route, "methods", None) or ["GET"]}
+    return found
 
 
 def ask_all(team: Team, key: str | None, chosen: Callable[[str, str], bool]) -> Iterator[tuple[str, Reply]]:
@@ -58,11 +59,11 @@ def test_the_walk_finds_every_route(team: Team) -> None:
     described = set(team.server.app.openapi()["paths"]) | {f"/api/v1{path}" for _, path in ROUTES}
 
     assert described <= known
-    assert {path for path in known if not path.startswith("/api/v1/")} == OPEN
+    assert {path for path in known if not path.startswith("/api/v1/")} <= OPEN
     assert len(known) > 30
 
 
-@pytest.mark.parametrize("key", [None, "tt_wrong", "revoked", "日本"])
+@pytest.mark.parametrize("key", [None, "tt_wrong", "revoked", "tt_é"])
 def test_no_route_answers_without_the_right_key(team: Team, key: str | None) -> None:
     for what, reply in ask_all(team, key, lambda *_: True):
         assert (reply.status, reply.json()["error"]["code"]) == (401, "no_key"), what
@@ -78,9 +79,7 @@ def test_who_may_read_changes_nothing(team: Team) -> None:
 
     assert len(walked) > 12
     for what, reply in walked:
-        assert (reply.status, reply.json()["error"]["code"]) in ((403, "not_allowed"), (422, "bad_request")), what
-        if reply.status == 422:  # what is refused for its form is refused for who asks too
-            assert what.endswith(("/users", "/users/{id}", "/roles")), what
+        assert (reply.status, reply.json()["error"]["code"]) == (403, "not_allowed"), what
 
 
 def test_who_may_write_in_one_project_manages_nobody(team: Team) -> None:
@@ -190,9 +189,9 @@ def test_a_key_of_a_user_may_what_the_user_may_and_no_more(team: Team) -> None:
 
 def test_an_admin_of_a_project_sees_to_that_project_alone(team: Team) -> None:
     made = team.json("POST", "/keys", "admin", {"name": "cluster", "scope": "write", "project": "llm"})
-    assert team.ask("POST", "/keys", "admin", {"name": "x", "scope": "read"}).status == 404
+    assert team.ask("POST", "/keys", "admin", {"name": "x", "scope": "read"}).status == 403
     assert team.ask("POST", "/keys", "admin", {"name": "x", "scope": "read", "project": "secret"}).status == 404
-    assert team.ask("PUT", f"/users/{team.ann}/roles", "admin", {"project": "*", "role": "admin"}).status == 404
+    assert team.ask("PUT", f"/users/{team.ann}/roles", "admin", {"project": "*", "role": "admin"}).status == 403
     assert {each["project"] for each in team.json("GET", "/keys", "admin")} == {"llm"}
     assert {each["project"] for each in team.json("GET", "/audit", "admin")["lines"]} == {"llm"}
     assert team.ask("GET", "/audit?project=secret", "admin").status == 404

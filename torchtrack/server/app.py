@@ -122,6 +122,7 @@ def create_app(config: Config) -> FastAPI:
         mount(app, media, scope="write")
     mount(app, _about(app), scope="read")
     mount(app, access.router(catalog, app.state.keys), scope="read")
+    mount(app, access.admin_router(catalog, app.state.keys), scope="admin")
     if worker:
         page.mount(app)
         mount(app, curation.router(catalog, worker.where), scope="write")

@@ -20,7 +20,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from torchtrack.server.people import Found, People, digest, new_key
 from torchtrack.server.problems import ApiError
-from torchtrack.server.rights import ANYONE, OWNER, Scope, Who
+from torchtrack.server.rights import ANYONE, EVERYWHERE, OWNER, Scope, Who
 from torchtrack.server.tables import now
 
 SESSION_LASTS: Final = timedelta(days=30)
@@ -137,8 +137,8 @@ def need(who: Who, scope: Scope, project: str, what: str = "there is no such pro
     """
     if who.may(scope, project):
         return
-    if who.may("read", project):
-        where = "on this server" if project == "*" else f"in {project!r}"
+    if project == EVERYWHERE or who.may("read", project):
+        where = "in all projects" if project == EVERYWHERE else f"in {project!r}"
         raise ApiError(403, "not_allowed", f"{who.name!r} may not {scope} {where}; ask an admin")
     raise ApiError(404, "not_found", what)
 
