@@ -682,6 +682,7 @@ class Run:
         place = {
             "type": "joined",
             "uid": identity.uid,
+            "project": identity.project,
             "attempt": identity.attempt,
             "rank": identity.rank,
             "local_rank": identity.local_rank,
@@ -738,6 +739,7 @@ class Run:
         opening = {
             "role": "rank",
             "uid": identity.uid,
+            "project": None if identity.provisional else identity.project,
             "attempt": identity.attempt,
             "rank": identity.rank,
             "local_rank": identity.local_rank,

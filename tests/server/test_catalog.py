@@ -148,9 +148,9 @@ def test_tables_and_migrations_say_the_same(catalog: Catalog, url: str) -> None:
     from alembic.autogenerate import compare_metadata
     from alembic.migration import MigrationContext
 
-    from torchtrack.server import catalog as module
+    from torchtrack.server.tables import metadata
 
     engine = sa.create_engine(url)
     with engine.connect() as connection:
-        assert compare_metadata(MigrationContext.configure(connection), module._metadata) == []
+        assert compare_metadata(MigrationContext.configure(connection), metadata) == []
     engine.dispose()

@@ -96,7 +96,7 @@ def test_a_link_is_not_followed(server: Running) -> None:
 
 def test_black_boxes_are_read_through_a_server_as_from_the_folder(store: MetricsStore, killed: Path) -> None:  # noqa: F811
     here = torchtrack.Api(killed).run(KILLED)
-    with serving(store, killed, more=showing(LeftStore(killed))) as client:
+    with serving(store, killed, more=showing(LeftStore(killed), None)) as client:
         there = torchtrack.Api(client.url).run(KILLED)
         files = [(file.path.name, file.rank, file.why) for file in there.blackbox_files()]
         steps = there.blackbox()

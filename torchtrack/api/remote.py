@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import tempfile
 import weakref
@@ -14,6 +13,7 @@ from urllib.parse import quote, urlencode
 
 import pyarrow as pa
 
+from torchtrack import credentials
 from torchtrack.api.held import Shelf
 from torchtrack.errors import ServerError
 from torchtrack.journal.ring import LEFT_NAME
@@ -28,14 +28,14 @@ class Server:
 
     Args:
         url: of the server, without `/api/v1`.
-        key: what it lets one in with; by default `TORCHTRACK_API_KEY`.
+        key: what it lets one in with; by default `TORCHTRACK_API_KEY`, else what `torchtrack login` kept for it.
     """
 
     def __init__(self, url: str, key: str | None = None) -> None:
         import urllib3
 
         self.url = url.rstrip("/")
-        key = key if key is not None else os.environ.get("TORCHTRACK_API_KEY")
+        key = key if key is not None else credentials.key_for(self.url)
         headers = {"Authorization": f"Bearer {key}"} if key else {}
         retries = urllib3.Retry(
             _TRIES, backoff_factor=0.2, status_forcelist=(429, 502, 503, 504), raise_on_status=False
@@ -81,7 +81,7 @@ class Server:
 
         url = f"{self.url}/api/v1/{quote(path)}?{urlencode(query)}"
         try:
-            answer = self._pool.request("GET", url)
+            answer = self._pool.request("GET", url, redirect=False)  # a key goes nowhere else
         except urllib3.exceptions.HTTPError as error:
             raise ServerError(f"{self.url} does not answer: {error}") from error
         if answer.status != 200:

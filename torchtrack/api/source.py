@@ -9,7 +9,7 @@ from __future__ import annotations
 import difflib
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final, Protocol
@@ -211,7 +211,7 @@ class Api:
 
     Args:
         source: a folder of runs (the `dir` of `init`), one run's folder, a single `.ttj` or `.ttg` file, or the URL
-            of a server, whose key is read from `TORCHTRACK_API_KEY`.
+            of a server, whose key is `TORCHTRACK_API_KEY`, else that of `torchtrack login`.
 
     Raises:
         ValueError: the source is a URL other than `http://` or `https://`.
@@ -253,23 +253,28 @@ class Api:
             kept = [run for run in mine if _matches(run, filters or {})]
             return sorted(kept, key=lambda run: (run.created, run.uid), reverse=True)
 
-    def run(self, name: str) -> Run:
+    def run(self, name: str, *, among: Collection[str] | None = None) -> Run:
         """One run by `project/id`, id, uid, a unique beginning of the uid (4 characters or more), or name.
+
+        Args:
+            name: which.
+            among: uids; other runs are as if they were not there.
 
         Raises:
             RunNotFoundError: none or several runs are called so; the message says what to type.
         """
         with self._source.still():
-            return self._find(name, self.runs())
+            return self._find(name, [run for run in self.runs() if among is None or run.uid in among])
 
     def _find(self, name: str, runs: Sequence[Run]) -> Run:
+        known = {run.uid for run in runs}
         for finds in _LOOKUPS:
             found = [run for run in runs if finds(run, name)]
             if len(found) == 1:
                 return found[0]
             if found:
                 raise RunNotFoundError(_ambiguous(name, found))
-        uids = self._source.resolve(name) if len(name) >= SHORTEST_PREFIX else []
+        uids = [uid for uid in self._source.resolve(name) if uid in known] if len(name) >= SHORTEST_PREFIX else []
         if len(uids) == 1:
             return self._run(uids[0])
         if uids:

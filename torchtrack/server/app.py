@@ -18,12 +18,13 @@ from fastapi import APIRouter, Depends, FastAPI
 
 from torchtrack import wire
 from torchtrack.credentials import is_loopback
-from torchtrack.server import auth, curation, front, ingest, left, page, problems
+from torchtrack.server import access, auth, curation, front, ingest, left, page, problems
 from torchtrack.server.budget import Budget, Limits
 from torchtrack.server.catalog import Catalog
 from torchtrack.server.front import Worker
 from torchtrack.server.journals import Committer, JournalStore
 from torchtrack.server.media import MediaStore
+from torchtrack.server.rights import Scope
 from torchtrack.version import __version__
 
 
@@ -84,7 +85,7 @@ def create_app(config: Config) -> FastAPI:
         OSError: it cannot be written.
     """
     lock = _take(config.data)
-    catalog = Catalog(config.catalog_url) if config.queries else None
+    catalog = Catalog(config.catalog_url)
     worker = Worker(config.runs, config.data / "index", config.metrics, config.catalog_url) if config.queries else None
     store = None if config.shown else JournalStore(config.runs)
     committer = Committer(store) if store else None
@@ -100,6 +101,7 @@ def create_app(config: Config) -> FastAPI:
             if committer and store:
                 committer.stop()
                 store.close()
+            catalog.close()
             lock.close()
 
     app = FastAPI(
@@ -109,20 +111,25 @@ def create_app(config: Config) -> FastAPI:
     app.state.store = store
     app.state.committer = committer
     app.state.worker = worker
-    app.state.keys = auth.Keys(config.data, required=config.token)
+    app.state.keys = auth.Keys(config.data, catalog.people, required=config.token)
     app.state.budget = Budget(config.limits, time.monotonic)
     app.add_middleware(auth.Doorkeeper, hosts=_hosts(config))
     problems.install(app)
     if store and committer:
-        taking = ingest.Ingest(store, config.limits)
-        mount(app, ingest.frames_router(taking, committer, app.state.budget), scope="ingest")
-        mount(app, ingest.media_router(MediaStore(config.runs), app.state.budget, store), scope="ingest")
-        mount(app, left.taking(left.LeftStore(config.runs), app.state.budget, store), scope="ingest")
+        taking = ingest.Ingest(store, config.limits, catalog.homes)
+        mount(app, ingest.frames_router(taking, committer, app.state.budget), scope="write")
+        media = ingest.media_router(MediaStore(config.runs), app.state.budget, store, catalog.homes)
+        mount(app, media, scope="write")
+        taken = left.taking(left.LeftStore(config.runs), app.state.budget, store, catalog.homes)
+        mount(app, taken, scope="write")
     mount(app, _about(app), scope="read")
-    mount(app, left.showing(left.LeftStore(config.runs)), scope="read")
-    if worker and catalog:
+    mount(app, access.router(catalog, app.state.keys), scope="read")
+    mount(app, access.admin_router(catalog, app.state.keys), scope="admin")
+    mount(app, left.showing(left.LeftStore(config.runs), worker.where if worker else None), scope="read")
+    if worker:
         page.mount(app)
-        mount(app, curation.router(catalog, lambda request: auth.key_of(request).name), scope="admin")
+        mount(app, curation.router(catalog, worker.where), scope="write")
+        mount(app, curation.views_router(catalog), scope="read")
         mount(app, front.router(worker), scope="read")
     return app
 
@@ -139,7 +146,7 @@ def _take(data: Path) -> IO[str]:
     return lock
 
 
-def mount(app: FastAPI, router: APIRouter, *, scope: auth.Scope) -> None:
+def mount(app: FastAPI, router: APIRouter, *, scope: Scope) -> None:
     """Add routes under /api/v1. All of them need a key with this scope."""
     app.include_router(router, prefix=wire.API, dependencies=[Depends(auth.requires(scope))])
 

@@ -15,7 +15,7 @@ import logging
 import os
 import sys
 import tempfile
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Final
@@ -24,7 +24,9 @@ import httpx
 from fastapi import APIRouter, Request, Response
 from fastapi.responses import StreamingResponse
 
+from torchtrack.server.auth import key_of
 from torchtrack.server.problems import ApiError
+from torchtrack.server.tenancy import header
 
 MODULE: Final = "torchtrack.server.worker"
 ROUTES: Final = (
@@ -128,6 +130,19 @@ class Worker:
             return {"paths": {}}
         return described
 
+    async def where(self, uids: Sequence[str]) -> Mapping[str, str]:
+        """The projects of those runs that there are, deleted or not.
+
+        Raises:
+            ApiError: there is no worker just now.
+        """
+        try:
+            answer = await self.client.post("/where", json=list(uids))
+        except httpx.TransportError as error:
+            raise _starting() from error
+        found: dict[str, str] = answer.json()
+        return found
+
     async def ask(self, request: Request) -> Response:
         """Pass a request on, and the answer back as it comes.
 
@@ -135,6 +150,7 @@ class Worker:
             ApiError: there is no worker just now.
         """
         headers = {name: request.headers[name] for name in _SENT_ON if name in request.headers}
+        headers |= header(key_of(request).projects("read"))
         sent = self.client.build_request(
             request.method,
             request.url.path,
@@ -145,11 +161,13 @@ class Worker:
         try:
             answer = await self.client.send(sent, stream=True)
         except httpx.TransportError as error:
-            raise ApiError(
-                503, "starting", "the index is being opened; ask again in a moment", retry_after_s=1
-            ) from error
+            raise _starting() from error
         back = {name: answer.headers[name] for name in _SENT_BACK if name in answer.headers}
         return StreamingResponse(_pieces(answer), answer.status_code, back)
+
+
+def _starting() -> ApiError:
+    return ApiError(503, "starting", "the index is being opened; ask again in a moment", retry_after_s=1)
 
 
 async def _pieces(answer: httpx.Response) -> AsyncIterator[bytes]:

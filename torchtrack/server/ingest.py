@@ -12,7 +12,7 @@ import json
 import secrets
 import shutil
 import threading
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from typing import Any, Final
 
 from fastapi import APIRouter, Request, Response
@@ -22,13 +22,15 @@ from torchtrack import wire
 from torchtrack.journal.frame import TooLargeError
 from torchtrack.server.auth import key_of
 from torchtrack.server.budget import Budget, BusyError, Limits
+from torchtrack.server.homes import Homes, RefusedRunError
 from torchtrack.server.journals import Committer, JournalStore
 from torchtrack.server.media import MediaStore
 from torchtrack.server.problems import ApiError
+from torchtrack.server.rights import OWNER, Who
 from torchtrack.server.stream_log import Position, RefusedError, StorageError
 from torchtrack.version import __version__
 
-_STATUS: Final = {"storage": 503, "full": 507, "conflict": 409, "gap": 409, "invalid": 422}
+_STATUS: Final = {"storage": 503, "full": 507, "conflict": 409, "gap": 409, "refused": 422, "invalid": 422}
 """HTTP status by what happened to a stream; of several the worst, in this order."""
 _RETRY_S: Final = {503: 5, 507: 30}
 _PIECE_S: Final = 20.0
@@ -42,10 +44,12 @@ class Ingest:
     Args:
         store: where frames go.
         limits: of a body.
+        homes: who may write which runs; None: everybody who is let in.
     """
 
-    def __init__(self, store: JournalStore, limits: Limits) -> None:
+    def __init__(self, store: JournalStore, limits: Limits, homes: Homes | None = None) -> None:
         self.store = store
+        self.homes = homes
         self.limits = limits
         self.instance = secrets.token_hex(8)
         """Another one after each start: clients then ask anew how far their streams are."""
@@ -91,13 +95,20 @@ class Ingest:
         except ValueError as error:
             raise ApiError(400, "bad_body", f"this is no body of frames: {error}") from None
 
-    def take(self, sections: Sequence[wire.Section]) -> dict[int, dict[str, Any]]:
+    def take(self, sections: Sequence[wire.Section], who: Who = OWNER) -> dict[int, dict[str, Any]]:
         """Append the frames of each stream. Not durable before the store commits.
+
+        Args:
+            sections: the frames.
+            who: sends them.
 
         Returns:
             What was wrong, for the streams that were not taken.
         """
         problems: dict[int, dict[str, Any]] = {}
+        if self.homes is not None:
+            refused = self.homes.check(who, sections, self.store.run_of, self.store.has_run)
+            problems = {stream: {"code": "refused", "message": why} for stream, why in refused.items()}
         for each in sections:
             if each.stream in problems:
                 continue
@@ -168,7 +179,7 @@ def frames_router(ingest: Ingest, committer: Committer, budget: Budget) -> APIRo
         """
         try:
             check_space(ingest.store, limits)
-            budget.enter(key_of(request).name)
+            budget.enter(key_of(request).id)
             with budget.hold() as held:
                 came = []
                 async for piece in pieces(request, limits.body_bytes):
@@ -178,7 +189,7 @@ def frames_router(ingest: Ingest, committer: Committer, budget: Budget) -> APIRo
                 encoding = request.headers.get("content-encoding")
                 head, sections = await run_in_threadpool(ingest.unpack, body, encoding)
                 held.grow(sum(len(each.frames) for each in sections) if encoding else 0)
-                problems = await run_in_threadpool(ingest.take, sections)
+                problems = await run_in_threadpool(ingest.take, sections, key_of(request))
                 failed = await asyncio.wrap_future(committer.durable())
                 status, answer = await run_in_threadpool(ingest.answer, sections, problems, failed)
         except BusyError as error:
@@ -196,15 +207,33 @@ def frames_router(ingest: Ingest, committer: Committer, budget: Budget) -> APIRo
     return routes
 
 
-def media_router(media: MediaStore, budget: Budget, store: JournalStore) -> APIRouter:
+def admission(store: JournalStore, homes: Homes | None) -> Callable[[str, Request], Awaitable[None]]:
+    """What raises ApiError if the key of a request may not write to a run, or to a new one."""
+
+    async def check(uid: str, request: Request) -> None:
+        who = key_of(request)
+        if homes is None or who.projects("write") is None:
+            return
+        try:
+            await run_in_threadpool(homes.settle, who, uid, None, there=store.has_run(uid))
+        except RefusedRunError as error:
+            raise ApiError(403, "not_allowed", str(error)) from None
+
+    return check
+
+
+def media_router(media: MediaStore, budget: Budget, store: JournalStore, homes: Homes | None = None) -> APIRouter:
     """The routes by which files come in."""
     routes = APIRouter(tags=["upload"])
     limits = budget.limits
+
+    check = admission(store, homes)
 
     @routes.post("/runs/{uid}/media/missing", openapi_extra=_json_body("sha256"))
     async def missing(uid: str, request: Request) -> dict[str, Any]:
         """Which of these files the run has not yet: `{"sha256": [...]}`. They come before the rows that name them."""
         names = _list_of(await json_of(request, limits), "sha256", wire.MAX_STREAMS)
+        await check(uid, request)
         try:
             return {"missing": await run_in_threadpool(media.missing, uid, [str(name) for name in names])}
         except ValueError as error:
@@ -215,7 +244,8 @@ def media_router(media: MediaStore, budget: Budget, store: JournalStore) -> APIR
         """One file, named by the SHA-256 of its content. 422 if it is not that."""
         try:
             check_space(store, limits)
-            budget.enter(key_of(request).name)
+            budget.enter(key_of(request).id)
+            await check(uid, request)
             with media.receive(uid, sha256) as part:
                 digest = hashlib.sha256()
                 async for piece in pieces(request, limits.media_bytes):

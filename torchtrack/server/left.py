@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final
 
-from fastapi import APIRouter, Request
+from fastapi import APIRouter, Depends, Request
 from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import FileResponse
 
@@ -21,6 +21,8 @@ from torchtrack.journal import ring
 from torchtrack.server import ingest
 from torchtrack.server.auth import key_of
 from torchtrack.server.budget import Budget, BusyError
+from torchtrack.server.curation import Where
+from torchtrack.server.homes import Homes
 from torchtrack.server.journals import JournalStore
 from torchtrack.server.media import Part
 from torchtrack.server.problems import ApiError
@@ -98,10 +100,11 @@ def _digest(path: Path) -> str | None:
         return None
 
 
-def taking(left: LeftStore, budget: Budget, store: JournalStore) -> APIRouter:
+def taking(left: LeftStore, budget: Budget, store: JournalStore, homes: Homes | None = None) -> APIRouter:
     """The routes by which such files come in."""
     routes = APIRouter(tags=["upload"])
     limits = budget.limits
+    check = ingest.admission(store, homes)
 
     @routes.post("/runs/{uid}/files/missing", openapi_extra=_MISSING)
     async def missing(uid: str, request: Request) -> dict[str, Any]:
@@ -109,6 +112,7 @@ def taking(left: LeftStore, budget: Budget, store: JournalStore) -> APIRouter:
         files = (await ingest.json_of(request, limits)).get("files")
         if not isinstance(files, dict) or len(files) > wire.MAX_STREAMS:
             raise ApiError(400, "bad_body", f'the body has an object "files" of at most {wire.MAX_STREAMS}')
+        await check(uid, request)
         try:
             return {"missing": await run_in_threadpool(left.missing, uid, files)}
         except ValueError as error:
@@ -119,7 +123,8 @@ def taking(left: LeftStore, budget: Budget, store: JournalStore) -> APIRouter:
         """One file that a process left, and the SHA-256 of its content. 422 if it is not that."""
         try:
             ingest.check_space(store, limits)
-            budget.enter(key_of(request).name)
+            budget.enter(key_of(request).id)
+            await check(uid, request)
             with left.receive(uid, name) as part:
                 digest = hashlib.sha256()
                 async for piece in ingest.pieces(request, min(limits.media_bytes, ring.MAX_BYTES)):
@@ -139,11 +144,21 @@ def taking(left: LeftStore, budget: Budget, store: JournalStore) -> APIRouter:
     return routes
 
 
-def showing(left: LeftStore) -> APIRouter:
-    """The routes by which they are read."""
+def showing(left: LeftStore, where: Where | None) -> APIRouter:
+    """The routes by which they are read.
+
+    Args:
+        left: the files.
+        where: says of which projects runs are; without it only a key of all projects reads them.
+    """
     routes = APIRouter(tags=["query"])
 
-    @routes.get("/runs/{uid}/files")
+    async def check(uid: str, request: Request) -> None:
+        seen = key_of(request).projects("read")
+        if seen is not None and (where is None or (await where([uid])).get(uid) not in seen):
+            raise ApiError(404, "not_found", f"there is no run {uid:.16}")
+
+    @routes.get("/runs/{uid}/files", dependencies=[Depends(check)])
     def files(uid: str) -> dict[str, Any]:
         """Name and size of what processes left in the folder of this uid: black boxes, stacks, dumps."""
         try:
@@ -151,7 +166,7 @@ def showing(left: LeftStore) -> APIRouter:
         except ValueError as error:
             raise ApiError(400, "bad_name", str(error)) from None
 
-    @routes.get("/runs/{uid}/files/{name}", response_class=FileResponse)
+    @routes.get("/runs/{uid}/files/{name}", response_class=FileResponse, dependencies=[Depends(check)])
     def file(uid: str, name: str) -> FileResponse:
         """One of them, to be saved: it is never shown in a browser."""
         try:

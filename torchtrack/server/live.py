@@ -16,6 +16,7 @@ from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import JSONResponse, Response, StreamingResponse
 
 from torchtrack.server.reading import Reader
+from torchtrack.server.tenancy import readable
 
 PAUSE_S: Final = 0.5
 """Changes are told at most twice a second, each run once."""
@@ -49,7 +50,11 @@ def changed(reader: Reader, since: int) -> dict[str, Any]:
         "SELECT max(batch) AS cursor, groupUniqArray(uid) AS runs FROM streams FINAL WHERE batch > {since:UInt64}",
         since=since,
     ).to_pylist()[0]
-    return {"cursor": max(since, rows["cursor"]), "runs": sorted(uid for uid in rows["runs"] if uid)}
+    runs, seen = sorted(uid for uid in rows["runs"] if uid), readable()
+    if seen is not None and runs:
+        projects = reader.projects()
+        runs = [uid for uid in runs if projects.get(uid) in seen]
+    return {"cursor": max(since, rows["cursor"]), "runs": runs}
 
 
 async def events(reader: Reader, since: int, *, pause_s: float = PAUSE_S) -> AsyncIterator[str]:

@@ -5,11 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Final
 
-from fastapi import APIRouter, FastAPI, Request, Response
+from fastapi import APIRouter, Depends, FastAPI, Request, Response
 from fastapi.responses import FileResponse, HTMLResponse
 from starlette.staticfiles import StaticFiles
 
 from torchtrack.server import auth
+from torchtrack.server.people import digest
 from torchtrack.wire import API
 
 BUILT: Final = Path(__file__).parent / "_web"
@@ -27,7 +28,7 @@ Every other command works without.</p></html>"""
 
 def mount(app: FastAPI, built: Path = BUILT) -> None:
     """Serve the page at the root. Its files hold nothing of anybody's: what they ask for needs a key."""
-    app.include_router(_session(), prefix=API)
+    app.include_router(_session(), prefix=API, dependencies=[Depends(auth.requires("read"))])
     headers = {"Cache-Control": "no-cache", "Content-Security-Policy": POLICY}
 
     @app.get("/", include_in_schema=False)
@@ -59,12 +60,34 @@ def _session() -> APIRouter:
     @routes.post("/session", status_code=204)
     def begin(request: Request) -> Response:
         """Trade a key for a cookie, which scripts of a page cannot read."""
-        auth.requires("read")(request)
         keys: auth.Keys = request.app.state.keys
         response = Response(status_code=204)
-        response.set_cookie(
-            keys.cookie, keys.session_of(auth.given_key(request)), httponly=True, samesite="strict", path="/"
-        )
+        key = auth.given_key(request)
+        if keys.required and key:
+            set_session(response, request, keys.begin_session(key=key))
+        return response
+
+    @routes.delete("/session", status_code=204)
+    def end(request: Request) -> Response:
+        """Log out: the session ends and its cookie goes."""
+        keys: auth.Keys = request.app.state.keys
+        keys.people.end_session(digest(request.cookies.get(keys.cookie, "")))
+        response = Response(status_code=204)
+        response.delete_cookie(keys.cookie, path="/", httponly=True, samesite="strict")
         return response
 
     return routes
+
+
+def set_session(response: Response, request: Request, session: str) -> None:
+    """Have a browser show the session from now on, to this server alone, and not when another site sends it here."""
+    keys: auth.Keys = request.app.state.keys
+    response.set_cookie(
+        keys.cookie,
+        session,
+        max_age=int(auth.SESSION_LASTS.total_seconds()),
+        httponly=True,
+        samesite="strict",
+        secure=request.url.scheme == "https",
+        path="/",
+    )

@@ -299,6 +299,8 @@ def _for_scripts(routes: APIRouter, reader: Reader) -> None:
     def streams(since: int = Query(0, ge=0, le=_FAR)) -> dict[str, Any]:
         """The records of all streams that changed after a cursor: what `Api("http://...")` builds its runs from."""
         cursor, changed = changes(reader.store, since)
+        mine = reader.streams()
+        changed = changed if mine is None else [each for each in changed if each["stream"] in mine]
         return {"cursor": cursor, "streams": changed}
 
     @routes.get("/streams/{stream}/{table}", response_class=Response)
@@ -309,6 +311,9 @@ def _for_scripts(routes: APIRouter, reader: Reader) -> None:
         stop: int = Query(_FAR, ge=0, le=_FAR),
     ) -> Response:
         """Rows of a stream as they were written, frames `first` to `stop`, as an Arrow stream."""
+        mine = reader.streams()
+        if mine is not None and stream not in mine:
+            raise ApiError(404, "not_found", "there is no such stream")
         found = reader.store.rows(Table[table.upper()], [int(stream, 16)], first, stop)
         return table_response(found, "arrow")
 

@@ -17,6 +17,7 @@ from torchtrack.server.placement import Placed, placed
 from torchtrack.server.series import Item
 from torchtrack.server.stored import open_source
 from torchtrack.server.surveys import Surveys
+from torchtrack.server.tenancy import readable
 
 FIELDS: Final = (
     "uid",
@@ -74,13 +75,31 @@ class Reader:
             RunNotFoundError: there is none, or it was deleted.
         """
         with self._lock:
-            run = self._api.run(name)
+            seen = readable()
+            mine = None if seen is None else {uid for uid, project in self.projects().items() if project in seen}
+            run = self._api.run(name, among=mine)
             if self._catalog is not None and run.uid in self._catalog.deleted():
                 raise RunNotFoundError(f"run {run.uid} was deleted")
             try:
                 yield run
             finally:
                 self._hold(run)
+
+    def projects(self) -> dict[str, str]:
+        """The project of every run by uid, deleted ones too."""
+        with self._lock, self._source.still():
+            found = {run.uid: run.project for run in self._api.runs()}
+        edits = {} if self._catalog is None else self._catalog.edits()
+        return {uid: edits.get(uid, {}).get("project", project) for uid, project in found.items()}
+
+    def streams(self) -> set[str] | None:
+        """The streams of the runs that may be read, in hex digits; None: all of them."""
+        seen = readable()
+        if seen is None:
+            return None
+        projects = self.projects()
+        with self._lock, self._source.still() as groups:
+            return {row.key for uid, rows in groups.items() if projects.get(uid) in seen for row in rows}
 
     def _hold(self, run: Run) -> None:
         """Keep the rows of the runs that were asked for last, and no others."""
@@ -103,6 +122,8 @@ class Reader:
         if self._catalog is not None:
             deleted, edits = self._catalog.deleted(), self._catalog.edits()
             rows = [overlaid(row, edits.get(row["uid"], {})) for row in rows if row["uid"] not in deleted]
+        seen = readable()
+        rows = rows if seen is None else [row for row in rows if row["project"] in seen]
         return [row for row in rows if project in (None, row["project"])]
 
     def where(self, run: Run) -> list[Placed]:

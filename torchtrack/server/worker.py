@@ -30,6 +30,7 @@ from torchtrack.server.indexer import Indexer
 from torchtrack.server.metrics import MetricsStore
 from torchtrack.server.problems import ApiError
 from torchtrack.server.reading import Reader
+from torchtrack.server.tenancy import Tenancy
 from torchtrack.version import __version__
 
 API: Final = "/api/v1"
@@ -72,7 +73,15 @@ def create_app(store: MetricsStore, runs: Path, catalog: Catalog | None = None) 
     app.state.indexer, app.state.reader = indexer, reader
     app.include_router(query.router(reader), prefix=API)
     app.include_router(live.router(reader), prefix=API)
+    app.add_middleware(Tenancy)
     install(app)
+
+    @app.post("/where", include_in_schema=False)
+    def where(uids: list[str]) -> dict[str, str]:
+        """For the front: the projects of those runs that there are."""
+        projects = reader.projects()
+        return {uid: projects[uid] for uid in uids if uid in projects}
+
     return app
 
 

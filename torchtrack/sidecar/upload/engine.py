@@ -260,6 +260,8 @@ class Uploader:
                 left.append(section)
             elif code == "conflict":
                 self._give_up(tail, f"the server has something else under the same numbers: {why}", answer)
+            elif code == "refused":
+                self._give_up(tail, f"the server refuses it: {why}", answer)
             else:
                 if code == "invalid":
                     tail.damaged_on_the_way += 1
