@@ -80,6 +80,11 @@ export async function frame<H>(path: string, body: unknown, signal?: AbortSignal
   return decode<H>(await (await request(path, body, signal)).arrayBuffer());
 }
 
+/** The bytes of an answer, to be saved. */
+export async function raw(path: string, body?: unknown): Promise<Blob> {
+  return (await request(path, body)).blob();
+}
+
 /** The address of something to download. */
 export function address(path: string): string {
   return new URL(path, root).href;

@@ -12,17 +12,21 @@ const FONT = '11px Inter, system-ui, "DejaVu Sans", sans-serif';
 /** The steps that are shown; null for all there are. */
 export type Range = [number, number] | null;
 
-export function xAxis(label?: string): uPlot.Axis {
-  const axis: uPlot.Axis = {
-    ...lines(),
-    size: 22,
-    gap: 3,
-    values: (_, ticks) => ticks.map((tick) => (tick === null ? "" : short(tick))),
-  };
-  return label === undefined ? axis : { ...axis, label, labelFont: FONT, labelSize: 16 };
+export type Scale = "linear" | "log" | "symlog";
+
+export function xAxis({ clock = false } = {}): uPlot.Axis {
+  const axis: uPlot.Axis = { ...lines(), size: 22, gap: 3 };
+  if (clock) return { ...axis, size: 34 };
+  return { ...axis, values: (_, ticks) => ticks.map((tick) => (tick === null ? "" : short(tick))) };
 }
 
-export function yAxis(size: number, log: boolean): uPlot.Axis {
+/** Step 0 has a place on a logarithmic axis too: it is linear up to the first step. */
+export function xScale(range: () => [number, number], { logX = false, clock = false } = {}): uPlot.Scale {
+  const scale: uPlot.Scale = { time: clock, range };
+  return logX ? { ...scale, distr: 4, asinh: 1 } : scale;
+}
+
+export function yAxis(size: number, scale: Scale): uPlot.Axis {
   return {
     ...lines(),
     size,
@@ -30,8 +34,9 @@ export function yAxis(size: number, log: boolean): uPlot.Axis {
     values: (_, ticks) =>
       ticks.map((tick) => {
         if (tick === null) return "";
-        const exponent = Math.log10(tick);
-        return log && Number.isInteger(exponent) && Math.abs(exponent) > 2 ? power(exponent) : number(tick);
+        const exponent = Math.log10(Math.abs(tick));
+        const round = scale !== "linear" && Number.isInteger(exponent) && Math.abs(exponent) > 2;
+        return round ? `${tick < 0 ? "−" : ""}${power(exponent)}` : number(tick);
       }),
   };
 }

@@ -18,7 +18,8 @@ import { cursor, news } from "../state";
 import { SeverityMark } from "../ui/marks";
 import { Answered, Empty } from "../ui/notices";
 import { useKeys } from "../ui/shell";
-import { linesOf, steps, tau, Zoom } from "./panels";
+import { smoothing, steps, tau, Zoom } from "./look";
+import { curves, linesOf } from "./series";
 
 const KINDS = ["gradient", "parameter", "update", "activation", "optimizer"];
 const MODES = {
@@ -148,9 +149,9 @@ function Curves({ run, range, live }: Props & { live: number }) {
 
 function Curve({ run, range, live, metric, title, log }: Props & { live: number; metric: string; title: string; log: boolean }) {
   const width = useSignal(0);
-  const body = { items: [{ run: run.uid, metric }], x: steps(range), px: buckets(width.value), smooth: tau(whole(run.last_step), 0.01) };
+  const body = { items: [{ run: run.uid, metric }], x: steps(range), px: buckets(width.value), smooth: tau(smoothing(undefined, whole(run.last_step))) };
   const key = width.value ? JSON.stringify([body, live]) : null;
-  const answer = useAnswer(key, (signal) => frame<SeriesHeader>("series", body, signal));
+  const answer = useAnswer(key, (signal) => curves(body, signal));
   const data = answer.value.data;
   const lines = useMemo(() => {
     const source = { item: { run: run.uid }, label: title, colour: colour(log ? 3 : 0) };
@@ -162,15 +163,15 @@ function Curve({ run, range, live, metric, title, log }: Props & { live: number;
         {title} <small>{metric === title.toLowerCase() ? "" : metric}</small>
       </figcaption>
       <LineChart
-        x={data?.columns.get("x") ?? new Float64Array(0)}
-        bucket={data?.header.bucket ?? 0}
+        x={data?.x ?? NOTHING}
+        bucket={data?.bucket ?? 0}
         lines={lines}
         range={range}
         all={whole(run.last_step)}
         cursor={cursor}
         syncKey={run.uid}
         height={130}
-        log={log}
+        scale={log ? "log" : "linear"}
         title={title}
         onWidth={(pixels) => {
           width.value = pixels;
@@ -179,6 +180,8 @@ function Curve({ run, range, live, metric, title, log }: Props & { live: number;
     </figure>
   );
 }
+
+const NOTHING = new Float64Array(0);
 
 interface Pointed {
   row: number;

@@ -11,7 +11,9 @@ import { news, pointed, theme } from "../state";
 import { Answered, Empty } from "../ui/notices";
 import { StateMark } from "../ui/marks";
 import { Windowed } from "../ui/windowed";
-import { LookBar, Panels, type Source } from "./panels";
+import { LookBar } from "./look";
+import { Panels } from "./panels";
+import type { Source } from "./series";
 
 /** So many runs are shown until somebody chooses. */
 const FIRST = 10;
@@ -89,7 +91,7 @@ export function Workspace({ project }: { project: string }) {
       </aside>
       <div>
         <div class="bar">
-          <LookBar range={range} />
+          <LookBar range={range} all={all} />
         </div>
         <Answered answer={keys.value}>
           {(data) =>

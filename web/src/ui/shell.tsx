@@ -6,6 +6,7 @@ import { signal } from "@preact/signals";
 import { go, href, place } from "../router";
 import { connection, theme, toggleTheme } from "../state";
 import { Palette, paletteOpen } from "./palette";
+import { Toast, undoLast } from "./toast";
 
 const helpOpen = signal(false);
 
@@ -19,7 +20,9 @@ const KEYS: [string, string][] = [
   [". and ,", "next and previous finding"],
   ["0 or a double click", "all steps"],
   ["[ and ]", "the steps shown before, and back"],
-  ["l", "logarithmic y"],
+  ["l", "linear, logarithmic or symmetric logarithmic y"],
+  ["← and →", "the panel before and after, where one fills the window"],
+  ["u", "undo what was just said to be done"],
   ["s and S", "less and more smoothing"],
   ["t", "light or dark"],
   ["?", "these keys"],
@@ -47,6 +50,7 @@ export function Shell({ children }: { children: ComponentChildren }) {
   const [, project] = place.value.path;
   useKeys({
     t: toggleTheme,
+    u: undoLast,
     "?": () => {
       helpOpen.value = !helpOpen.value;
     },
@@ -77,6 +81,7 @@ export function Shell({ children }: { children: ComponentChildren }) {
       </header>
       <main>{children}</main>
       <Palette />
+      <Toast />
       {helpOpen.value && <Help />}
     </>
   );

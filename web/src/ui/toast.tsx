@@ -1,0 +1,41 @@
+/** A sentence that says what was done, for some seconds, with the way back if there is one. */
+
+import { signal } from "@preact/signals";
+
+const LASTS_MS = 6000;
+
+interface Said {
+  text: string;
+  undo?: (() => void) | undefined;
+}
+
+const said = signal<Said | null>(null);
+let timer = 0;
+
+export function say(text: string, undo?: () => void): void {
+  clearTimeout(timer);
+  said.value = { text, undo };
+  timer = window.setTimeout(() => {
+    said.value = null;
+  }, LASTS_MS);
+}
+
+/** What the key for undoing does. */
+export function undoLast(): void {
+  const undo = said.value?.undo;
+  said.value = null;
+  undo?.();
+}
+
+export function Toast() {
+  return (
+    <div class="toast" role="status" hidden={said.value === null}>
+      {said.value?.text}
+      {said.value?.undo && (
+        <button type="button" onClick={undoLast}>
+          Undo
+        </button>
+      )}
+    </div>
+  );
+}
