@@ -18,14 +18,14 @@ describe("a line", () => {
   });
 
   test("of single values is these values", () => {
-    const { data } = traces([40], 1, [line], false);
+    const { data } = traces([40], 0, [line], false);
     expect([...(data[1] ?? [])]).toEqual([3]);
   });
 
   test("is broken where it is NaN, and on a logarithmic axis where it is not above zero; it goes on where it was not logged", () => {
     const broken = { ...line, mean: [Number.NaN, -1, 4, Number.NaN], nonfinite: [1, 0, 0, 0] };
-    expect([...(traces([0, 1, 2, 3], 1, [broken], false).data[1] ?? [])]).toEqual([null, -1, 4, undefined]);
-    expect([...(traces([0, 1, 2, 3], 1, [broken], true).data[1] ?? [])]).toEqual([null, null, 4, undefined]);
+    expect([...(traces([0, 1, 2, 3], 0, [broken], false).data[1] ?? [])]).toEqual([null, -1, 4, undefined]);
+    expect([...(traces([0, 1, 2, 3], 0, [broken], true).data[1] ?? [])]).toEqual([null, null, 4, undefined]);
   });
 
   test("has its trend at the last step of a bucket, which it is the value at", () => {

@@ -14,8 +14,8 @@ export type Range = [number, number] | null;
 
 export type Scale = "linear" | "log" | "symlog";
 
-export function xAxis({ clock = false } = {}): uPlot.Axis {
-  const axis: uPlot.Axis = { ...lines(), size: 22, gap: 3 };
+export function xAxis({ clock = false, logX = false } = {}): uPlot.Axis {
+  const axis: uPlot.Axis = { ...lines(), size: 22, gap: 3, ...(logX ? { splits: powers(1) } : {}) };
   if (clock) return { ...axis, size: 34 };
   return { ...axis, values: (_, ticks) => ticks.map((tick) => (tick === null ? "" : short(tick))) };
 }
@@ -26,11 +26,12 @@ export function xScale(range: () => [number, number], { logX = false, clock = fa
   return logX ? { ...scale, distr: 4, asinh: 1 } : scale;
 }
 
-export function yAxis(size: number, scale: Scale): uPlot.Axis {
+export function yAxis(size: number, scale: Scale, linear = 1): uPlot.Axis {
   return {
     ...lines(),
     size,
     gap: 4,
+    ...(scale === "symlog" ? { splits: powers(linear) } : {}),
     values: (_, ticks) =>
       ticks.map((tick) => {
         if (tick === null) return "";
@@ -38,6 +39,18 @@ export function yAxis(size: number, scale: Scale): uPlot.Axis {
         const round = scale !== "linear" && Number.isInteger(exponent) && Math.abs(exponent) > 2;
         return round ? `${tick < 0 ? "−" : ""}${power(exponent)}` : number(tick);
       }),
+  };
+}
+
+/** The ticks of a symmetric logarithm: zero, and the powers of ten on both sides from where it is no longer linear. */
+function powers(linear: number): uPlot.Axis.Splits {
+  return (_, __, low, high) => {
+    const found: number[] = [];
+    const first = Math.log10(linear);
+    for (let exponent = Math.ceil(Math.log10(Math.max(-low, linear))); exponent > first; exponent--) found.push(-(10 ** exponent));
+    found.push(0);
+    for (let exponent = first + 1; 10 ** exponent <= Math.max(high, linear); exponent++) found.push(10 ** exponent);
+    return found.filter((tick) => tick >= low && tick <= high);
   };
 }
 

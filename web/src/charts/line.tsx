@@ -28,7 +28,7 @@ export interface Line {
 
 interface Props {
   x: ArrayLike<number>;
-  /** Width of a bucket in x, or of each; 0 or 1 when every value is shown. */
+  /** Width of a bucket in x, or of each; 0 where every value is shown. */
   bucket: number | ArrayLike<number>;
   lines: Line[];
   range: Signal<Range>;
@@ -65,7 +65,7 @@ export function LineChart(props: Props) {
     height,
     padding: [8, RIGHT, 0, 0],
     scales: { x: xScale(() => range.value ?? latest.current.all, { logX, clock }), y: yScale(scale, lines, level) },
-    axes: [xAxis({ clock }), yAxis(gutter, scale)],
+    axes: [xAxis({ clock, logX }), yAxis(gutter, scale, threshold(lines))],
     series: [{}, ...drawn.looks.map((look) => inColour(look, latest))],
     bands: drawn.bands.map(({ series, line }) => ({ series, fill: () => faint(colourOf(latest.current, line)) })),
     ...drawing(interaction(syncKey, range, cursor), latest),
@@ -117,11 +117,12 @@ function lastOf(values: ArrayLike<number>): number | null {
  */
 export function traces(x: ArrayLike<number>, bucket: number | ArrayLike<number>, lines: readonly Line[], log: boolean) {
   const wide = typeof bucket === "number" ? () => bucket : (i: number) => bucket[i] ?? 1;
-  const many = x.length > 0 && Math.max(wide(0), wide(x.length - 1)) > 1 && lines.some((line) => !line.members);
+  const many = x.length > 0 && Math.max(wide(0), wide(x.length - 1)) > 0 && lines.some((line) => !line.members);
   const each = many ? 4 : 1;
   const xs = new Float64Array(x.length * each);
   for (let i = 0; i < x.length; i++) {
-    const room = Math.max(0, wide(i) - 1);
+    const width = wide(i);
+    const room = width > 1 ? width - 1 : 0.75 * width;
     for (let j = 0; j < each; j++) xs[i * each + j] = (x[i] ?? 0) + (each === 1 ? 0 : (j * room) / (each - 1));
   }
   const data: (Float64Array | Value[])[] = [xs];
@@ -174,7 +175,7 @@ function faint(colour: string): string {
 
 function yScale(scale: Scale, lines: readonly Line[], level: number | undefined): uPlot.Scale {
   if (scale === "log") return { distr: 3, range: decades };
-  if (scale === "symlog") return { distr: 4, asinh: threshold(lines), range: roomy(level) };
+  if (scale === "symlog") return { distr: 4, asinh: threshold(lines), range: bent(threshold(lines)) };
   return { range: roomy(level) };
 }
 
@@ -196,6 +197,15 @@ function decades(_: uPlot, low: number, high: number): [number, number] {
   const floor = 10 ** Math.floor(Math.log10(low));
   const ceiling = 10 ** Math.ceil(Math.log10(high));
   return [floor, ceiling > floor ? ceiling : floor * 10];
+}
+
+/** Some room on both sides, as it looks on a symmetric logarithm. */
+function bent(linear: number) {
+  return (_: uPlot, low: number | null, high: number | null): [number, number] => {
+    const [least, most] = [Math.asinh((low ?? 0) / linear), Math.asinh((high ?? 1) / linear)];
+    const room = (most - least || 1) * 0.05;
+    return [Math.sinh(least - room) * linear, Math.sinh(most + room) * linear];
+  };
 }
 
 function roomy(level: number | undefined) {

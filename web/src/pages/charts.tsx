@@ -28,7 +28,7 @@ export function Charts({ run, range, of }: Props) {
   return (
     <>
       <div class="bar">
-        <LookBar range={range} all={whole(run.last_step)} />
+        <LookBar range={range} all={whole(run.last_step)} metrics={run.keys.filter((name) => !/^_tt\//.test(name))} />
         {run.world_size > 1 && (
           <label>
             Ranks

@@ -2,15 +2,23 @@
 
 import type { Signal } from "@preact/signals";
 import type { Range, Scale } from "../charts/axes";
-import { number, short } from "../format";
+import { duration, number, short } from "../format";
 import { place, set } from "../router";
 import { useKeys } from "../ui/shell";
+import type { SeriesBody } from "./series";
 
 /** In steps, over how many a value counts for the trend; the first is none. */
-export const TAUS = [0, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10_000, 20_000, 50_000];
+export const TAUS = [0, ...Array.from({ length: 28 }, (_, i) => [1, 2, 5][i % 3]! * 10 ** Math.floor(i / 3))];
 const SCALES: Scale[] = ["linear", "log", "symlog"];
 
+/** What lies along x: steps, seconds since the run began, the time of day, or another metric. */
+export interface Axis {
+  mode: "step" | "relative" | "time" | "metric";
+  metric?: string;
+}
+
 export interface Look {
+  axis: Axis;
   scale: Scale;
   logX: boolean;
   /** A place in `TAUS`; undefined as long as nobody has chosen. */
@@ -23,11 +31,31 @@ export function useLook(): Look {
   const scale = query.get("y");
   const smooth = query.get("smooth");
   return {
+    axis: axisOf(query.get("x") ?? "step"),
     scale: scale === "log" || scale === "symlog" ? scale : "linear",
     logX: query.get("logx") === "1",
     smooth: smooth === null ? undefined : Math.max(0, Math.min(TAUS.length - 1, Number(smooth) || 0)),
     search: query.get("search") ?? "",
   };
+}
+
+/** `relative`, `time`, or `metric:tokens` in the address. */
+function axisOf(text: string): Axis {
+  if (text.startsWith(METRIC)) return { mode: "metric", metric: text.slice(METRIC.length) };
+  return { mode: text === "relative" || text === "time" ? text : "step" };
+}
+
+const METRIC = "metric:";
+
+/** A place on x in words. */
+export function placeOn({ mode, metric }: Axis, x: number): string {
+  if (mode === "time") return new Date(x * 1000).toLocaleString("en-GB");
+  if (mode === "relative") return `${duration(x)} after it began`;
+  return `${mode === "metric" ? metric : "step"} ${number(x)}`;
+}
+
+function unit({ mode, metric }: Axis): string {
+  return mode === "step" ? "steps" : mode === "metric" ? (metric ?? "") : "s";
 }
 
 /**
@@ -46,9 +74,16 @@ export function tau(place: number): { kind: "ema"; tau: number } | null {
   return steps > 0 ? { kind: "ema", tau: steps } : null;
 }
 
-export function LookBar({ range, all }: { range: Signal<Range>; all: [number, number] }) {
-  const { scale, logX, smooth, search } = useLook();
-  const at = smoothing(smooth, all);
+/** The metrics that may lie along x. */
+const MOST_METRICS = 200;
+
+export function LookBar({ range, all, metrics = [] }: { range: Signal<Range>; all: [number, number]; metrics?: string[] }) {
+  const { axis, scale, logX, smooth, search } = useLook();
+  const at = axis.mode === "step" ? smoothing(smooth, all) : (smooth ?? 0);
+  const along = (to: string) => {
+    range.value = null;
+    set({ x: to === "step" ? undefined : to, smooth: undefined });
+  };
   const smoother = (by: number) => set({ smooth: String(Math.max(0, Math.min(TAUS.length - 1, at + by))) });
   const scaled = (to: string) => set({ y: to === "linear" ? undefined : to });
   useKeys({
@@ -72,7 +107,18 @@ export function LookBar({ range, all }: { range: Signal<Range>; all: [number, nu
       <label title="A value so many steps back counts 1/e. Computed over all values; the raw line stays behind it.">
         Smoothing
         <input type="range" min="0" max={TAUS.length - 1} value={at} onInput={(event) => set({ smooth: event.currentTarget.value })} />
-        <span class="tau">{at === 0 ? "none" : `${short(TAUS[at] ?? 0)} steps`}</span>
+        <span class="tau">{at === 0 ? "none" : `${short(TAUS[at] ?? 0)} ${unit(axis)}`}</span>
+      </label>
+      <label>
+        x
+        <select value={axis.mode === "metric" ? METRIC + axis.metric : axis.mode} aria-label="what lies along x" onChange={(event) => along(event.currentTarget.value)}>
+          <option value="step">step</option>
+          <option value="relative">time since its begin</option>
+          <option value="time">time of day</option>
+          {metrics.slice(0, MOST_METRICS).map((name) => (
+            <option key={name} value={METRIC + name}>{name}</option>
+          ))}
+        </select>
       </label>
       <label>
         y
@@ -94,18 +140,27 @@ export function LookBar({ range, all }: { range: Signal<Range>; all: [number, nu
 export function Zoom({ range }: { range: Signal<Range> }) {
   if (range.value === null) return null;
   const [low, high] = range.value;
+  const { axis } = useLook();
+  const text = axis.mode === "step" ? `steps ${number(Math.round(low))} to ${number(Math.round(high))}` : `${placeOn(axis, low)} to ${placeOn(axis, high)}`;
   return (
     <button
       type="button"
       class="chip"
-      title="all steps (0)"
+      title="all of it (0)"
       onClick={() => {
         range.value = null;
       }}
     >
-      steps {number(Math.round(low))} to {number(Math.round(high))} ✕
+      {text} ✕
     </button>
   );
+}
+
+/** What is asked for of an axis: half-open. */
+export function window({ mode, metric }: Axis, range: Signal<Range>): SeriesBody["x"] {
+  if (mode === "step") return steps(range);
+  const [from = null, to = null] = range.value ?? [];
+  return { mode, ...(metric === undefined ? {} : { metric }), from, to };
 }
 
 /** The steps that are asked for: half-open. */

@@ -12,7 +12,7 @@ import { type Action, Menu } from "../ui/menu";
 import { Empty } from "../ui/notices";
 import { useKeys } from "../ui/shell";
 import { say } from "../ui/toast";
-import { smoothing, steps, tau, useLook } from "./look";
+import { smoothing, tau, useLook, window } from "./look";
 import { Data, Reading } from "./reading";
 import { curves, linesOf, logarithmicCurves, type SeriesBody, type Source } from "./series";
 
@@ -123,21 +123,26 @@ function Panel(props: PanelProps) {
 }
 
 function Curves({ metric, sources, range, all, live, syncKey, height, actions }: PanelProps & { height: number; actions: Signal<Action[]> }) {
-  const { scale, logX, smooth } = useLook();
-  const chosen = smoothing(smooth, all);
+  const { axis, scale, logX, smooth } = useLook();
+  const stepwise = axis.mode === "step";
+  const chosen = stepwise ? smoothing(smooth, all) : (smooth ?? 0);
   const width = useSignal(0);
   const at = useSignal<number | null>(null);
   const table = useSignal(false);
   const plot = useRef<uPlot | null>(null);
   const body: SeriesBody = {
     items: sources.map(({ item }) => ({ ...item, metric })),
-    x: steps(range),
+    x: window(axis, range),
     px: Math.max(100, Math.floor(width.value / 100) * 100),
     smooth: tau(chosen),
   };
-  const key = width.value && sources.length ? JSON.stringify([body, logX, live]) : null;
-  const answer = useAnswer(key, (stop) => (logX ? logarithmicCurves(body, all, stop) : curves(body, stop)));
+  const log = logX && axis.mode !== "time";
+  const key = width.value && sources.length ? JSON.stringify([body, log, live]) : null;
+  const answer = useAnswer(key, (stop) => (log ? logarithmicCurves(body, whole.current, stop) : curves(body, stop)));
   const data = answer.value.data;
+  const whole = useRef(all);
+  if (stepwise) whole.current = all;
+  else if (data && data.x.length > 0 && range.value === null) whole.current = [data.x[0] ?? 0, data.x[data.x.length - 1] ?? 1];
   const lines = useMemo(() => (data ? linesOf(data, sources, { smoothed: chosen > 0 }) : []), [data, sources, chosen]);
   actions.value = useMemo(() => actionsOf(metric, body, lines, plot, table), [metric, JSON.stringify(body), lines]);
   return (
@@ -148,20 +153,21 @@ function Curves({ metric, sources, range, all, live, syncKey, height, actions }:
         bucket={data?.bucket ?? 0}
         lines={lines}
         range={range}
-        all={all}
+        all={whole.current}
         cursor={cursor}
         syncKey={syncKey}
         height={height}
         gutter={GUTTER}
         scale={scale}
-        logX={logX}
+        logX={log}
+        clock={axis.mode === "time"}
         title={metric}
         focus={pointed.value}
         onHeight={(value) => { at.value = value; }}
         onReady={(made) => { plot.current = made; }}
         onWidth={(pixels) => { width.value = pixels; }}
       />
-      <Reading steps={data?.x ?? NOTHING} lines={lines} height={at.value} />
+      <Reading axis={axis} steps={data?.x ?? NOTHING} lines={lines} height={at.value} />
       {table.value && data && <Data x={data.x} lines={lines} title={metric} />}
     </>
   );
@@ -172,7 +178,7 @@ const NOTHING = new Float64Array(0);
 function actionsOf(metric: string, body: SeriesBody, lines: Line[], plot: { current: uPlot | null }, table: Signal<boolean>): Action[] {
   const legend = { title: metric, lines };
   const values = async (format: "csv" | "parquet") => download(await raw(`series?format=${format}`, body), fileName(metric, format));
-  const script = python(address("../..").replace(/\/$/, ""), body.items.map((item) => item.run), metric, body.x);
+  const script = python(address("../..").replace(/\/$/, ""), body.items.map((item) => item.run), metric, body.x.mode ? { from: null, to: null } : body.x);
   const copied = async () => {
     await navigator.clipboard.writeText(script);
     say("Copied: Python that reads these values");

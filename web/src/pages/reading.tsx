@@ -3,19 +3,20 @@
 import type { Line } from "../charts/line";
 import { number } from "../format";
 import { cursor } from "../state";
+import { type Axis, placeOn } from "./look";
 
 const NEAREST = 6;
 const MOST_ROWS = 500;
 
 /** The values at the cursor: of many lines those nearest to the pointer, from the highest. */
-export function Reading({ steps, lines, height }: { steps: ArrayLike<number>; lines: Line[]; height: number | null }) {
+export function Reading({ axis, steps, lines, height }: { axis: Axis; steps: ArrayLike<number>; lines: Line[]; height: number | null }) {
   const at = cursor.value;
   if (at === null || steps.length === 0) return <div class="reading">&nbsp;</div>;
   const i = lastBefore(steps, at);
   const there = nearest(lines, i, height);
   return (
     <div class="reading">
-      <span class="quiet">step {number(steps[i] ?? null)}</span>
+      <span class="quiet">{placeOn(axis, steps[i] ?? Number.NaN)}</span>
       {there.map((line) => (
         <span key={line.label} title={line.label}>
           <i class="swatch" style={{ background: line.colour }} />

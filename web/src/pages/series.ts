@@ -17,7 +17,7 @@ export interface Source {
 /** What `POST /series` takes. */
 export interface SeriesBody {
   items: SeriesItem[];
-  x: { from: number | null; to: number | null };
+  x: { mode?: "relative" | "time" | "metric"; metric?: string; from: number | null; to: number | null };
   px: number;
   smooth: { kind: "ema"; tau: number } | null;
 }
@@ -32,7 +32,7 @@ export interface Curves {
 
 export async function curves(body: SeriesBody, signal: AbortSignal): Promise<Curves> {
   const { header, columns } = await frame<SeriesHeader>("series", body, signal);
-  return { items: header.items, x: columns.get("x") ?? [], bucket: header.bucket, columns };
+  return { items: header.items, x: columns.get("x") ?? [], bucket: header.raw ? 0 : header.bucket, columns };
 }
 
 /** Parts of a logarithmic axis are so many times as long as what lies before them. */
@@ -50,7 +50,7 @@ export function parts(from: number, to: number): [number, number][] {
 export async function logarithmicCurves(body: SeriesBody, all: [number, number], signal: AbortSignal): Promise<Curves> {
   const spans = parts(body.x.from ?? all[0], body.x.to ?? all[1] + 1);
   const px = Math.max(50, Math.ceil(body.px / spans.length));
-  const answers = await Promise.all(spans.map(([from, to]) => curves({ ...body, px, x: { from, to } }, signal)));
+  const answers = await Promise.all(spans.map(([from, to]) => curves({ ...body, px, x: { ...body.x, from, to } }, signal)));
   const columns = new Map<string, ArrayLike<number>>();
   for (const name of answers[0]?.columns.keys() ?? []) {
     columns.set(name, answers.flatMap((answer) => Array.from(answer.columns.get(name) ?? [])));
