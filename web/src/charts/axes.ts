@@ -14,8 +14,9 @@ export type Range = [number, number] | null;
 
 export type Scale = "linear" | "log" | "symlog";
 
-export function xAxis({ clock = false, logX = false } = {}): uPlot.Axis {
+export function xAxis({ clock = false, logX = false, bare = false } = {}): uPlot.Axis {
   const axis: uPlot.Axis = { ...lines(), size: 22, gap: 3, ...(logX ? { splits: powers(1) } : {}) };
+  if (bare) return { ...axis, size: 6, gap: 0, values: (_, ticks) => ticks.map(() => "") };
   if (clock) return { ...axis, size: 34 };
   return { ...axis, values: (_, ticks) => ticks.map((tick) => (tick === null ? "" : short(tick))) };
 }

@@ -41,6 +41,8 @@ interface Props {
   /** Seconds since 1970 along x. */
   clock?: boolean;
   gutter?: number;
+  /** Without the numbers along x: a chart below has them. */
+  bare?: boolean;
   title: string;
   /** The line that is meant, as its `of`; null for all. */
   focus?: string | null;
@@ -65,7 +67,7 @@ export function LineChart(props: Props) {
     height,
     padding: [8, RIGHT, 0, 0],
     scales: { x: xScale(() => range.value ?? latest.current.all, { logX, clock }), y: yScale(scale, lines, level) },
-    axes: [xAxis({ clock, logX }), yAxis(gutter, scale, threshold(lines))],
+    axes: [xAxis({ clock, logX, bare: props.bare ?? false }), yAxis(gutter, scale, threshold(lines))],
     series: [{}, ...drawn.looks.map((look) => inColour(look, latest))],
     bands: drawn.bands.map(({ series, line }) => ({ series, fill: () => faint(colourOf(latest.current, line)) })),
     ...drawing(interaction(syncKey, range, cursor), latest),

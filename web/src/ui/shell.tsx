@@ -16,6 +16,8 @@ const KEYS: [string, string][] = [
   ["g r", "runs of this project"],
   ["g w", "workspace of this project"],
   ["/", "filter"],
+  ["j and k", "next and previous run of the table"],
+  ["x, Enter", "choose this run, open it"],
   ["c", "compare the chosen runs"],
   [". and ,", "next and previous finding"],
   ["0 or a double click", "all steps"],
