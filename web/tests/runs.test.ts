@@ -31,7 +31,7 @@ describe("the table of runs", () => {
 
   test("groups runs by a value, and says what their numbers are together", () => {
     expect(grouped(["x", null, "x"], 3)).toEqual([{ key: "x", members: [0, 2] }, { key: "–", members: [1] }]);
-    expect(aggregate([1, "no", 3], [0, 1, 2])).toBe("2 ± 1.414");
+    expect(aggregate([1, "no", 3], [0, 1, 2])).toBe("2 ± 1.41");
   });
 });
 

@@ -65,6 +65,39 @@ export function whole(last: number | null | undefined): [number, number] {
   return [0, Math.max(last ?? 0, 1)];
 }
 
+/** The ranges that were shown before and, after going back, behind the one that is shown. */
+const trail = new WeakMap<Signal<Range>, { past: Range[]; future: Range[] }>();
+
+function trailOf(range: Signal<Range>) {
+  const found = trail.get(range) ?? { past: [], future: [] };
+  trail.set(range, found);
+  return found;
+}
+
+/** Show another range; `earlier` goes back to this one. */
+export function zoom(range: Signal<Range>, to: Range): void {
+  const { past, future } = trailOf(range);
+  past.push(range.value);
+  future.length = 0;
+  range.value = to;
+}
+
+export function earlier(range: Signal<Range>): void {
+  const { past, future } = trailOf(range);
+  const last = past.pop();
+  if (last === undefined) return;
+  future.push(range.value);
+  range.value = last;
+}
+
+export function later(range: Signal<Range>): void {
+  const { past, future } = trailOf(range);
+  const next = future.pop();
+  if (next === undefined) return;
+  past.push(range.value);
+  range.value = next;
+}
+
 /** Drag to zoom, double click for all; the cursor's line goes through every chart with the same key. */
 export function interaction(key: string, range: Signal<Range>, cursor: Signal<number | null>): Partial<uPlot.Options> {
   return {
@@ -75,7 +108,7 @@ export function interaction(key: string, range: Signal<Range>, cursor: Signal<nu
       drag: { x: true, y: false, setScale: false },
       bind: {
         dblclick: () => () => {
-          range.value = null;
+          zoom(range, null);
           return null;
         },
       },
@@ -85,7 +118,7 @@ export function interaction(key: string, range: Signal<Range>, cursor: Signal<nu
         (plot) => {
           const { left, width } = plot.select;
           if (width < 4) return;
-          range.value = [plot.posToVal(left, "x"), plot.posToVal(left + width, "x")];
+          zoom(range, [plot.posToVal(left, "x"), plot.posToVal(left + width, "x")]);
           plot.setSelect({ left: 0, top: 0, width: 0, height: 0 }, false);
         },
       ],

@@ -1,7 +1,7 @@
 /** How curves are drawn: kept in the address, so that it can be sent to somebody. */
 
 import type { Signal } from "@preact/signals";
-import type { Range, Scale } from "../charts/axes";
+import { earlier, later, type Range, type Scale, zoom } from "../charts/axes";
 import { duration, number, short } from "../format";
 import { place, set } from "../router";
 import { useKeys } from "../ui/shell";
@@ -90,9 +90,9 @@ export function LookBar({ range, all, metrics = [] }: { range: Signal<Range>; al
     l: () => scaled(SCALES[(SCALES.indexOf(scale) + 1) % SCALES.length] ?? "linear"),
     s: () => smoother(-1),
     S: () => smoother(1),
-    "0": () => {
-      range.value = null;
-    },
+    "0": () => zoom(range, null),
+    "[": () => earlier(range),
+    "]": () => later(range),
   });
   return (
     <>
@@ -147,9 +147,7 @@ export function Zoom({ range }: { range: Signal<Range> }) {
       type="button"
       class="chip"
       title="all of it (0)"
-      onClick={() => {
-        range.value = null;
-      }}
+      onClick={() => zoom(range, null)}
     >
       {text} ✕
     </button>

@@ -3,7 +3,7 @@
 import type { ComponentChildren } from "preact";
 import { useEffect } from "preact/hooks";
 import { signal } from "@preact/signals";
-import { go, href, place } from "../router";
+import { back, go, href, place } from "../router";
 import { connection, theme, toggleTheme } from "../state";
 import { Palette, paletteOpen } from "./palette";
 import { Toast, undoLast } from "./toast";
@@ -24,7 +24,7 @@ const KEYS: [string, string][] = [
   ["[ and ]", "the steps shown before, and back"],
   ["l", "linear, logarithmic or symmetric logarithmic y"],
   ["← and →", "the panel before and after, where one fills the window"],
-  ["u", "undo what was just said to be done"],
+  ["⌘Z or Ctrl Z", "undo: a deletion, a change of the view"],
   ["s and S", "less and more smoothing"],
   ["t", "light or dark"],
   ["?", "these keys"],
@@ -48,11 +48,25 @@ export function useKeys(keys: Record<string, () => void>): void {
   });
 }
 
+/** Ctrl Z outside of a field: first what was just said to be done, else the last change of the view. */
+function useUndo(): void {
+  useEffect(() => {
+    const press = (event: KeyboardEvent) => {
+      const typing = (event.target as HTMLElement).closest("input:not([type=range]):not([type=checkbox]), textarea, [contenteditable]");
+      if (typing || !(event.ctrlKey || event.metaKey) || event.key.toLowerCase() !== "z") return;
+      event.preventDefault();
+      if (!undoLast()) back();
+    };
+    addEventListener("keydown", press);
+    return () => removeEventListener("keydown", press);
+  }, []);
+}
+
 export function Shell({ children }: { children: ComponentChildren }) {
   const [, project] = place.value.path;
+  useUndo();
   useKeys({
     t: toggleTheme,
-    u: undoLast,
     "?": () => {
       helpOpen.value = !helpOpen.value;
     },

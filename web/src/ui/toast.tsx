@@ -20,11 +20,13 @@ export function say(text: string, undo?: () => void): void {
   }, LASTS_MS);
 }
 
-/** What the key for undoing does. */
-export function undoLast(): void {
+/** Undo what is said, if it can be. */
+export function undoLast(): boolean {
   const undo = said.value?.undo;
+  if (!undo) return false;
   said.value = null;
-  undo?.();
+  undo();
+  return true;
 }
 
 export function Toast() {
@@ -32,7 +34,7 @@ export function Toast() {
     <div class="toast" role="status" hidden={said.value === null}>
       {said.value?.text}
       {said.value?.undo && (
-        <button type="button" onClick={undoLast}>
+        <button type="button" onClick={() => undoLast()}>
           Undo
         </button>
       )}

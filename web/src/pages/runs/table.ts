@@ -99,7 +99,11 @@ export function aggregate(values: readonly unknown[], members: readonly number[]
   const mean = numbers.reduce((sum, value) => sum + value, 0) / numbers.length;
   if (numbers.length === 1) return number(mean);
   const variance = numbers.reduce((sum, value) => sum + (value - mean) ** 2, 0) / (numbers.length - 1);
-  return variance === 0 ? number(mean) : `${number(mean)} ± ${number(Math.sqrt(variance))}`;
+  return variance === 0 ? number(mean) : `${three(mean)} ± ${three(Math.sqrt(variance))}`;
+}
+
+function three(value: number): string {
+  return number(Number(value.toPrecision(3)));
 }
 
 /** The table as a spreadsheet reads it; a text that a spreadsheet would take for a formula is quoted by an apostrophe. */

@@ -3,7 +3,7 @@
 import { type Signal, useSignal } from "@preact/signals";
 import { useMemo } from "preact/hooks";
 import type { Answer } from "../../api";
-import type { Range } from "../../charts/axes";
+import { earlier, later, type Range, zoom } from "../../charts/axes";
 import type { Finding, RunAnswer } from "../../model";
 import { set } from "../../router";
 import { news } from "../../state";
@@ -31,16 +31,16 @@ export function Stability({ run, range, answer }: Props) {
     const finding = findings[i];
     if (!finding) return;
     at.value = i;
-    range.value = round(finding);
+    zoom(range, round(finding));
     const [name] = finding.names;
     if (name && finding.kind) set({ tensor: name, kind: finding.kind });
   };
   useKeys({
     ".": () => choose(Math.min(at.value + 1, findings.length - 1)),
     ",": () => choose(Math.max(at.value - 1, 0)),
-    "0": () => {
-      range.value = null;
-    },
+    "0": () => zoom(range, null),
+    "[": () => earlier(range),
+    "]": () => later(range),
   });
   const panel = { run, range, live, findings };
   return (
