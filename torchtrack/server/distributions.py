@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final, Literal
 
 import numpy as np
@@ -166,9 +166,11 @@ def heatmap(
     """One statistic of each tensor over steps.
 
     Columns of the answer: `x` (f64, first step of each column), `cells` (f4, row by row, NaN where nothing was),
-    `flags` (u1: 1 not finite, 2 missing, 4 pooled from several samples). The header names the rows, sorted.
+    `flags` (u1: 1 not finite, 2 missing, 4 pooled from several samples). The header names the rows, in the order of
+    the model's modules.
     """
     survey = _survey(store, window, streams)
+    survey = replace(survey, names=in_model_order(run, survey.names))
     if survey.plain:
         columns = f"name, step, {_STATS[stat]} AS value, nans + pos_infs + neg_infs > 0 AS bad"
         pieces = _pieces(store, streams, window, survey, columns, MOST_ROWS)
@@ -236,6 +238,21 @@ def _furthest(cell: npt.NDArray[np.int64], value: Floats, size: int) -> Floats:
     np.fmin.at(low, cell, value)
     furthest: Floats = np.where(np.abs(low) > np.abs(high), low, high)
     return furthest
+
+
+def in_model_order(run: Run, names: Sequence[str]) -> list[str]:
+    """Names of tensors and modules as the model lists them; those that it does not list come last, by name."""
+    places: dict[str, int] = {}
+    wanted = set(names)
+    for event in run.events("model"):
+        for module in event.data.get("modules", ()):
+            path = str(module.get("name", ""))
+            places.setdefault(path, len(places))
+            for parameter in module.get("parameters", ()):
+                places.setdefault(f"{path}.{parameter.get('name')}".lstrip("."), len(places))
+        if wanted <= places.keys():  # each rank tells its part, most of them the same
+            break
+    return sorted(names, key=lambda name: (places.get(name, len(places)), name))
 
 
 def _exact(run: Run, window: Window) -> pa.Table:
