@@ -97,7 +97,7 @@ def test_what_is_distinct_is_folded_into_a_cause_that_goes_on_and_not_into_one_t
 def test_what_is_distinct_shares_a_finding_with_what_goes_on_or_comes_back_in_the_same_place() -> None:
     on = {"a": (5, 6, 20, 21), "b": (8, 9, 40, 41)}
     rows = [Step(at, {f"one/{key}": 2.0 * (at in seen) for key, seen in on.items()}) for at in range(60)]
-    found = steps.run(rows, [Distinct("one", severity="critical")])  # type: ignore[list-item]
+    found = steps.run(rows, [Distinct("one", severity="critical")])
     assert [(one.first_step, one.names) for one in found] == [
         (5, ("one/a",)),
         (8, ("one/b",)),
