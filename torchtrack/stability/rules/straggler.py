@@ -22,8 +22,7 @@ import numpy as np
 
 from torchtrack.stability.finding import Sign
 from torchtrack.stability.metrics import phase_of
-from torchtrack.stability.robust import SIGMA, Rings, Steps, quiet_median
-from torchtrack.stability.rules.rank_skew import others_median
+from torchtrack.stability.robust import SIGMA, Rings, Steps, quiet_median, rest_median
 from torchtrack.stability.step import Floats, Step
 
 _WINDOW: Final = 16
@@ -63,7 +62,9 @@ class Straggler:
         self._steps.push(step.step)
         slow: dict[int, list[tuple[int, str, float, int]]] = {}
         for phase, own in seconds.items():
-            rings = self._shares.setdefault(phase, Rings(_WINDOW)).push(names, (own - others_median(own)) / whole)
+            rings = self._shares.setdefault(phase, Rings(_WINDOW)).push(
+                names, (own - rest_median(own[:, None], np.ones(len(own), np.bool_))[:, 0]) / whole
+            )
             if phase != _NEVER:
                 for i, share in _surplus(rings).items():
                     since = self._steps.since(rings[i], share / 2)
