@@ -9,6 +9,7 @@ from torchtrack.cli.diff import diff
 from torchtrack.cli.export import export
 from torchtrack.cli.findings import findings
 from torchtrack.cli.fsck import fsck
+from torchtrack.cli.keys import keys
 from torchtrack.cli.launch import launch
 from torchtrack.cli.list import ls
 from torchtrack.cli.login import login
@@ -17,6 +18,7 @@ from torchtrack.cli.show import show
 from torchtrack.cli.status import status
 from torchtrack.cli.sync import sync
 from torchtrack.cli.ui import ui
+from torchtrack.cli.users import audit, users
 from torchtrack.cli.watch_run import watch_run
 from torchtrack.version import __version__
 
@@ -32,5 +34,6 @@ def main() -> None:
 
 
 _COMMANDS = (ls, show, findings, blackbox, diff, watch_run, export, fsck, launch, ui, server, login, sync, status)
-for _command in _COMMANDS:
+_OF_TEAMS = (keys, users, audit)
+for _command in (*_COMMANDS, *_OF_TEAMS):
     main.add_command(_command)
