@@ -50,7 +50,7 @@ class NewUser(_Body):
     """A user to add; `roles` by project, `*` for all."""
 
     name: Label
-    email: Annotated[str, Field(max_length=320)] | None = None
+    email: Annotated[str, Field(max_length=320, pattern=r"^[^\x00-\x1f\x7f]*$")] | None = None
     roles: dict[Project, Role] = Field(default={}, max_length=1000)
 
 
@@ -189,7 +189,7 @@ def _of_audit(routes: APIRouter, catalog: Catalog) -> None:
     @routes.get("/audit")
     def audit(
         request: Request,
-        project: Annotated[str | None, Query(min_length=1, max_length=256)] = None,
+        project: Annotated[str | None, Query(min_length=1, max_length=256, pattern=r"^[^\x00]+$")] = None,
         before: Annotated[int | None, Query(ge=1, le=1 << 31, description="Lines with a smaller id.")] = None,
         limit: Annotated[int, Query(ge=1, le=1000)] = 100,
     ) -> dict[str, Any]:

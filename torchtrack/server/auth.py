@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hmac
 import os
+import re
 import time
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Collection, MutableMapping
@@ -26,10 +27,14 @@ from torchtrack.server.tables import now
 SESSION_LASTS: Final = timedelta(days=30)
 REMEMBERED_S: Final = 5.0
 """How long a key that was revoked through another server on the same catalog may still let in."""
+MAX_QUESTION: Final = 4 << 20
+"""Bytes of the body of a request that is no upload."""
+_UPLOADS: Final = re.compile(r"/api/v1/(frames|positions|runs/[^/]*/media/.*)")
 _REMEMBERED: Final = 10_000
 _SAFE: Final = frozenset({"GET", "HEAD", "OPTIONS"})
 
 ASGI = Callable[..., Awaitable[None]]
+Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 
 
 class Keys:
@@ -161,12 +166,14 @@ class Doorkeeper:
         self._app = app
         self._hosts = {host.lower() for host in hosts}
 
-    async def __call__(self, scope: MutableMapping[str, Any], receive: ASGI, send: ASGI) -> None:
+    async def __call__(self, scope: MutableMapping[str, Any], receive: Receive, send: ASGI) -> None:
         """Serve one connection."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
         headers = {name.lower(): value.decode("latin-1") for name, value in scope["headers"]}
+        if not _UPLOADS.match(scope["path"]):
+            receive = _limited(receive)
         problem = self._problem(scope["method"], headers.get(b"host", ""), headers.get(b"origin"))
         if problem is not None:
             await problem.response()(scope, receive, send)  # type: ignore[arg-type]  # ASGI's own types
@@ -185,6 +192,21 @@ class Doorkeeper:
         if method not in _SAFE and origin is not None and origin.partition("://")[2].lower() != host.lower():
             return ApiError(403, "wrong_origin", "pages of other sites may not change anything here")
         return None
+
+
+def _limited(receive: Receive) -> Receive:
+    """What comes in, no more than a question is long. Uploads have limits of their own."""
+    size = 0
+
+    async def counted() -> MutableMapping[str, Any]:
+        nonlocal size
+        message = await receive()
+        size += len(message.get("body", b""))
+        if size > MAX_QUESTION:
+            raise ApiError(413, "too_large", f"a request has at most {MAX_QUESTION} bytes")
+        return message
+
+    return counted
 
 
 _HEADERS: Final = ((b"x-content-type-options", b"nosniff"), (b"referrer-policy", b"no-referrer"))

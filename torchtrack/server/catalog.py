@@ -49,9 +49,10 @@ class Catalog:
 
     Args:
         url: SQLAlchemy's, such as `sqlite:////srv/torchtrack/catalog.db` or `postgresql+psycopg://user@host/name`.
+        upto: the revision of the tables to make; an earlier one is for tests of what comes after it.
     """
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, *, upto: str = "head") -> None:
         self._engine = sa.create_engine(url)
         if self._engine.dialect.name == "sqlite":
             sa.event.listen(self._engine, "connect", _prepare_sqlite)
@@ -62,7 +63,7 @@ class Catalog:
         self.homes = Homes(self._engine)
         """The projects of runs that came with a key of some projects only."""
         try:
-            self._migrate()
+            self._migrate(upto)
         except BaseException:
             self.close()
             raise
@@ -214,7 +215,7 @@ class Catalog:
 
     # -- inside --------------------------------------------------------------------------------------------------------
 
-    def _migrate(self) -> None:
+    def _migrate(self, upto: str) -> None:
         """Apply what this version has and the tables do not, all or nothing; several at once wait for each other."""
         config = Config()
         config.set_main_option("script_location", str(Path(__file__).parent / "migrations").replace("%", "%%"))
@@ -222,7 +223,7 @@ class Catalog:
 
         def steps(revision: Any, context: Any) -> Any:
             del context
-            return script._upgrade_revs("head", revision)  # what alembic's own command does
+            return script._upgrade_revs(upto, revision)  # what alembic's own command does
 
         with (
             _migrating,  # alembic keeps what it is doing in a global

@@ -5,12 +5,13 @@ A route that names runs asks first which projects they are of, and whether whoev
 
 from __future__ import annotations
 
+import json
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Final, Literal
 
 from fastapi import APIRouter, Header, Path, Query, Request
 from fastapi.concurrency import run_in_threadpool
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from torchtrack.server.auth import key_of, need
 from torchtrack.server.catalog import Catalog, ConflictError
@@ -18,8 +19,24 @@ from torchtrack.server.problems import ApiError
 
 Uid = Annotated[str, Path(pattern="^[0-9a-f]{16}$", description="Of the run.")]
 Id = Annotated[str, Path(pattern="^[0-9a-f]{16}$", description="Its id.")]
-Project = Annotated[str, Query(min_length=1, max_length=256, description="Its name.")]
+Project = Annotated[str, Query(min_length=1, max_length=256, pattern=r"^[^\x00]+$", description="Its name.")]
 Text = Annotated[str, Field(min_length=1, max_length=256, pattern=r"^[^\x00]+$")]
+MAX_VIEW: Final = 1 << 20
+"""Bytes of a view."""
+
+
+def _plain(content: dict[str, Any]) -> dict[str, Any]:
+    """JSON as everybody reads it: no NaN, no half characters; and not too much of it."""
+    try:
+        size = len(json.dumps(content, allow_nan=False, ensure_ascii=False).encode())
+    except (ValueError, RecursionError):  # UnicodeEncodeError is one
+        raise ValueError("it holds what is no JSON: NaN, an infinity, half a character, or too many levels") from None
+    if size > MAX_VIEW:
+        raise ValueError(f"a view has at most {MAX_VIEW} bytes")
+    return content
+
+
+Content = Annotated[dict[str, Any], AfterValidator(_plain)]
 Where = Callable[[Sequence[str]], Awaitable[Mapping[str, str]]]
 """By uid the project of runs that there are, deleted or not."""
 _GONE = "there is no such run"
@@ -52,7 +69,7 @@ class NewView(_Body):
 
     project: Text
     name: Text
-    content: dict[str, Any]
+    content: Content
     shared: bool = False
 
 
@@ -101,7 +118,10 @@ def _of_runs(routes: APIRouter, catalog: Catalog, where: Where) -> None:
         projects, given = await may(request, uids), changes.model_dump(exclude_unset=True)
         who = key_of(request)
         for uid in uids:
-            await run_in_threadpool(catalog.edit, uid, given, who.name)
+            try:
+                await run_in_threadpool(catalog.edit, uid, given, who.name)
+            except ValueError as error:
+                raise ApiError(422, "bad_request", str(error)) from None
             note = catalog.audit.note
             await run_in_threadpool(note, who, "run.edit", uid, projects.get(uid), fields=sorted(given))
 
@@ -160,7 +180,7 @@ def _of_views(routes: APIRouter, catalog: Catalog) -> None:
     @routes.put("/views/{id}")
     def change_view(
         id: Id,  # noqa: A002
-        content: dict[str, Any],
+        content: Content,
         request: Request,
         if_match: Annotated[int, Header(ge=1, le=1 << 30)],
     ) -> dict[str, int]:

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Final
 
 import sqlalchemy as sa
+from sqlalchemy.exc import IntegrityError
 
 from torchtrack.journal import frame
 from torchtrack.server.rights import Who
@@ -44,6 +45,12 @@ class Homes:
             RefusedRunError: they may not write it.
         """
         mine = who.projects("write") or frozenset()
+        try:
+            self._settle(who, mine, uid, says, there=there)
+        except IntegrityError:  # another rank of the run was first
+            self._settle(who, mine, uid, says, there=there)
+
+    def _settle(self, who: Who, mine: frozenset[str], uid: str, says: str | None, *, there: bool) -> None:
         if says is not None and says not in mine:
             raise RefusedRunError(
                 f"the run is of project {says!r}, and this key may write {_listed(mine)}: ask for a key of {says!r}, "

@@ -218,7 +218,7 @@ class People:
             roles = person.limited(row["scope"], row["project"])
         self._note_use(row)
         label = row["name"] if person is None else f"{person.name} ({row['name']})"
-        return Found(Who(row["id"], label, "key", roles, row["user"]), aware(row["expires"]))
+        return Found(Who(row["id"], label[:256], "key", roles, row["user"]), aware(row["expires"]))
 
     def _note_use(self, row: Mapping[Any, Any]) -> None:
         used = aware(row["used"])

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, Final
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
+from starlette.exceptions import HTTPException
+
+_CODES: Final = {404: "not_found", 405: "bad_method", 413: "too_large"}
 
 
 class ApiError(Exception):
@@ -31,13 +34,14 @@ class ApiError(Exception):
         headers = {} if self.retry_after_s is None else {"Retry-After": str(math.ceil(self.retry_after_s))}
         if self.status == 401:
             headers["WWW-Authenticate"] = "Bearer"
-        return JSONResponse({"error": {"code": self.code, "message": str(self)}}, self.status, headers)
+        return JSONResponse({"error": {"code": self.code, "message": _whole(self)}}, self.status, headers)
 
 
 def install(app: FastAPI) -> None:
     """Answer errors of routes, and requests that are not as they should be, in this one shape."""
     app.add_exception_handler(ApiError, _as_it_is)
     app.add_exception_handler(RequestValidationError, _invalid)
+    app.add_exception_handler(HTTPException, _plain)
 
 
 async def _as_it_is(request: Request, error: Exception) -> JSONResponse:
@@ -46,11 +50,26 @@ async def _as_it_is(request: Request, error: Exception) -> JSONResponse:
     return error.response()
 
 
+async def _plain(request: Request, error: Exception) -> JSONResponse:
+    """What the framework itself refuses: a path or method there is not, a body that is no JSON."""
+    del request
+    assert isinstance(error, HTTPException)  # noqa: S101
+    code = _CODES.get(error.status_code, "bad_request")
+    answer = JSONResponse({"error": {"code": code, "message": str(error.detail)}}, error.status_code)
+    answer.headers.update(error.headers or {})
+    return answer
+
+
 async def _invalid(request: Request, error: Exception) -> JSONResponse:
     del request
     assert isinstance(error, RequestValidationError)  # noqa: S101
     problems: list[dict[str, Any]] = [
-        {"where": list(map(str, each["loc"])), "why": each["msg"]} for each in error.errors()
+        {"where": list(map(_whole, each["loc"])), "why": _whole(each["msg"])} for each in error.errors()
     ]
     message = "; ".join(f"{'.'.join(each['where'])}: {each['why']}" for each in problems)
     return JSONResponse({"error": {"code": "bad_request", "message": message, "problems": problems}}, 422)
+
+
+def _whole(text: object) -> str:
+    """A text without half characters, which a request may hold and an answer may not."""
+    return str(text).encode(errors="replace").decode()
