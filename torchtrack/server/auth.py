@@ -176,7 +176,7 @@ class Doorkeeper:
             receive = _limited(receive)
         problem = self._problem(scope["method"], headers.get(b"host", ""), headers.get(b"origin"))
         if problem is not None:
-            await problem.response()(scope, receive, send)  # type: ignore[arg-type]  # ASGI's own types
+            await problem.response()(scope, receive, send)  # ASGI's own types
             return
 
         async def guarded(message: MutableMapping[str, Any]) -> None:
