@@ -20,8 +20,18 @@ from torchtrack.cli import common
 @click.option("--host", default="127.0.0.1", show_default=True, help="Where it listens.")
 @click.option("--port", type=click.IntRange(0, 65535), default=7420, show_default=True, help="0 takes a free one.")
 @click.option("--allow-host", "hosts", multiple=True, metavar="NAME", help="A name under which it is asked; repeat it.")
-@click.option("--metrics", metavar="DSN", help="A ClickHouse server for the tables; by default they lie in DATA.")
-@click.option("--catalog", metavar="URL", help="A database for what people type; by default a file in DATA.")
+@click.option(
+    "--metrics",
+    metavar="DSN",
+    envvar="TORCHTRACK_METRICS",
+    help="A ClickHouse server for the tables; by default they lie in DATA.",
+)
+@click.option(
+    "--catalog",
+    metavar="URL",
+    envvar="TORCHTRACK_CATALOG",
+    help="A database for what people type; by default a file in DATA.",
+)
 @click.option("--no-token", is_flag=True, help="Let in everyone on this machine. Refused where others can connect.")
 def server(
     data: Path,

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import os
 import time
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
@@ -109,6 +110,7 @@ def create_app(config: Config) -> FastAPI:
     )
     app.state.config = config
     app.state.store = store
+    app.state.catalog = catalog
     app.state.committer = committer
     app.state.worker = worker
     app.state.keys = auth.Keys(config.data, catalog.people, required=config.token)
@@ -137,7 +139,7 @@ def create_app(config: Config) -> FastAPI:
 def _take(data: Path) -> IO[str]:
     """Take hold of a data folder; it is let go when the file is closed."""
     data.mkdir(0o700, parents=True, exist_ok=True)
-    lock = (data / "lock").open("a")
+    lock = os.fdopen(os.open(data / "lock", os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600), "a")
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:

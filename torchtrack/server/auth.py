@@ -29,7 +29,8 @@ REMEMBERED_S: Final = 5.0
 """How long a key that was revoked through another server on the same catalog may still let in."""
 MAX_QUESTION: Final = 4 << 20
 """Bytes of the body of a request that is no upload."""
-_UPLOADS: Final = re.compile(r"/api/v1/(frames|positions|runs/[^/]*/media/.*)")
+_TOO_LARGE: Final = ApiError(413, "too_large", f"a request has at most {MAX_QUESTION} bytes")
+_UPLOADS: Final = re.compile(r"/api/v1/(frames|positions|runs/[^/]*/(media|files)/.*)")
 _REMEMBERED: Final = 10_000
 _SAFE: Final = frozenset({"GET", "HEAD", "OPTIONS"})
 
@@ -172,9 +173,11 @@ class Doorkeeper:
             await self._app(scope, receive, send)
             return
         headers = {name.lower(): value.decode("latin-1") for name, value in scope["headers"]}
-        if not _UPLOADS.match(scope["path"]):
-            receive = _limited(receive)
         problem = self._problem(scope["method"], headers.get(b"host", ""), headers.get(b"origin"))
+        if not _UPLOADS.match(scope["path"]):
+            said = headers.get(b"content-length", "")
+            problem = _TOO_LARGE if said.isdecimal() and int(said) > MAX_QUESTION else problem
+            receive = _limited(receive)
         if problem is not None:
             await problem.response()(scope, receive, send)  # ASGI's own types
             return
@@ -203,7 +206,7 @@ def _limited(receive: Receive) -> Receive:
         message = await receive()
         size += len(message.get("body", b""))
         if size > MAX_QUESTION:
-            raise ApiError(413, "too_large", f"a request has at most {MAX_QUESTION} bytes")
+            raise _TOO_LARGE
         return message
 
     return counted

@@ -6,6 +6,7 @@ says, also after the index was built anew. SQLite by default, PostgreSQL by URL;
 
 from __future__ import annotations
 
+import os
 import secrets
 import threading
 from collections.abc import Iterable, Mapping
@@ -55,6 +56,7 @@ class Catalog:
     def __init__(self, url: str, *, upto: str = "head") -> None:
         self._engine = sa.create_engine(url)
         if self._engine.dialect.name == "sqlite":
+            _make_private(self._engine.url.database)
             sa.event.listen(self._engine, "connect", _prepare_sqlite)
             sa.event.listen(self._engine, "begin", _begin_immediate)
         self.people = People(self._engine)
@@ -254,6 +256,12 @@ def _check(field: str, value: Any) -> None:
         raise ValueError(f"{field} is a list of at most {MAX_TAGS} texts")
     if any(isinstance(each, str) and (len(each) > MAX_TEXT or "\x00" in each) for each in texts):
         raise ValueError(f"{field} has at most {MAX_TEXT} characters, and no NUL")
+
+
+def _make_private(file: str | None) -> None:
+    """Make the file its user's alone before SQLite does; what SQLite puts beside it is like it."""
+    if file and file != ":memory:":
+        os.close(os.open(file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
 
 
 def _prepare_sqlite(connection: Any, record: Any) -> None:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import logging
 import os
 import sys
@@ -19,6 +20,7 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Final
+from urllib.parse import quote
 
 import httpx
 from fastapi import APIRouter, Request, Response
@@ -69,8 +71,7 @@ class Worker:
         self._command = [sys.executable, "-m", MODULE, "--runs", str(runs), "--socket", str(self.socket)]
         self._command.append("--attached")  # it ends when the pipe to it does, however this process ends
         self._command += ["--index", str(index)] if index else []
-        self._command += ["--dsn", dsn] if dsn else []
-        self._command += ["--catalog", catalog] if catalog else []
+        self._secrets = json.dumps({"dsn": dsn, "catalog": catalog}).encode() + b"\n"  # they may hold passwords
         self._task: asyncio.Task[None] | None = None
         self.process: asyncio.subprocess.Process | None = None
         self.starts = 0
@@ -105,6 +106,8 @@ class Worker:
             self.process = await asyncio.create_subprocess_exec(
                 *self._command, stdin=asyncio.subprocess.PIPE, env=os.environ
             )
+            if self.process.stdin is not None:
+                self.process.stdin.write(self._secrets)
             self.starts += 1
             code = await self.process.wait()
             pause = FIRST_PAUSE_S if loop.time() - began > LONGEST_PAUSE_S else min(2 * pause, LONGEST_PAUSE_S)
@@ -153,8 +156,7 @@ class Worker:
         headers |= header(key_of(request).projects("read"))
         sent = self.client.build_request(
             request.method,
-            request.url.path,
-            params=request.url.query.encode(),
+            _as_asked(request),
             headers=headers,
             content=await request.body(),
         )
@@ -164,6 +166,19 @@ class Worker:
             raise _starting() from error
         back = {name: answer.headers[name] for name in _SENT_BACK if name in answer.headers}
         return StreamingResponse(_pieces(answer), answer.status_code, back)
+
+
+def _as_asked(request: Request) -> httpx.URL:
+    """The address in the worker: byte by byte what was asked for, so that both sides read the same name in it.
+
+    Raises:
+        ApiError: it climbs, and httpx would climb with it.
+    """
+    path: bytes = request.scope.get("raw_path") or quote(request.url.path).encode()
+    if any(part in (".", "..") for part in request.url.path.split("/")):
+        raise ApiError(404, "not_found", "there is no such address")
+    query: bytes = request.scope["query_string"]
+    return httpx.URL("http://worker").copy_with(raw_path=path.split(b"?")[0] + (b"?" + query if query else b""))
 
 
 def _starting() -> ApiError:

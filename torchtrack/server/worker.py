@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import json
 import logging
 import os
 import signal
@@ -124,6 +125,18 @@ def _follow(indexer: Indexer, stop: threading.Event) -> None:
         stop.wait(PAUSE_S * (1 + failed))
 
 
+def _first_line() -> dict[str, str | None]:
+    """What whoever holds the input says at first: addresses that hold passwords stand on no command line."""
+    line = b""
+    while not line.endswith(b"\n"):
+        piece = os.read(0, 1)
+        if not piece:
+            raise SystemExit(0)
+        line += piece
+    told: dict[str, str | None] = json.loads(line)
+    return told
+
+
 def _end_with_input() -> None:
     while os.read(0, 4096):
         pass
@@ -135,13 +148,16 @@ def _end_with_input() -> None:
 @click.option("--index", type=click.Path(path_type=Path), help="Where the index lies; by default in the user's cache.")
 @click.option("--dsn", help="A ClickHouse server instead: clickhouse://user:password@host:port.")
 @click.option("--catalog", help="What people typed: a URL of SQLAlchemy's.")
-@click.option("--attached", is_flag=True, help="End when standard input does: whoever holds it is gone then.")
+@click.option("--attached", is_flag=True, help="Input begins with a line of JSON with further options.")
 @click.option("--socket", "path", type=click.Path(path_type=Path), required=True, help="The Unix socket to listen on.")
 def main(runs: Path, index: Path | None, dsn: str | None, catalog: str | None, attached: bool, path: Path) -> None:
     """Index a folder of runs and answer questions about it."""
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)s %(message)s")
-    store = MetricsStore(dsn) if dsn else MetricsStore.in_folder(index or index_folder(runs))
     os.umask(0o077)
+    if attached:
+        told = _first_line()
+        dsn, catalog = told.get("dsn") or dsn, told.get("catalog") or catalog
+    store = MetricsStore(dsn) if dsn else MetricsStore.in_folder(index or index_folder(runs))
     if attached:
         threading.Thread(target=_end_with_input, name="torchtrack input", daemon=True).start()
     app = create_app(store, runs, Catalog(catalog) if catalog else None)
