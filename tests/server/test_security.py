@@ -17,7 +17,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 from urllib.parse import quote
 
 import pytest
@@ -30,7 +30,7 @@ from tests.server.test_access import routes
 from torchtrack import Api, wire
 from torchtrack.errors import ServerError
 from torchtrack.journal import frame
-from torchtrack.server.app import Config, create_app
+from torchtrack.server.app import Config
 from torchtrack.sidecar.upload.transport import Http, UnreachableError
 
 ELSEWHERE = {
@@ -43,6 +43,7 @@ ELSEWHERE = {
     18: "server/test_openapi.py::test_s18_nothing_that_fits_the_schema_breaks_the_server",
 }
 """Test by number. More of 3: test_access walks by role; of 11: journal/test_damage.py; of 14: test_redact.py."""
+SERVER = source.PACKAGE / "server"
 PATHS = [
     "../canary",
     "..\\canary",
@@ -66,6 +67,11 @@ PATHS = [
     "%ff%fe",
     "*",
 ]
+
+
+def mentioned(pattern: str, folder: Path) -> set[str]:
+    """The files of a folder that have this in them."""
+    return {path.name for path in folder.rglob("*.py") if re.search(pattern, path.read_text())}
 
 
 def test_every_number_of_the_list_has_its_test() -> None:
@@ -122,7 +128,7 @@ def test_s01_no_name_in_an_address_reads_or_changes_a_file_outside(team: Team) -
 
 def test_s02_no_name_in_an_upload_leaves_the_folder_of_runs(team: Team, tmp_path: Path) -> None:
     before = canaries(team)
-    for number, bad in enumerate(("../../../evil", "/tmp/evil", "a" * 16 + "/..", "..", "A" * 16, "")):
+    for number, bad in enumerate(("../../../evil", "/absolute/evil", "a" * 16 + "/..", "..", "A" * 16, "")):
         folder = tmp_path / str(number)
         with RankJournal(folder, "e" * 16, project="../../evil", host="../evil") as rank:
             rank.about(project="../../evil", id="../../evil", name=bad)
@@ -139,9 +145,7 @@ def test_s02_no_name_in_an_upload_leaves_the_folder_of_runs(team: Team, tmp_path
         assert reply.status == 200, reply.body
 
     runs = team.server.config.runs
-    assert {path.parts[0] for each in runs.rglob("*.ttj") if (path := each.relative_to(runs))} <= {
-        each.name for each in runs.iterdir() if re.fullmatch("[0-9a-f]{16}", each.name)
-    }
+    assert all(re.fullmatch("[0-9a-f]{16}", path.relative_to(runs).parts[0]) for path in runs.rglob("*.ttj"))
     after = canaries(team)
     assert {path: after[path] for path in before} == before
     assert not list(team.server.config.data.parent.glob("evil*"))
@@ -190,9 +194,7 @@ def test_s07_a_file_that_was_uploaded_is_saved_never_shown_and_asked_for_in_piec
 
 
 def test_s09_no_archive_is_ever_unpacked() -> None:
-    modules = {"tarfile", "zipfile", "shutil.unpack_archive"}
-
-    assert [name for path in source.files() for _, name in source.imports(path) if name in modules] == []
+    assert mentioned(r"\b(tarfile|zipfile|unpack_archive)\b", source.PACKAGE) == set()
 
 
 def test_s10_a_small_request_takes_no_large_memory(server: Running, team: Team) -> None:
@@ -256,17 +258,17 @@ def test_s12_what_people_type_is_never_sql(team: Team, text: str) -> None:
 class _Elsewhere(http.server.BaseHTTPRequestHandler):
     """Sends whoever asks to another place, and remembers who came there."""
 
-    came: list[str] = []
+    came: ClassVar[list[str]] = []
 
     def do_GET(self) -> None:
         if self.path.startswith("/there"):
             self.came.append(self.headers.get("Authorization", ""))
         self.send_response(307)
-        self.send_header("Location", f"http://localhost:{self.server.server_address[1]}/there")  # type: ignore[attr-defined]
+        self.send_header("Location", f"http://localhost:{self.connection.getsockname()[1]}/there")
         self.send_header("Content-Length", "0")
         self.end_headers()
 
-    do_POST = do_GET
+    do_POST = do_GET  # noqa: N815
 
     def log_message(self, *args: object) -> None:
         pass
@@ -304,16 +306,9 @@ def test_s13_no_client_carries_its_key_to_where_it_is_sent_on(monkeypatch: pytes
 
 
 def test_s13_the_server_itself_calls_nobody() -> None:
-    callers = {"urllib3", "requests", "aiohttp", "urllib.request", "httpx", "authlib.integrations.httpx_client"}
-    found = {
-        (path.name, name)
-        for path in source.files()
-        if path.parent.name == "server"
-        for _, name in source.imports(path)
-        if name in callers
-    }
+    callers = mentioned(r"\b(urllib3|requests\.|aiohttp|urllib\.request|httpx|OAuth2Client)\b", SERVER)
 
-    assert found <= {("front.py", "httpx"), ("oidc.py", "httpx")}  # a socket of its own; the provider that was named
+    assert callers <= {"front.py", "oidc.py"}  # a socket of its own; the provider that was named
 
 
 def test_s14_no_key_lies_in_what_the_server_keeps(team: Team) -> None:
@@ -339,7 +334,7 @@ def test_s14_addresses_with_passwords_stand_on_no_command_line(team: Team) -> No
 def test_s15_whatever_the_umask_only_the_user_of_the_server_reads_its_files(tmp_path: Path, team: Team) -> None:
     umask = os.umask(0)
     try:
-        create_app(Config(data=tmp_path / "data", queries=False)).state.catalog.close()
+        Running(Config(data=tmp_path / "data", queries=False)).stop()
     finally:
         os.umask(umask)
     open_ = {
@@ -353,12 +348,12 @@ def test_s15_whatever_the_umask_only_the_user_of_the_server_reads_its_files(tmp_
 
 
 class _Quiet(http.server.BaseHTTPRequestHandler):
-    came: list[str] = []
+    came: ClassVar[list[str]] = []
 
     def do_GET(self) -> None:
         self.came.append(self.path)
 
-    do_POST = do_GET
+    do_POST = do_GET  # noqa: N815
 
     def log_message(self, *args: object) -> None:
         pass
@@ -401,12 +396,12 @@ def test_s19_what_people_type_breaks_no_line_of_a_log_or_a_header(team: Team) ->
         assert team.ask("POST", "/users", "owner", {"name": bad}).status == 422
         assert team.ask("POST", "/keys", "owner", {"name": bad, "scope": "read"}).status == 422
         reply = team.ask("GET", f"/runs/{quote(bad)}", "owner")
-        assert reply.status == 404
+        assert reply.status in (404, 405)
         assert "set-cookie" not in reply.headers
 
 
 def test_s20_a_run_of_another_project_is_as_one_that_is_not_there(team: Team) -> None:
-    nobody = "abcd000011112222"
+    nobody = "cccc000011112222"
     stream = team.streams[THEIRS].stem[-16:]
 
     def answers(uid: str, stream: str) -> list[tuple[int, bytes]]:

@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 from torchtrack.server.auth import Keys, key_of, need
 from torchtrack.server.catalog import Catalog
 from torchtrack.server.people import TakenError, UnknownError
-from torchtrack.server.problems import ApiError
+from torchtrack.server.problems import ApiError, also
 from torchtrack.server.rights import EVERYWHERE, Role, Scope, Who, at_least
 from torchtrack.server.tables import now
 
@@ -144,7 +144,7 @@ def _of_users(routes: APIRouter, catalog: Catalog, keys: Keys) -> None:
             return found
         return [{**user, "roles": {p: r for p, r in user["roles"].items() if p in mine}} for user in found]
 
-    @routes.post("/users", status_code=201)
+    @routes.post("/users", status_code=201, responses=also(conflict="The name is taken."))
     def add_user(new: NewUser, request: Request) -> dict[str, Any]:
         """Add a user. They come in with a key that is made for them, or by the identity provider."""
         who = key_of(request)

@@ -110,7 +110,6 @@ def create_app(config: Config) -> FastAPI:
     )
     app.state.config = config
     app.state.store = store
-    app.state.catalog = catalog
     app.state.committer = committer
     app.state.worker = worker
     app.state.keys = auth.Keys(config.data, catalog.people, required=config.token)
@@ -150,7 +149,8 @@ def _take(data: Path) -> IO[str]:
 
 def mount(app: FastAPI, router: APIRouter, *, scope: Scope) -> None:
     """Add routes under /api/v1. All of them need a key with this scope."""
-    app.include_router(router, prefix=wire.API, dependencies=[Depends(auth.requires(scope))])
+    needs = [Depends(auth.requires(scope))]
+    app.include_router(router, prefix=wire.API, dependencies=needs, responses=problems.RESPONSES)
 
 
 def _about(app: FastAPI) -> APIRouter:

@@ -15,7 +15,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from torchtrack.server.auth import key_of, need
 from torchtrack.server.catalog import Catalog, ConflictError
-from torchtrack.server.problems import ApiError
+from torchtrack.server.problems import ApiError, also
 
 Uid = Annotated[str, Path(pattern="^[0-9a-f]{16}$", description="Of the run.")]
 Id = Annotated[str, Path(pattern="^[0-9a-f]{16}$", description="Its id.")]
@@ -166,7 +166,7 @@ def _of_views(routes: APIRouter, catalog: Catalog) -> None:
         need(who, "read", project)
         return [_shown(view) for view in catalog.views(project, who.person)]
 
-    @routes.post("/views", status_code=201)
+    @routes.post("/views", status_code=201, responses=also(conflict="The name is taken."))
     def save_view(view: NewView, request: Request) -> dict[str, Any]:
         """Save a view."""
         who = key_of(request)
@@ -177,7 +177,7 @@ def _of_views(routes: APIRouter, catalog: Catalog) -> None:
         except ConflictError as error:
             raise ApiError(409, "conflict", str(error)) from error
 
-    @routes.put("/views/{id}")
+    @routes.put("/views/{id}", responses=also(conflict="Somebody else was first: load it again."))
     def change_view(
         id: Id,  # noqa: A002
         content: Content,

@@ -25,7 +25,7 @@ from torchtrack.server.budget import Budget, BusyError, Limits
 from torchtrack.server.homes import Homes, RefusedRunError
 from torchtrack.server.journals import Committer, JournalStore
 from torchtrack.server.media import MediaStore
-from torchtrack.server.problems import ApiError
+from torchtrack.server.problems import UPLOAD_RESPONSES, ApiError
 from torchtrack.server.rights import OWNER, Who
 from torchtrack.server.stream_log import Position, RefusedError, StorageError
 from torchtrack.version import __version__
@@ -152,7 +152,7 @@ def _storage(error: StorageError) -> dict[str, Any]:
 
 def frames_router(ingest: Ingest, committer: Committer, budget: Budget) -> APIRouter:
     """The routes by which journals come in."""
-    routes = APIRouter(tags=["upload"])
+    routes = APIRouter(tags=["upload"], responses=UPLOAD_RESPONSES)
     limits = budget.limits
 
     @routes.get("/handshake")
@@ -224,7 +224,7 @@ def admission(store: JournalStore, homes: Homes | None) -> Callable[[str, Reques
 
 def media_router(media: MediaStore, budget: Budget, store: JournalStore, homes: Homes | None = None) -> APIRouter:
     """The routes by which files come in."""
-    routes = APIRouter(tags=["upload"])
+    routes = APIRouter(tags=["upload"], responses=UPLOAD_RESPONSES)
     limits = budget.limits
 
     check = admission(store, homes)

@@ -25,7 +25,7 @@ from torchtrack.server.curation import Where
 from torchtrack.server.homes import Homes
 from torchtrack.server.journals import JournalStore
 from torchtrack.server.media import Part
-from torchtrack.server.problems import ApiError
+from torchtrack.server.problems import UPLOAD_RESPONSES, ApiError
 from torchtrack.server.stream_log import StorageError
 
 _UID: Final = re.compile(r"[0-9a-f]{16}")
@@ -102,7 +102,7 @@ def _digest(path: Path) -> str | None:
 
 def taking(left: LeftStore, budget: Budget, store: JournalStore, homes: Homes | None = None) -> APIRouter:
     """The routes by which such files come in."""
-    routes = APIRouter(tags=["upload"])
+    routes = APIRouter(tags=["upload"], responses=UPLOAD_RESPONSES)
     limits = budget.limits
     check = ingest.admission(store, homes)
 

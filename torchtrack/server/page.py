@@ -11,6 +11,7 @@ from starlette.staticfiles import StaticFiles
 
 from torchtrack.server import auth
 from torchtrack.server.people import digest
+from torchtrack.server.problems import RESPONSES
 from torchtrack.wire import API
 
 BUILT: Final = Path(__file__).parent / "_web"
@@ -28,7 +29,7 @@ Every other command works without.</p></html>"""
 
 def mount(app: FastAPI, built: Path = BUILT) -> None:
     """Serve the page at the root. Its files hold nothing of anybody's: what they ask for needs a key."""
-    app.include_router(_session(), prefix=API, dependencies=[Depends(auth.requires("read"))])
+    app.include_router(_session(), prefix=API, dependencies=[Depends(auth.requires("read"))], responses=RESPONSES)
     headers = {"Cache-Control": "no-cache", "Content-Security-Policy": POLICY}
 
     @app.get("/", include_in_schema=False)

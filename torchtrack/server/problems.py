@@ -8,9 +8,58 @@ from typing import Any, Final
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
+from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 
 _CODES: Final = {404: "not_found", 405: "bad_method", 413: "too_large"}
+
+
+class Said(BaseModel):
+    """What is wrong: a word for programs, a sentence for people, each place of a request that is not well."""
+
+    code: str
+    message: str
+    problems: list[dict[str, Any]] = []
+
+
+class Problem(BaseModel):
+    """The body of every answer that is no success."""
+
+    error: Said
+
+
+RESPONSES: Final[dict[int | str, dict[str, Any]]] = {
+    status: {"model": Problem, "description": text}
+    for status, text in {
+        400: "The request makes no sense: the message says what does.",
+        401: "A key is needed, or this one is wrong.",
+        403: "Who asks may not do this here.",
+        404: "There is none, or none that who asks may read.",
+        413: "More than is taken at once.",
+        422: "The request is not as it should be; `problems` says where.",
+        503: "Not now: ask again after `Retry-After` seconds.",
+    }.items()
+}
+"""What any route may answer, for its description."""
+
+
+_STATUS: Final = {"slow": 408, "conflict": 409, "bad_type": 415, "protocol": 426, "busy": 429, "full": 507}
+
+
+def also(**answers: str) -> dict[int | str, dict[str, Any]]:
+    """Further errors of a route: `also(conflict="...")`."""
+    return {_STATUS[name]: {"model": Problem, "description": text} for name, text in answers.items()}
+
+
+UPLOAD_RESPONSES: Final[dict[int | str, dict[str, Any]]] = also(
+    slow="The body came too slowly.",
+    conflict="A stream has other frames under these numbers, or earlier ones are missing.",
+    bad_type="Another content type is needed.",
+    protocol="No version of the protocol is common to both.",
+    busy="This key asks too often: again after `Retry-After` seconds.",
+    full="The disk is full: again after `Retry-After` seconds.",
+)
+"""Of routes that take something in."""
 
 
 class ApiError(Exception):

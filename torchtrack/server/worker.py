@@ -72,8 +72,8 @@ def create_app(store: MetricsStore, runs: Path, catalog: Catalog | None = None) 
 
     app = FastAPI(title="torchtrack", version=__version__, docs_url=None, redoc_url=None, lifespan=lifespan)
     app.state.indexer, app.state.reader = indexer, reader
-    app.include_router(query.router(reader), prefix=API)
-    app.include_router(live.router(reader), prefix=API)
+    app.include_router(query.router(reader), prefix=API, responses=problems.RESPONSES)
+    app.include_router(live.router(reader), prefix=API, responses=problems.RESPONSES)
     app.add_middleware(Tenancy)
     install(app)
 
