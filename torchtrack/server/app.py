@@ -13,7 +13,7 @@ import time
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING, Any
 
 from fastapi import APIRouter, Depends, FastAPI
 
@@ -27,6 +27,9 @@ from torchtrack.server.journals import Committer, JournalStore
 from torchtrack.server.media import MediaStore
 from torchtrack.server.rights import Scope
 from torchtrack.version import __version__
+
+if TYPE_CHECKING:
+    from torchtrack.server.oidc import Provider
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,6 +46,7 @@ class Config:
         queries: whether it shows the page and answers questions, beside taking uploads.
         metrics: DSN of a ClickHouse server for the tables; by default they lie in `data`.
         catalog: URL of a database for what people type; by default a file in `data`.
+        provider: by whom people can log in on the page.
     """
 
     data: Path
@@ -54,6 +58,7 @@ class Config:
     queries: bool = True
     metrics: str | None = None
     catalog: str | None = None
+    provider: Provider | None = None
 
     def __post_init__(self) -> None:
         """Refuse to stand open.
@@ -124,11 +129,16 @@ def create_app(config: Config) -> FastAPI:
         taken = left.taking(left.LeftStore(config.runs), app.state.budget, store, catalog.homes)
         mount(app, taken, scope="write")
     mount(app, _about(app), scope="read")
-    mount(app, access.router(catalog, app.state.keys), scope="read")
+    login = config.provider.issuer if config.provider else None
+    mount(app, access.router(catalog, app.state.keys, login), scope="read")
     mount(app, access.admin_router(catalog, app.state.keys), scope="admin")
     mount(app, left.showing(left.LeftStore(config.runs), worker.where if worker else None), scope="read")
     if worker:
-        page.mount(app)
+        page.mount(app, issuer=login)
+        if config.provider:
+            from torchtrack.server import oidc  # an extra
+
+            oidc.mount(app, config.provider)
         mount(app, curation.router(catalog, worker.where), scope="write")
         mount(app, curation.views_router(catalog), scope="read")
         mount(app, front.router(worker), scope="read")

@@ -27,10 +27,21 @@ _MISSING: Final = """<!doctype html><html lang="en"><title>torchtrack</title>
 Every other command works without.</p></html>"""
 
 
-def mount(app: FastAPI, built: Path = BUILT) -> None:
-    """Serve the page at the root. Its files hold nothing of anybody's: what they ask for needs a key."""
+def mount(app: FastAPI, built: Path = BUILT, *, issuer: str | None = None) -> None:
+    """Serve the page at the root. Its files hold nothing of anybody's: what they ask for needs a key.
+
+    Args:
+        app: of the server.
+        built: the page's files.
+        issuer: the identity provider one can log in by.
+    """
     app.include_router(_session(), prefix=API, dependencies=[Depends(auth.requires("read"))], responses=RESPONSES)
     headers = {"Cache-Control": "no-cache", "Content-Security-Policy": POLICY}
+
+    @app.get(f"{API}/login", tags=["about"], responses=RESPONSES)
+    def login() -> dict[str, str | None]:
+        """How one gets in, for who has no key yet: the identity provider if there is one, and where that begins."""
+        return {"issuer": issuer, "url": "oidc/login" if issuer else None}
 
     @app.get("/", include_in_schema=False)
     def index() -> Response:
