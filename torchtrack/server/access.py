@@ -67,16 +67,14 @@ class RoleChange(_Body):
     role: Role | None
 
 
-def router(catalog: Catalog, keys: Keys, login: str | None = None) -> APIRouter:
+def router(catalog: Catalog, keys: Keys) -> APIRouter:
     """The routes for everybody.
 
     Args:
         catalog: where people are kept.
         keys: what lets them in, to be told of changes.
-        login: the name of the identity provider one can log in by, if there is one.
     """
     routes = APIRouter(tags=["access"])
-    _about_me(routes, login)
     _of_keys(routes, catalog, keys)
     return routes
 
@@ -90,13 +88,22 @@ def admin_router(catalog: Catalog, keys: Keys) -> APIRouter:
     return routes
 
 
-def _about_me(routes: APIRouter, login: str | None) -> None:
+def about_me(login: str | None = None) -> APIRouter:
+    """The route for who may nothing yet, too.
+
+    Args:
+        login: the name of the identity provider one can log in by, if there is one.
+    """
+    routes = APIRouter(tags=["access"])
+
     @routes.get("/me")
     def me(request: Request) -> dict[str, Any]:
         """Who asks, and their role by project (`*`: all of them)."""
         who = key_of(request)
         about = {"id": who.id, "name": who.name, "kind": who.kind, "user": who.user}
         return {**about, "roles": dict(who.roles), "login": login}
+
+    return routes
 
 
 def _of_keys(routes: APIRouter, catalog: Catalog, keys: Keys) -> None:

@@ -130,7 +130,8 @@ def create_app(config: Config) -> FastAPI:
         mount(app, taken, scope="write")
     mount(app, _about(app), scope="read")
     login = config.provider.issuer if config.provider else None
-    mount(app, access.router(catalog, app.state.keys, login), scope="read")
+    mount(app, access.about_me(login), scope=None)
+    mount(app, access.router(catalog, app.state.keys), scope="read")
     mount(app, access.admin_router(catalog, app.state.keys), scope="admin")
     mount(app, left.showing(left.LeftStore(config.runs), worker.where if worker else None), scope="read")
     if worker:
@@ -157,8 +158,8 @@ def _take(data: Path) -> IO[str]:
     return lock
 
 
-def mount(app: FastAPI, router: APIRouter, *, scope: Scope) -> None:
-    """Add routes under /api/v1. All of them need a key with this scope."""
+def mount(app: FastAPI, router: APIRouter, *, scope: Scope | None) -> None:
+    """Add routes under /api/v1. All of them need a key with this scope; None: any key."""
     needs = [Depends(auth.requires(scope))]
     app.include_router(router, prefix=wire.API, dependencies=needs, responses=problems.RESPONSES)
 

@@ -100,10 +100,11 @@ def key_of(request: Request) -> Who:
 class Requires:
     """A dependency of routes: lets in who may do this in some project, and answers 401 or 403 else.
 
-    Which project it is about is for the route to find out: `need`.
+    Without a scope everybody is let in whom the server knows, whatever they may. Which project it is about is for the
+    route to find out: `need`.
     """
 
-    def __init__(self, scope: Scope) -> None:
+    def __init__(self, scope: Scope | None) -> None:
         self.scope = scope
 
     def __call__(self, request: Request) -> None:
@@ -124,14 +125,14 @@ class Requires:
             )
             raise ApiError(401, "no_key", message)
         request.state.key = who
-        if not who.may(self.scope):
+        if self.scope is not None and not who.may(self.scope):
             raise ApiError(
                 403, "not_allowed", f"{who.name!r} may not {self.scope} here; ask an admin for a role or key"
             )
 
 
-def requires(scope: Scope) -> Requires:
-    """A dependency for routes that need this scope."""
+def requires(scope: Scope | None) -> Requires:
+    """A dependency for routes that need this scope, or only somebody whom the server knows."""
     return Requires(scope)
 
 

@@ -19,6 +19,7 @@ from torchtrack.server.rights import Who
 from torchtrack.server.tables import homes, now
 from torchtrack.wire import Section
 
+_REMEMBERED: Final = 100_000
 _LENGTH: Final = struct.Struct("<I")
 
 
@@ -31,6 +32,7 @@ class Homes:
 
     def __init__(self, engine: sa.Engine) -> None:
         self._engine = engine
+        self._known: dict[str, str] = {}  # homes that were found: they never change
 
     def settle(self, who: Who, uid: str, says: str | None, *, there: bool) -> None:
         """Find a run at home where somebody may write, or give it its home.
@@ -45,12 +47,20 @@ class Homes:
             RefusedRunError: they may not write it.
         """
         mine = who.projects("write") or frozenset()
+        known = self._known.get(uid)
+        if known is not None and known in mine and says in (None, known):
+            return
         try:
-            self._settle(who, mine, uid, says, there=there)
+            home = self._settle(who, mine, uid, says, there=there)
         except IntegrityError:  # another rank of the run was first
-            self._settle(who, mine, uid, says, there=there)
+            home = self._settle(who, mine, uid, says, there=there)
+        if home is not None:
+            if len(self._known) >= _REMEMBERED:
+                self._known.clear()
+            self._known[uid] = home
 
-    def _settle(self, who: Who, mine: frozenset[str], uid: str, says: str | None, *, there: bool) -> None:
+    def _settle(self, who: Who, mine: frozenset[str], uid: str, says: str | None, *, there: bool) -> str | None:
+        """The home, None if it is not known yet."""
         if says is not None and says not in mine:
             raise RefusedRunError(
                 f"the run is of project {says!r}, and this key may write {_listed(mine)}: ask for a key of {says!r}, "
@@ -63,11 +73,14 @@ class Homes:
             project = says if says is not None else next(iter(mine)) if len(mine) == 1 else None
             if row is None:
                 connection.execute(sa.insert(homes).values(uid=uid, project=project, by=who.id, at=now()))
-            elif row["project"] is None and row["by"] == who.id:
+                return project
+            if row["project"] is None and row["by"] == who.id:
                 if project is not None:
                     connection.execute(sa.update(homes).where(homes.c.uid == uid).values(project=project))
-            elif row["project"] not in mine or says not in (None, row["project"]):
+                return project
+            if row["project"] not in mine or says not in (None, row["project"]):
                 raise RefusedRunError("this key may not write this run")
+            return str(row["project"])
 
     def check(
         self, who: Who, sections: Iterable[Section], run_of: Callable[[int], str | None], known: Callable[[str], bool]

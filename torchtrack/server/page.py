@@ -35,7 +35,7 @@ def mount(app: FastAPI, built: Path = BUILT, *, issuer: str | None = None) -> No
         built: the page's files.
         issuer: the identity provider one can log in by.
     """
-    app.include_router(_session(), prefix=API, dependencies=[Depends(auth.requires("read"))], responses=RESPONSES)
+    app.include_router(_session(), prefix=API, dependencies=[Depends(auth.requires(None))], responses=RESPONSES)
     headers = {"Cache-Control": "no-cache", "Content-Security-Policy": POLICY}
 
     @app.get(f"{API}/login", tags=["about"], responses=RESPONSES)
