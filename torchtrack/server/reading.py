@@ -76,9 +76,12 @@ class Reader:
         """
         with self._lock:
             seen = readable()
-            mine = None if seen is None else {uid for uid, project in self.projects().items() if project in seen}
+            deleted = set() if self._catalog is None else self._catalog.deleted()
+            mine = None
+            if seen is not None:
+                mine = {uid for uid, project in self.projects().items() if project in seen and uid not in deleted}
             run = self._api.run(name, among=mine)
-            if self._catalog is not None and run.uid in self._catalog.deleted():
+            if run.uid in deleted:
                 raise RunNotFoundError(f"run {run.uid} was deleted")
             try:
                 yield run
