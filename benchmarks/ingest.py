@@ -51,7 +51,7 @@ from torchtrack.server import schema
 from torchtrack.server.metrics import MetricsStore
 from torchtrack.sidecar.upload.engine import Uploader
 from torchtrack.sidecar.upload.pace import Pace, retry_after
-from torchtrack.sidecar.upload.transport import Http
+from torchtrack.sidecar.upload.transport import Http, UnreachableError
 from torchtrack.version import __version__
 
 RANKS, SCALARS, EVERY_S = 8, 20, 5.0
@@ -141,7 +141,7 @@ class Job:
         for node in self.nodes:
             self.queue.put((node.at, node.number))
         self.statuses: Counter[int] = Counter()
-        self.sent = self.raw = self.samples = 0
+        self.sent = self.raw = self.samples = self.connections = 0
         self.took: list[float] = []
         self._lock = threading.Lock()
 
@@ -176,14 +176,10 @@ class Job:
     def _send(self, node: Node) -> None:
         before = list(node.seqs)
         body, encoding, raw = node.body()
-        if node.connection is None:
-            node.connection = http.client.HTTPConnection(*self.place, timeout=60)
         headers = {"Authorization": f"Bearer {self.key}", "Content-Type": wire.FRAMES_TYPE}
         headers |= {"Content-Encoding": encoding} if encoding else {}
         began = time.monotonic()
-        node.connection.request("POST", f"{wire.API}/frames", body, headers)
-        reply = node.connection.getresponse()
-        answer = json.loads(reply.read())
+        reply, answer = self._ask(node, body, headers)
         took = time.monotonic() - began
         with self._lock:
             self.statuses[reply.status] += 1
@@ -200,6 +196,22 @@ class Job:
         else:
             node.seqs = before
             node.pace.failed(retry_after(reply.headers.get("retry-after")))
+
+    def _ask(
+        self, node: Node, body: bytes, headers: dict[str, str]
+    ) -> tuple[http.client.HTTPResponse, dict[str, float]]:
+        """The answer; over a new connection if the server has closed the one that was kept."""
+        while True:
+            if node.connection is None:
+                node.connection = http.client.HTTPConnection(*self.place, timeout=60)
+                self.connections += 1
+            try:
+                node.connection.request("POST", f"{wire.API}/frames", body, headers)
+                reply = node.connection.getresponse()
+                return reply, json.loads(reply.read())
+            except (http.client.HTTPException, OSError):
+                node.connection.close()
+                node.connection = None
 
 
 class Watched(threading.Thread):
@@ -231,14 +243,22 @@ def served(data: Path, job_requests_per_s: float) -> Iterator[tuple[subprocess.P
     command = [sys.executable, "-c", START, str(data), str(job_requests_per_s)]
     environ = {**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent)}
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environ) as process:
-        assert process.stderr is not None
-        address, key = process.stderr.readline().split()
-        threading.Thread(target=process.stderr.read, daemon=True).start()
-        pool = Http(address, lambda: key)
-        while pool.ask("GET", "/api/v1/projects").status != 200:
-            time.sleep(0.2)
-        yield process, address, key
-        process.terminate()
+        try:
+            assert process.stderr is not None
+            address, key = process.stderr.readline().split()
+            threading.Thread(target=process.stderr.read, daemon=True).start()
+            while not _answers(Http(address, lambda: key)):
+                time.sleep(0.2)
+            yield process, address, key
+        finally:
+            process.terminate()
+
+
+def _answers(pool: Http) -> bool:
+    try:
+        return pool.ask("GET", "/api/v1/projects").status == 200
+    except UnreachableError:
+        return False
 
 
 def large_job(nodes: int, seconds: float, job_requests_per_s: float) -> None:
