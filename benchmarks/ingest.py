@@ -57,6 +57,18 @@ from torchtrack.version import __version__
 RANKS, SCALARS, EVERY_S = 8, 20, 5.0
 VARIANTS = 64
 THREADS = 24
+COLUMNS = (
+    "budget: requests/s a job",
+    "a node comes every",
+    "requests/s",
+    "on the wire a second (as frames)",
+    "rows/s",
+    "inserts/s",
+    "answer: median, p99",
+    "index behind at the end",
+    "cores: front, worker",
+    "memory: front, worker",
+)
 START = """
 import sys, pathlib
 from torchtrack.server.app import Config
@@ -288,13 +300,19 @@ def large_job(nodes: int, seconds: float, job_requests_per_s: float) -> None:
     refused = requests - job.statuses[200]
     assert rows == job.samples * SCALARS, f"{rows:,} rows for {job.samples * SCALARS:,}"
     latency = statistics.quantiles(job.took, n=100)
-    print(
-        f"| {job_requests_per_s:g} | {turn:.0f} s | {requests / took:.1f} ({refused} refused) | {job.sent / took / 1e6:.2f} MB "
-        f"({job.raw / took / 1e6:.1f}) | {rows / took:,.0f} | {inserts / (took + behind):.1f} | {latency[49] * 1e3:.0f}, "
-        f"{latency[98] * 1e3:.0f} ms | {behind:.0f} s | {cpu[0] / took:.2f}, {cpu[1] / took:.2f} | "
-        f"{watched.peak[0] / 1e6:.0f}, {watched.peak[1] / 1e6:.0f} MB |",
-        flush=True,
-    )
+    cells = [
+        f"{job_requests_per_s:g}",
+        f"{turn:.0f} s",
+        f"{requests / took:.1f} ({refused} refused, {job.connections} connections)",
+        f"{job.sent / took / 1e6:.2f} MB ({job.raw / took / 1e6:.1f})",
+        f"{rows / took:,.0f}",
+        f"{inserts / (took + behind):.1f}",
+        f"{latency[49] * 1e3:.0f}, {latency[98] * 1e3:.0f} ms",
+        f"{behind:.0f} s",
+        f"{cpu[0] / took:.2f}, {cpu[1] / took:.2f}",
+        f"{watched.peak[0] / 1e6:.0f}, {watched.peak[1] / 1e6:.0f} MB",
+    ]
+    print(f"| {' | '.join(cells)} |", flush=True)
 
 
 def _until_indexed(url: str, key: str, samples: int) -> float:
@@ -312,7 +330,7 @@ def _until_indexed(url: str, key: str, samples: int) -> float:
 
 
 def storm(clients: int, seconds: float, wait_s: int = 10) -> None:
-    """All begin in the same second; all are told to come again in `wait_s`, for so many seconds; then all are let in."""
+    """All begin in the same second, and are told for so many seconds to come again in `wait_s`; then they are let in."""
     arrivals: list[float] = []
     began = time.monotonic()
 
@@ -329,7 +347,7 @@ def storm(clients: int, seconds: float, wait_s: int = 10) -> None:
             self.end_headers()
             self.wfile.write(body)
 
-        do_POST = do_GET
+        do_POST = do_GET  # noqa: N815  # the name that the library looks for
 
         def log_message(self, *args: object) -> None:
             pass
@@ -352,19 +370,14 @@ def storm(clients: int, seconds: float, wait_s: int = 10) -> None:
             del due[number]
     server.shutdown()
     by_second = Counter(int(at) for at in arrivals)
+    early = sum(by_second[second] for second in range(1, wait_s))
     later = [by_second[second] for second in range(wait_s, int(seconds))]
     after = [by_second[second] for second in range(int(seconds), max(by_second) + 1)]
     print(
-        f"\n{clients} clients, 429 with Retry-After {wait_s} for {seconds:.0f} s: {by_second[0]} requests in the first second,"
-    )
-    print(
-        f"{sum(by_second[second] for second in range(1, wait_s))} until second {wait_s}, then {statistics.mean(later):.1f} "
-    )
-    print(
-        f"a second, at most {max(later)}; a limit of one request a client every {wait_s} s is {clients / wait_s:.1f}."
-    )
-    print(
-        f"After it all {clients} were through in {len(after)} s, with at most {max(after)} requests in a second.",
+        f"\n{clients} clients, 429 with Retry-After {wait_s} for {seconds:.0f} s: {by_second[0]} requests in the first "
+        f"second, {early} until second {wait_s}, then {statistics.mean(later):.1f} a second, at most {max(later)}; one "
+        f"request a client every {wait_s} s would be {clients / wait_s:.1f}. After it all {clients} were through in "
+        f"{len(after)} s, with at most {max(after)} requests in a second.",
         flush=True,
     )
 
@@ -395,10 +408,9 @@ def arrow(rows: int = 4_000_000, batch: int = 500_000) -> None:
         store.close()
     walls, cpus = zip(*times[1:], strict=True)  # the first one opens the engine
     print(
-        f"\n{rows:,} scalars from Arrow into chDB, {batch:,} a batch, synced: {rows / sum(walls):,.0f} rows/s of wall time,"
-    )
-    print(
-        f"{rows / sum(cpus):,.0f} rows/s of processor time of all threads (batches {batch / max(cpus):,.0f} .. {batch / min(cpus):,.0f})."
+        f"\n{rows:,} scalars from Arrow into chDB, {batch:,} a batch, synced: {rows / sum(walls):,.0f} rows/s of wall "
+        f"time, {rows / sum(cpus):,.0f} rows/s of processor time of all threads "
+        f"({batch / max(cpus):,.0f} .. {batch / min(cpus):,.0f} over {len(cpus)} batches)."
     )
 
 
@@ -417,10 +429,7 @@ def main() -> None:
         print(
             f"{given.nodes} nodes of {RANKS} ranks, {SCALARS} scalars a rank every {EVERY_S:g} s, {given.seconds:g} s\n"
         )
-        print(
-            "| requests/s a job | a node comes every | requests/s | on the wire a second (as frames) | rows/s | inserts/s | answer, "
-            "median, p99 | the index lags | cores, front, worker | memory, front, worker |\n|---|---|---|---|---|---|---|---|---|---|"
-        )
+        print(f"| {' | '.join(COLUMNS)} |\n|{'---|' * len(COLUMNS)}")
         for rate in (given.nodes / EVERY_S, 5.0):
             large_job(given.nodes, given.seconds, rate)
     if given.only in (None, "storm"):
