@@ -330,7 +330,7 @@ def _until_indexed(url: str, key: str, samples: int) -> float:
 
 
 def storm(clients: int, seconds: float, wait_s: int = 10) -> None:
-    """All begin in the same second, and are told for so many seconds to come again in `wait_s`; then they are let in."""
+    """All begin in the same second, and are told for some seconds to come again in `wait_s`; then they are let in."""
     arrivals: list[float] = []
     began = time.monotonic()
 
