@@ -206,11 +206,10 @@ def interval(values: list[float]) -> tuple[float, float, float]:
     return statistics.median(ordered), ordered[low], ordered[n - 1 - low]
 
 
-def measure(rounds: int, steps: int, base: Path, port: int) -> None:
+def measure(rounds: int, steps: int, base: Path, server: Server) -> None:
     means: dict[str, list[float]] = {name: [] for name in CONDITIONS}
     tails: dict[str, list[float]] = {name: [] for name in CONDITIONS}
     offline: list[float] = []
-    server = Server(base / "server", port)
     server.start()
     job = ranks(2, init=True)
 
@@ -231,7 +230,6 @@ def measure(rounds: int, steps: int, base: Path, port: int) -> None:
             offline.append(results[False][0])
     close_pool()
     runs, rows = compare(base / "online", server)
-    server.end()
     least, most = min(offline) * 1e3, max(offline) * 1e3
     print(f"a step offline: {statistics.median(offline) * 1e3:.2f} ms ({least:.2f} .. {most:.2f})\n")
     print("| the server is | step time online / offline | 99th percentile of steps |\n|---|---|---|")
@@ -251,8 +249,12 @@ def main() -> None:
     with ThreadingHTTPServer(("127.0.0.1", 0), BaseHTTPRequestHandler) as probe:
         port = probe.server_address[1]
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
-        measure(given.rounds, given.steps, Path(folder), int(port))
-        signal_helpers(Path(folder))
+        server = Server(Path(folder) / "server", int(port))
+        try:
+            measure(given.rounds, given.steps, Path(folder), server)
+        finally:
+            server.end()
+            signal_helpers(Path(folder))
 
 
 def signal_helpers(folder: Path) -> None:
