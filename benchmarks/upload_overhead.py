@@ -206,7 +206,7 @@ def interval(values: list[float]) -> tuple[float, float, float]:
     return statistics.median(ordered), ordered[low], ordered[n - 1 - low]
 
 
-def measure(rounds: int, steps: int, base: Path, server: Server) -> None:
+def measure(rounds: int, steps: int, base: Path, server: Server, until: float) -> None:
     means: dict[str, list[float]] = {name: [] for name in CONDITIONS}
     tails: dict[str, list[float]] = {name: [] for name in CONDITIONS}
     offline: list[float] = []
@@ -221,7 +221,11 @@ def measure(rounds: int, steps: int, base: Path, server: Server) -> None:
         return statistics.mean(took), statistics.quantiles(took, n=100)[98]
 
     one("well", online=False)  # the processes begin
+    done = 0
     for number in range(rounds):
+        if time.monotonic() > until:
+            break
+        done += 1
         for index, name in enumerate(CONDITIONS):
             first = bool((number + index) % 2)
             results = {online: one(name, online=online) for online in (first, not first)}
@@ -236,12 +240,13 @@ def measure(rounds: int, steps: int, base: Path, server: Server) -> None:
     for name in CONDITIONS:
         cells = ["{:.3f} ({:.3f} .. {:.3f})".format(*interval(values)) for values in (means[name], tails[name])]
         print(f"| {name} | {cells[0]} | {cells[1]} |")
-    print(f"\n{rounds} pairs each; all {rows:,} rows of {runs} runs on the server equal those of the journals.")
+    print(f"\n{done} pairs each; all {rows:,} rows of {runs} runs on the server equal those of the journals.")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=6)
+    parser.add_argument("--minutes", type=float, default=60.0, help="No round begins later.")
     parser.add_argument("--steps", type=int, default=300)
     given = parser.parse_args()
     print(f"torchtrack {__version__}, torch {torch.__version__}, Python {platform.python_version()}, {date.today()}")
@@ -251,7 +256,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
         server = Server(Path(folder) / "server", int(port))
         try:
-            measure(given.rounds, given.steps, Path(folder), server)
+            measure(given.rounds, given.steps, Path(folder), server, time.monotonic() + 60 * given.minutes)
         finally:
             server.end()
             signal_helpers(Path(folder))
