@@ -111,7 +111,9 @@ def _rows(left: Left, folder: Path) -> int:
     from torchtrack.sidecar.upload.tail import rows_from
 
     deadline = time.monotonic() + _ROWS_S
-    paths = [
-        (folder / str(each["path"]), int(each.get("acked") or 0)) for each in left.streams.values() if each["path"]
-    ]
-    return sum(rows_from(path, acked, deadline) for path, acked in paths if path.exists())
+    rows = 0
+    for name, each in left.streams.items():
+        # What sends it may not have come to look where it lies.
+        found = [folder / str(each["path"])] if each["path"] else folder.glob(f"*/[0-9]*/*-{name}.ttj")
+        rows += sum(rows_from(path, int(each.get("acked") or 0), deadline) for path in found if path.exists())
+    return rows

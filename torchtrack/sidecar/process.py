@@ -169,6 +169,7 @@ class Sidecar:
             if not (isinstance(pid, int) and _HEX.fullmatch(uid) and self._register(stream, uid, pid)):
                 return False
             watched = self._watched[stream]
+            guard.attempt("leaving an earlier run", self._leave_earlier, stream)
         if watched is None:
             return False
         rank, world_size = request.get("rank"), request.get("world_size")
@@ -234,18 +235,33 @@ class Sidecar:
                 if end is not None:
                     ended.append((stream, watched, end))
         for stream, watched, end in ended:
-            del self._watched[stream]
-            if watched.pidfd is not None:
-                self._poll.unregister(watched.pidfd)
-                os.close(watched.pidfd)
-            self._write_exit(stream, watched, end)
-            guard.attempt("the last findings", self._lookout.ended, stream)
-            guard.attempt("the last alerts", self._courier.ended, stream)
-            guard.attempt("the last rows", self._uploads.ended, stream)
-            for written in _gathered(stream, watched):
-                self._gathering.ended(written)
+            self._let_go(stream, watched, end)
         if ended and not self._watched:
             self._leave_at = time.monotonic() + (LINGER_S if self._stop_at is None else 0.0)
+
+    def _let_go(self, stream: str, watched: _Watched, end: _Exit | None) -> None:
+        """Nothing more is written to a stream: its process has ended, or (without `end`) has gone on to another run."""
+        del self._watched[stream]
+        if watched.pidfd is not None:
+            self._poll.unregister(watched.pidfd)
+            os.close(watched.pidfd)
+        if end is not None:
+            self._write_exit(stream, watched, end)
+        else:
+            guard.attempt("removing a black box", ring.discard, stream)
+            self._seal_if_unused(watched.uid)
+        guard.attempt("the last findings", self._lookout.ended, stream)
+        guard.attempt("the last alerts", self._courier.ended, stream)
+        guard.attempt("the last rows", self._uploads.ended, stream)
+        for written in _gathered(stream, watched):
+            self._gathering.ended(written)
+
+    def _leave_earlier(self, stream: str) -> None:
+        """A process that has finished a run and begun another: how it ends is the other run's alone."""
+        pid = self._watched[stream].pid
+        for other, watched in list(self._watched.items()):
+            if other != stream and watched.pid == pid and not watched.live and watched.why == "finish":
+                self._let_go(other, watched, None)
 
     def _write_exit(self, stream: str, watched: _Watched, end: _Exit) -> None:
         status = {"code": end.code, "signal": end.signal, "time_ns": end.time_ns}
