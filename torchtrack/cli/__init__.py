@@ -9,9 +9,11 @@ from torchtrack.cli.diff import diff
 from torchtrack.cli.export import export
 from torchtrack.cli.findings import findings
 from torchtrack.cli.fsck import fsck
+from torchtrack.cli.gc import gc
 from torchtrack.cli.launch import launch
 from torchtrack.cli.list import ls
 from torchtrack.cli.login import login
+from torchtrack.cli.reindex import reindex
 from torchtrack.cli.server import server
 from torchtrack.cli.show import show
 from torchtrack.cli.status import status
@@ -31,6 +33,23 @@ def main() -> None:
     """
 
 
-_COMMANDS = (ls, show, findings, blackbox, diff, watch_run, export, fsck, launch, ui, server, login, sync, status)
+_COMMANDS = (
+    ls,
+    show,
+    findings,
+    blackbox,
+    diff,
+    watch_run,
+    export,
+    fsck,
+    launch,
+    ui,
+    server,
+    login,
+    sync,
+    status,
+    reindex,
+    gc,
+)
 for _command in _COMMANDS:
     main.add_command(_command)

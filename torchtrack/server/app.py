@@ -84,7 +84,7 @@ def create_app(config: Config) -> FastAPI:
         BlockingIOError: another server has this data folder.
         OSError: it cannot be written.
     """
-    lock = _take(config.data)
+    lock = take_hold(config.data)
     catalog = Catalog(config.catalog_url)
     worker = Worker(config.runs, config.data / "index", config.metrics, config.catalog_url) if config.queries else None
     store = None if config.shown else JournalStore(config.runs)
@@ -134,8 +134,13 @@ def create_app(config: Config) -> FastAPI:
     return app
 
 
-def _take(data: Path) -> IO[str]:
-    """Take hold of a data folder; it is let go when the file is closed."""
+def take_hold(data: Path) -> IO[str]:
+    """Take hold of a data folder; it is let go when the file is closed.
+
+    Raises:
+        BlockingIOError: another process has it.
+        OSError: it cannot be written.
+    """
     data.mkdir(0o700, parents=True, exist_ok=True)
     lock = (data / "lock").open("a")
     try:
