@@ -9,10 +9,12 @@ from torchtrack.cli.diff import diff
 from torchtrack.cli.export import export
 from torchtrack.cli.findings import findings
 from torchtrack.cli.fsck import fsck
+from torchtrack.cli.gc import gc
 from torchtrack.cli.keys import keys
 from torchtrack.cli.launch import launch
 from torchtrack.cli.list import ls
 from torchtrack.cli.login import login
+from torchtrack.cli.reindex import reindex
 from torchtrack.cli.server import server
 from torchtrack.cli.show import show
 from torchtrack.cli.status import status
@@ -33,7 +35,8 @@ def main() -> None:
     """
 
 
-_COMMANDS = (ls, show, findings, blackbox, diff, watch_run, export, fsck, launch, ui, server, login, sync, status)
-_OF_TEAMS = (keys, users, audit)
-for _command in (*_COMMANDS, *_OF_TEAMS):
+_RUNS = (ls, show, findings, blackbox, diff, watch_run, export, fsck, launch, ui)
+_SERVERS = (server, login, sync, status, reindex, gc)
+_TEAMS = (keys, users, audit)
+for _command in (*_RUNS, *_SERVERS, *_TEAMS):
     main.add_command(_command)

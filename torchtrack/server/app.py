@@ -90,7 +90,7 @@ def create_app(config: Config) -> FastAPI:
         BlockingIOError: another server has this data folder.
         OSError: it cannot be written.
     """
-    lock = _take(config.data)
+    lock = take_hold(config.data)
     catalog = Catalog(config.catalog_url)
     worker = Worker(config.runs, config.data / "index", config.metrics, config.catalog_url) if config.queries else None
     store = None if config.shown else JournalStore(config.runs)
@@ -146,8 +146,13 @@ def create_app(config: Config) -> FastAPI:
     return app
 
 
-def _take(data: Path) -> IO[str]:
-    """Take hold of a data folder; it is let go when the file is closed."""
+def take_hold(data: Path) -> IO[str]:
+    """Take hold of a data folder; it is let go when the file is closed.
+
+    Raises:
+        BlockingIOError: another process has it.
+        OSError: it cannot be written.
+    """
     data.mkdir(0o700, parents=True, exist_ok=True)
     lock = os.fdopen(os.open(data / "lock", os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600), "a")
     try:

@@ -10,6 +10,7 @@ import os
 import secrets
 import threading
 from collections.abc import Iterable, Mapping
+from datetime import datetime
 from pathlib import Path
 from typing import Any, Final
 
@@ -128,6 +129,11 @@ class Catalog:
         """The runs that are deleted."""
         with self._engine.connect() as connection:
             return set(connection.execute(sa.select(tombstones.c.uid)).scalars())
+
+    def deleted_before(self, moment: datetime) -> set[str]:
+        """The runs that were deleted before then."""
+        with self._engine.connect() as connection:
+            return set(connection.execute(sa.select(tombstones.c.uid).where(tombstones.c.at < moment)).scalars())
 
     # -- saved views ---------------------------------------------------------------------------------------------------
 

@@ -113,6 +113,8 @@ class Indexer:
         self.folder = Path(folder)
         self.store = store
         self.on_change = on_change
+        self.on_followed: Callable[[], None] = lambda: None
+        """Told after each stream that was looked at."""
         self.batch = -1
         """Grows with every write of records: the cursor of those who follow. -1 until the store was asked."""
         self._tails: dict[Path, Tail] = {}
@@ -153,6 +155,7 @@ class Indexer:
                 for tail in list(self._tails.values()):
                     if not tail.done:
                         rows += self._follow(tail)
+                        self.on_followed()
                 self._flush()
             except BaseException:
                 self._loaded = False
