@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any, Literal, overload
 
@@ -117,6 +117,12 @@ class Run:
         return attempts[-1].state if attempts else "lost"
 
     @property
+    def lost_at_ns(self) -> int | None:
+        """When the run will be `lost` unless there is a sign of life, by wall time; None: it runs no more."""
+        attempts = parts.attempts(self._streams())
+        return self._source.lost_at_ns(attempts[max(attempts)]) if attempts else None
+
+    @property
     def attempts(self) -> list[Attempt]:
         """Every launch of the run, oldest first."""
         attempts = parts.attempts(self._streams())
@@ -225,6 +231,16 @@ class Run:
     def summary(self) -> dict[str, Any]:
         """One value a metric (none under _tt/, none of layers): the last, or what `define_metric` or the user said."""
         return dict(self._cached("summary", self._summary))
+
+    def summary_of(self, last: Mapping[str, float]) -> dict[str, Any] | None:
+        """The summary where it is known already which metrics have which last value.
+
+        None if `define_metric` said that something else than the last value counts.
+        """
+        if self._by_authority("metric"):
+            return None
+        said = (event.data for event in self._by_authority("summary"))
+        return {key: value for values in (last, *said) for key, value in values.items()}
 
     def _summary(self) -> dict[str, Any]:
         codes = self._source.names.codes
@@ -452,6 +468,10 @@ class Run:
     def streams(self) -> list[Rows]:
         """The ranks' streams by attempt and rank; where two tell of the same thing, the later in this order wins."""
         return self._streams()
+
+    def every_stream(self) -> list[Rows]:
+        """The streams of its ranks and nodes."""
+        return self._sync()
 
     # -- inside -------------------------------------------------------------------------------------------------------
 
