@@ -201,4 +201,3 @@ def element(value: Any) -> str:
     if is_number(value):
         return repr(_number(value))
     return f"'{as_text(value)}" if isinstance(value, str) else as_text(value)
-

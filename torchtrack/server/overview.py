@@ -84,7 +84,9 @@ class Name:
 def names(store: MetricsStore, scope: Scope) -> list[Name]:
     """What the runs are called, newest first."""
     columns = ", ".join(f"texts['{key}'] AS {key}_" for key in ("id", "name", "project"))
-    rows = store.query(f"SELECT uid, {columns} FROM {scope.sql} ORDER BY texts['created'] DESC, uid DESC", **scope.parameters)
+    rows = store.query(
+        f"SELECT uid, {columns} FROM {scope.sql} ORDER BY texts['created'] DESC, uid DESC", **scope.parameters
+    )
     return [Name(*each.values()) for each in rows.to_pylist()]
 
 
@@ -103,7 +105,12 @@ def _order(sort: Sequence[str], parameters: dict[str, Any]) -> str:
 
 
 def groups(
-    store: MetricsStore, scope: Scope, where: Condition, sort: Sequence[str], by: Sequence[str], columns: Sequence[str],
+    store: MetricsStore,
+    scope: Scope,
+    where: Condition,
+    sort: Sequence[str],
+    by: Sequence[str],
+    columns: Sequence[str],
     aggregate: Aggregate,
 ) -> list[dict[str, Any]]:
     """How many runs have the same values in some fields, and what their numbers are together."""
@@ -131,22 +138,23 @@ def groups(
 
 def projects(store: MetricsStore, scope: Scope) -> list[dict[str, Any]]:
     """The projects: runs, those that are running or did not end well, and when the newest began."""
-    return store.query(
+    found: list[dict[str, Any]] = store.query(
         "SELECT texts['project'] AS project, count() AS runs, countIf(now_state = 'running') AS running, "
         "countIf(now_state IN ('failed', 'killed', 'crashed')) AS failed, max(texts['created']) AS newest "
         f"FROM (SELECT texts, {STATE} AS now_state FROM {scope.sql}) GROUP BY project ORDER BY project",
         **scope.parameters,
     ).to_pylist()
+    return found
 
 
 def keys(store: MetricsStore, scope: Scope, part: str) -> dict[str, list[dict[str, Any]]]:
-    """What runs have, with how many have it: metrics, settings, kinds and names of tensors, where lines were printed."""
+    """What runs have, and how many of them: metrics, settings, kinds and names of tensors, where lines were printed."""
     parameters = {**scope.parameters, "part": part}
     like = "position(key, {part:String}) > 0"
     fields = store.query(
-        f"SELECT field, count() AS runs, substring(field, position(field, '.') + 1) AS key FROM {scope.sql} "
-        .replace("FROM runs FINAL", "FROM runs FINAL ARRAY JOIN mapKeys(texts) AS field", 1)
-        + f" AND (startsWith(field, 'summary.') OR startsWith(field, 'config.')) AND {like} GROUP BY field ORDER BY key",
+        "SELECT field, substring(field, position(field, '.') + 1) AS key, count() AS runs FROM (SELECT "
+        f"arrayJoin(mapKeys(texts)) AS field FROM {scope.sql}) WHERE {like} AND (startsWith(field, 'summary.') OR "
+        "startsWith(field, 'config.')) GROUP BY field, key ORDER BY key",
         **parameters,
     ).to_pylist()
     tensors = store.query(

@@ -146,9 +146,7 @@ def _about_runs(routes: APIRouter, reader: Reader) -> None:
         more = query.cursor + query.limit < n
         groups = None
         if query.group:
-            groups = overview.groups(
-                reader.store, scope, where, query.sort, query.group, query.columns, query.agg
-            )
+            groups = overview.groups(reader.store, scope, where, query.sort, query.group, query.columns, query.agg)
         return {
             "n": n,
             "columns": {name: [overview.value(row, name) for row in rows] for name in query.columns},
@@ -159,7 +157,7 @@ def _about_runs(routes: APIRouter, reader: Reader) -> None:
 
     @routes.get("/projects/{project}/keys")
     def keys(project: Uid, q: str = Query("", max_length=256)) -> dict[str, Any]:
-        """What runs of the project have, with how many have it: metrics, those of the machine, settings, tensors, logs."""
+        """What runs of the project have, and how many: metrics, those of the machine, settings, tensors, logs."""
         return overview.keys(reader.store, reader.scope(None if project == "-" else project), q)
 
     @routes.get("/compare")

@@ -195,7 +195,9 @@ class Reader:
             while stale and (len(stale) <= BACKLOG if ends is None else time.monotonic() < ends):
                 chunk, stale = stale[:CHUNK], stale[CHUNK:]
                 with self._lock, self._source.still() as groups:
-                    entries = self._entries([run for uid in chunk if uid in groups and (run := self._api.with_uid(uid))])
+                    entries = self._entries(
+                        [run for uid in chunk if uid in groups and (run := self._api.with_uid(uid))]
+                    )
                 self._ledger.put(entries, edits)
                 self.pending = len(stale)
             if stale:

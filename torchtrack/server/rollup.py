@@ -84,11 +84,9 @@ def _last_steps(
     store: MetricsStore, streams: Sequence[Placed], owner: Mapping[int, int], found: Sequence[Rollup]
 ) -> None:
     attempt = {one.stream: one.attempt for one in streams}
-    rows = store.query(
-        f"SELECT stream, max(step) AS step FROM scalars WHERE stream IN {{streams:Array(UInt64)}}{_without(BACKGROUND)} "
-        "GROUP BY stream",
-        streams=list(attempt),
-    ).to_pylist()
+    where = f"WHERE stream IN {{streams:Array(UInt64)}}{_without(BACKGROUND)}"
+    sql = f"SELECT stream, max(step) AS step FROM scalars {where} GROUP BY stream"
+    rows = store.query(sql, streams=list(attempt)).to_pylist()
     newest: dict[int, tuple[int, int]] = {}
     for row in rows:
         number, last = owner[row["stream"]], (attempt[row["stream"]], row["step"])
