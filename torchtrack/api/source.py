@@ -86,6 +86,8 @@ class Source:
         self._streams: dict[Path, Rows] = {}
         self._groups: dict[str, list[Rows]] = {}
         self._aliases: dict[str, str] = {}
+        self._loose: set[Rows] = set()  # those that a record may still move to another run
+        self._of_nodes: set[Rows] = set()
         self._still = False
         self._nodes: tuple[dict[str, dict[str, Any]], dict[str, int]] | None = None  # as of a still moment
 
@@ -124,7 +126,7 @@ class Source:
             return self._aliases.get(uid, uid), streams
         folders = {stream.path.parent.parent for stream in streams}
         mine = [self._stream(path) for folder in folders for path in self.carrier.find(folder)]
-        if self._poll([*mine, *(stream for stream in self._streams.values() if stream.loose)]):
+        if self._poll([*mine, *self._loose]):
             self._group()
         uid = self._aliases.get(uid, uid)
         return uid, self._groups.get(uid, [])
@@ -167,7 +169,7 @@ class Source:
         """By stream: how its process ended, and when its node last said that it lives."""
         exits: dict[str, dict[str, Any]] = {}
         beats: dict[str, int] = {}
-        for node in self._streams.values():
+        for node in self._of_nodes:
             exits.update((str(record.get("stream")), record) for record in node.exits)
             for beat in node.heartbeats:
                 for key in beat.get("streams", ()):
@@ -185,6 +187,8 @@ class Source:
         for stream in set(streams):
             before, place = stream.version, _place(stream)
             stream.poll()
+            for kept, belongs in ((self._loose, stream.loose), (self._of_nodes, stream.role == "node")):
+                kept.add(stream) if belongs else kept.discard(stream)
             moved |= stream.version != before and (before == 0 or _place(stream) != place)
         return moved
 

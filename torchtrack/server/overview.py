@@ -71,6 +71,13 @@ def _shown(store: MetricsStore, uids: Sequence[str]) -> dict[str, dict[str, Any]
     return dict(zip(rows["uid"].to_pylist(), map(json.loads, rows["shown"].to_pylist()), strict=True))
 
 
+def states(store: MetricsStore, scope: Scope, uids: Sequence[str]) -> dict[str, str]:
+    """What became of some runs, by uid."""
+    sql = f"SELECT uid, {STATE} AS state FROM {scope.sql} AND uid IN {{uids:Array(String)}}"
+    rows = store.query(sql, uids=list(uids), **scope.parameters)
+    return dict(zip(rows["uid"].to_pylist(), rows["state"].to_pylist(), strict=True))
+
+
 @dataclass(frozen=True)
 class Name:
     """What a run is called by."""

@@ -188,7 +188,10 @@ class Reader:
         edits = {} if self._catalog is None else self._catalog.edits()
         if state != self._seen or state[1] < 0:
             with self._lock, self._source.still() as groups:
-                now = {uid: _newest(streams) for uid, streams in groups.items()}
+                own = [
+                    uid for uid in groups if self._source.resolve(uid, whole=True) == [uid]
+                ]  # not another's at first
+                now = {uid: _newest(groups[uid]) for uid in own}
             stale = self._ledger.stale(now)
             self.pending = len(stale)
             ends = None if budget_s is None else time.monotonic() + budget_s
