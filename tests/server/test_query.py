@@ -20,6 +20,7 @@ from tests.api.journals import UID
 from tests.server.samples import OTHER, Make, bits, facts, write_runs
 from tests.server.serving import Client, serving
 from torchtrack import Api
+from torchtrack.api.remote import Server
 from torchtrack.errors import RunNotFoundError, ServerError
 from torchtrack.server.answers import read_frame
 from torchtrack.server.metrics import MetricsStore
@@ -46,6 +47,28 @@ def test_a_run_over_the_network_is_the_run_in_the_folder(runs: Path, client: Cli
     assert here.unread == {}
     with pytest.raises(RunNotFoundError, match="no run 'nope' in http://"):
         here.run("nope")
+
+
+def test_a_history_comes_combined_and_without_the_rows(
+    runs: Path, client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fetched: list[str] = []
+    get = Server._get
+
+    def noted(self: Server, path: str, *pairs: Any, **query: Any) -> bytes:
+        fetched.append(path)
+        return get(self, path, *pairs, **query)
+
+    monkeypatch.setattr(Server, "_get", noted)
+    here, there = Api(client.url).run(UID), Api(runs).run(UID)
+    fetched.clear()
+    ways: list[dict[str, Any]] = [{}, {"ranks": "all"}, {"start": 2, "stop": 7}]
+    for how in ways:
+        assert bits(here.history(["loss", "odd", "part"], **how)) == bits(there.history(["loss", "odd", "part"], **how))
+    assert here.series("loss", 4).equals(there.series("loss", 4))
+    assert {path for path in fetched if path != "streams"} == {f"runs/{UID}/history"}
+    with pytest.raises(ValueError, match=r"no metric 'los'.*loss"):
+        here.history("los")
 
 
 def test_a_script_sees_what_a_run_logs_meanwhile(runs: Path, journal: Make, client: Client) -> None:

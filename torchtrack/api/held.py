@@ -5,7 +5,7 @@ The same on the server and in a script that reads from it, so that a run is the 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -19,6 +19,10 @@ from torchtrack.journal.reader import Damage
 _NOTHING: Final[Mapping[str, Any]] = {"opening": {}}
 Fetch = Callable[[int, records.Table, int, int], pa.Table]
 """Rows of (stream, table, first seq, seq after the last) in the order written, as `records.decode` gives them."""
+
+
+History = Callable[[str, Sequence[str], str, int | None, int | None], pa.Table | None]
+"""What `Run.history` gives of (uid, keys, "mean" or "all", start, stop); None: fetch the rows."""
 
 
 class HeldRows(Rows):
@@ -47,6 +51,10 @@ class HeldRows(Rows):
     def frames(self) -> int:
         """How many frames of it are in the store."""
         return int(self._record.get("next_seq", 0))
+
+    def has(self, table: records.Table) -> bool:
+        """Whether rows of a table were fetched."""
+        return self._fetched.get(table, 0) > 0
 
     @property
     def batch(self) -> int:
@@ -152,6 +160,8 @@ class Shelf:
     ) -> None:
         self.label = label
         self.left = left
+        self.history: History | None = None
+        """Gets a history that is combined where the rows are; without, the rows are fetched."""
         self._changes = changes
         self._fetch = fetch
         self._cursor = 0

@@ -13,6 +13,7 @@ import pyarrow.compute as pc
 from torchtrack.api import blackbox, charts, facts, findings, hints, history, parts, summary, tensors
 from torchtrack.api.blackbox import Left
 from torchtrack.api.facts import Attempt, Event
+from torchtrack.api.held import HeldRows
 from torchtrack.api.hints import did_you_mean
 from torchtrack.api.history import Part, Window
 from torchtrack.api.streams import OWN_PREFIXES, Rows
@@ -204,6 +205,11 @@ class Run:
         Raises:
             ValueError: a metric or rank is not there, or an argument is none of the allowed ones.
         """
+        if keys is not None and not raw and attempts == "latest" and ranks in ("mean", "all"):
+            wanted = [keys] if isinstance(keys, str) else list(keys)
+            there = self._history_there(list(dict.fromkeys(wanted)), str(ranks), start, stop)
+            if there is not None:
+                return there
         names = self._known_keys([keys] if isinstance(keys, str) else keys)
         if attempts not in ("latest", "all"):
             raise ValueError(f'attempts={attempts!r}: it is "latest" or "all"')
@@ -219,6 +225,14 @@ class Run:
         numbers = sorted({part.attempt for part in rows})
         each = [(n, make([p for p in rows if p.attempt == n], coded, Window(start, stop))) for n in numbers]
         return history.by_attempt(each or [(0, make([], coded, Window()))])
+
+    def _history_there(self, keys: list[str], ranks: str, start: int | None, stop: int | None) -> pa.Table | None:
+        """The history from a server that has the rows; None: they are here already, or must come."""
+        ask = self._source.history
+        streams = [stream for stream in self._streams() if isinstance(stream, HeldRows)]
+        if ask is None or not keys or any(stream.has(Table.SCALARS) for stream in streams):
+            return None
+        return ask(self.uid, keys, ranks, start, stop)
 
     def series(self, key: str, max_points: int = 1000, ranks: Ranks = "mean") -> pa.Table:
         """A metric in at most `max_points` buckets of steps, each with min, max and mean, so that spikes survive.

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Final, Protocol
 
 from torchtrack.api.blackbox import salvaged
+from torchtrack.api.held import History, Shelf
 from torchtrack.api.remote import Server
 from torchtrack.api.run import Run
 from torchtrack.api.streams import Names, Rows, StreamRows
@@ -79,6 +80,11 @@ class Folder:
 
 class Source:
     """Streams of one carrier, and the runs they make up."""
+
+    @property
+    def history(self) -> History | None:
+        """Gets a history that is combined where the rows are, if the carrier can."""
+        return self.carrier.history if isinstance(self.carrier, Shelf) else None
 
     def __init__(self, carrier: Carrier) -> None:
         self.carrier = carrier
