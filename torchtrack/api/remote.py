@@ -6,7 +6,7 @@ import json
 import shutil
 import tempfile
 import weakref
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 from urllib.parse import quote, urlencode
@@ -21,6 +21,8 @@ from torchtrack.records import SCHEMAS, Table
 
 TIMEOUT_S: Final = 60.0
 _TRIES: Final = 4
+MAX_QUERY: Final = 8000
+"""Characters of a query that every server between takes."""
 
 
 class Server:
@@ -45,7 +47,9 @@ class Server:
 
     def shelf(self) -> Shelf:
         """All its streams."""
-        return Shelf(self.url, self._changes, self._rows, self._left)
+        shelf = Shelf(self.url, self._changes, self._rows, self._left)
+        shelf.history = self._history
+        return shelf
 
     def _changes(self, cursor: int) -> tuple[int, list[Mapping[str, Any]]]:
         answer = json.loads(self._get("streams", since=cursor))
@@ -55,6 +59,18 @@ class Server:
         path = f"streams/{stream:016x}/{table.name.lower()}"
         with pa.ipc.open_stream(self._get(path, first=first_seq, stop=stop_seq)) as reader:
             return reader.read_all().cast(SCHEMAS[table])
+
+    def _history(
+        self, uid: str, keys: Sequence[str], ranks: str, start: int | None, stop: int | None
+    ) -> pa.Table | None:
+        """What `Run.history` gives, combined there; None if so many keys do not fit into an address."""
+        query = [("keys", key) for key in keys]
+        query += [("ranks", ranks), ("format", "arrow")]
+        query += [(name, str(step)) for name, step in (("start", start), ("stop", stop)) if step is not None]
+        if len(urlencode(query)) > MAX_QUERY:
+            return None
+        with pa.ipc.open_stream(self._get(f"runs/{uid}/history", query)) as reader:
+            return reader.read_all()
 
     def _left(self, folder: Path) -> list[Path]:
         """What processes left in the folder of a run; each file is fetched once, and again when it has grown."""
@@ -76,14 +92,16 @@ class Server:
                 found.append(path)
         return found
 
-    def _get(self, path: str, **query: Any) -> bytes:
+    def _get(self, path: str, pairs: Sequence[tuple[str, str]] = (), **query: Any) -> bytes:
         import urllib3
 
-        url = f"{self.url}/api/v1/{quote(path)}?{urlencode(query)}"
+        url = f"{self.url}/api/v1/{quote(path)}?{urlencode([*pairs, *query.items()])}"
         try:
             answer = self._pool.request("GET", url, redirect=False)  # a key goes nowhere else
         except urllib3.exceptions.HTTPError as error:
             raise ServerError(f"{self.url} does not answer: {error}") from error
+        if answer.status == 400:
+            raise ValueError(_message(answer.data))
         if answer.status != 200:
             raise ServerError(f"{self.url} answers {answer.status}: {_message(answer.data)}")
         return bytes(answer.data)

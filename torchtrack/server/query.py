@@ -5,9 +5,6 @@ Charts come as binary frames unless another `format` is asked for: see `answers`
 
 from __future__ import annotations
 
-import math
-import statistics
-from collections.abc import Callable, Mapping, Sequence
 from typing import Annotated, Any, Final, Literal
 
 import pyarrow.compute as pc
@@ -15,9 +12,9 @@ from fastapi import APIRouter, Path, Query, Response
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from torchtrack.records import Table
-from torchtrack.server import axes, distributions, series
+from torchtrack.server import axes, distributions, overview, series
 from torchtrack.server.answers import Format, jsonable, table_response
-from torchtrack.server.filters import compile_filter, is_missing, lookup
+from torchtrack.server.filters import compile_filter
 from torchtrack.server.problems import ApiError
 from torchtrack.server.reading import FIELDS, Reader
 from torchtrack.server.stored import changes
@@ -138,43 +135,30 @@ def _about_runs(routes: APIRouter, reader: Reader) -> None:
     @routes.get("/projects")
     def projects() -> list[dict[str, Any]]:
         """The projects: runs, those that are running or did not end well, and when the newest began."""
-        found: dict[str, dict[str, Any]] = {}
-        for row in reader.rows():
-            empty = {"project": row["project"], "runs": 0, "running": 0, "failed": 0, "newest": row["created"]}
-            one = found.setdefault(row["project"], empty)
-            one["runs"] += 1
-            one["running"] += row["state"] == "running"
-            one["failed"] += row["state"] in ("failed", "killed", "crashed")
-            one["newest"] = max(one["newest"], row["created"])
-        return sorted(found.values(), key=lambda project: str(project["project"]))
+        return overview.projects(reader.store, reader.scope())
 
     @routes.post("/projects/{project}/runs/query")
     def query_runs(project: Uid, query: RunsQuery) -> dict[str, Any]:
         """A table of runs, filtered, sorted, grouped: a list a column. `-` as the project asks for all of them."""
-        matches = compile_filter(query.filter, FIELDS)
-        rows = [row for row in reader.rows(None if project == "-" else project) if matches(row)]
-        for key in reversed(query.sort):
-            rows = _sorted(rows, key)
-        page = rows[query.cursor : query.cursor + query.limit]
-        more = query.cursor + query.limit < len(rows)
-        columns = {name: [_value(row, name) for row in page] for name in query.columns}
+        where = compile_filter(query.filter, FIELDS)
+        scope = reader.scope(None if project == "-" else project)
+        n, rows = overview.page(reader.store, scope, where, query.sort, query.limit, query.cursor)
+        more = query.cursor + query.limit < n
+        groups = None
+        if query.group:
+            groups = overview.groups(reader.store, scope, where, query.sort, query.group, query.columns, query.agg)
         return {
-            "n": len(rows),
-            "columns": columns,
-            "groups": _groups(rows, query) if query.group else None,
+            "n": n,
+            "columns": {name: [overview.value(row, name) for row in rows] for name in query.columns},
+            "groups": groups,
             "cursor": query.cursor + query.limit if more else None,
+            "pending": reader.pending,
         }
 
     @routes.get("/projects/{project}/keys")
     def keys(project: Uid, q: str = Query("", max_length=256)) -> dict[str, Any]:
-        """Which metrics, and keys of configurations, runs of the project have, with how many runs have them."""
-        counts: dict[str, dict[str, int]] = {"metric": {}, "config": {}}
-        for row in reader.rows(None if project == "-" else project):
-            for kind, name in (("metric", "summary"), ("config", "config")):
-                for key in row[name]:
-                    if q in key:
-                        counts[kind][key] = counts[kind].get(key, 0) + 1
-        return {kind: [{"key": key, "runs": n} for key, n in sorted(of.items())] for kind, of in counts.items()}
+        """What runs of the project have, and how many: metrics, those of the machine, settings, tensors, logs."""
+        return overview.keys(reader.store, reader.scope(None if project == "-" else project), q)
 
     @routes.get("/compare")
     def compare(runs: str = Query(max_length=20_000)) -> dict[str, Any]:
@@ -320,49 +304,6 @@ def _for_scripts(routes: APIRouter, reader: Reader) -> None:
 
 def _window(query: TensorQuery) -> distributions.Window:
     return distributions.Window(query.kind, query.name, query.stage, query.x.start, query.x.stop, query.px)
-
-
-def _value(row: Mapping[str, Any], name: str) -> Any:
-    value = lookup(row, name)
-    return None if is_missing(value) else jsonable(value)
-
-
-def _sorted(rows: list[dict[str, Any]], key: str) -> list[dict[str, Any]]:
-    """Sorted by one field, what lacks it at the end: numbers before words."""
-    name, backwards = key.removeprefix("-"), key.startswith("-")
-    there = [(value, row) for row in rows if (value := _value(row, name)) is not None]
-    missing = [row for row in rows if _value(row, name) is None]
-    there.sort(key=lambda pair: _rank_of(pair[0]), reverse=backwards)
-    return [row for _, row in there] + missing
-
-
-def _rank_of(value: Any) -> tuple[int, float, str]:
-    return (0, float(value), "") if isinstance(value, int | float) else (1, 0.0, str(value))
-
-
-def _groups(rows: Sequence[Mapping[str, Any]], query: RunsQuery) -> list[dict[str, Any]]:
-    """How many runs have the same values in some fields, and what their numbers are together."""
-    reduces: dict[str, Callable[[Sequence[float]], float]] = {"mean": statistics.fmean, "min": min, "max": max}
-    reduce = reduces[query.agg]
-    found: dict[str, list[Mapping[str, Any]]] = {}
-    for row in rows:
-        found.setdefault(repr([_value(row, name) for name in query.group]), []).append(row)
-    groups = []
-    for members in found.values():
-        values = {name: [_value(row, name) for row in members] for name in query.columns}
-        numbers = {name: [v for v in each if _is_number(v)] for name, each in values.items()}
-        groups.append(
-            {
-                "values": [_value(members[0], name) for name in query.group],
-                "n": len(members),
-                "columns": {name: jsonable(reduce(each)) for name, each in numbers.items() if each},
-            }
-        )
-    return groups
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 __all__ = ["router"]

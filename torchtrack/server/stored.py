@@ -22,7 +22,7 @@ def changes(store: MetricsStore, cursor: int) -> tuple[int, list[dict[str, Any]]
         cursor=cursor,
     ).to_pylist()
     for row in rows:
-        row["record"] = json.loads(row["record"])
+        row["record"] = {**json.loads(row["record"]), "batch": row["batch"]}
         cursor = max(cursor, row.pop("batch"))
     return cursor, rows
 

@@ -38,6 +38,8 @@ API: Final = "/api/v1"
 PATIENCE: Final = 5
 """Errors of the store in a row after which the process ends, for another one to begin."""
 PAUSE_S: Final = 0.5
+UPDATE_S: Final = 2.0
+"""How long the table of runs is brought up to date before the journals are looked at again."""
 _log = logging.getLogger("torchtrack.server")
 
 
@@ -61,7 +63,7 @@ def create_app(store: MetricsStore, runs: Path, catalog: Catalog | None = None) 
 
     @contextlib.asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        thread = threading.Thread(target=_follow, args=(indexer, stop), name="torchtrack indexer")
+        thread = threading.Thread(target=_follow, args=(indexer, reader, stop), name="torchtrack indexer")
         thread.start()
         try:
             yield
@@ -107,12 +109,13 @@ def install(app: FastAPI) -> None:
     problems.install(app)
 
 
-def _follow(indexer: Indexer, stop: threading.Event) -> None:
+def _follow(indexer: Indexer, reader: Reader, stop: threading.Event) -> None:
     """Poll until told to stop; a store that keeps failing ends the process."""
-    failed = 0
+    failed, done = 0, True
     while not stop.is_set():
         try:
             indexer.poll()
+            done = reader.update(UPDATE_S)
             failed = 0
         except FileNotFoundError as error:
             _log.warning("%s; looking again", error)
@@ -122,7 +125,7 @@ def _follow(indexer: Indexer, stop: threading.Event) -> None:
             if failed == PATIENCE:
                 os.kill(os.getpid(), signal.SIGTERM)
                 return
-        stop.wait(PAUSE_S * (1 + failed))
+        stop.wait(PAUSE_S * (1 + failed) if done or failed else 0)
 
 
 def _first_line() -> dict[str, str | None]:
