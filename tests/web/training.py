@@ -58,7 +58,7 @@ def hostile(folder: str) -> str:
     text = " ".join(HOSTILE)
     run = torchtrack.init(
         project="hostile <img src=x onerror=alert(0)>",
-        name=(text + "n" * 300)[:300],
+        name=text[:250],
         group=HOSTILE[0],
         job_type=HOSTILE[1],
         tags=list(HOSTILE[:5]),
