@@ -53,9 +53,11 @@ FRAMES = """async ([selector, act]) => {
         if (act === "scroll") node.scrollTop = 90 * i;
         else {
             const { left, top } = node.getBoundingClientRect();
-            node.dispatchEvent(new MouseEvent("mousemove", { clientX: left + 20 + 3 * i, clientY: top + 40, bubbles: true }));
+            const at = { clientX: left + 20 + 3 * i, clientY: top + 40, bubbles: true };
+            node.dispatchEvent(new MouseEvent("mousemove", at));
         }
-        await new Promise(done => { const { port1, port2 } = new MessageChannel(); port1.onmessage = done; port2.postMessage(0); });
+        const { port1, port2 } = new MessageChannel();
+        await new Promise(done => { port1.onmessage = done; port2.postMessage(0); });
         times.push(performance.now() - before);
     }
     return times.sort((a, b) => a - b)[30];
@@ -126,7 +128,7 @@ def large_run(runs: Path, points: int, samples: int, rng: np.random.Generator) -
 
 def logged_runs(runs: Path, number: int, steps: int, metrics: int, project: str, rng: np.random.Generator) -> None:
     names = [f"m{k:02d}" for k in range(metrics)]
-    for i in range(number):
+    for _ in range(number):
         config = {f"key{k}": float(v) for k, v in enumerate(rng.random(60 - metrics if metrics < 60 else 1))}
         with redirect_stderr(StringIO()):
             run = torchtrack.init(project=project, config=config, dir=runs, system_interval=0.0, sidecar=False)
@@ -231,7 +233,9 @@ def budgets(browser: Browser, url: str, report: Report) -> None:
     page.context.close()
 
     page = entered(browser, url, height=6000)
-    took = elapsed(page, to("p/panels?runs=" + ",".join(uids(page, address, "panels"))), f"m{METRICS - 1:02d}: 20 lines")
+    took = elapsed(
+        page, to("p/panels?runs=" + ",".join(uids(page, address, "panels"))), f"m{METRICS - 1:02d}: 20 lines"
+    )
     report.add(f"{METRICS} panels x 20 runs x 2,000 points, all painted", took, "600 ms without requests")
     report.add("hover over all of them", page.evaluate(FRAMES, [".u-over", "hover"]), "16 ms")
     report.add("heap", heap(page), "150 MB", "MB")
@@ -241,12 +245,19 @@ def budgets(browser: Browser, url: str, report: Report) -> None:
     every = ",".join(uids(page, address, "sweep"))
     rows = page.get_by_role("rowheader")
     began = time.perf_counter()
-    to("p/sweep/runs?columns=" + ",".join([f"config.key{k}" for k in range(30)] + [f"summary.m{k:02d}" for k in range(30)]))()
+    to(
+        "p/sweep/runs?columns="
+        + ",".join([f"config.key{k}" for k in range(30)] + [f"summary.m{k:02d}" for k in range(30)])
+    )()
     rows.nth(5).wait_for()
     report.add("table of 1,000 runs x 60 columns, first rows", (time.perf_counter() - began) * 1e3, "300 ms")
     report.add("table, a scrolled frame", page.evaluate(FRAMES, [".windowed.runs", "scroll"]), "16 ms")
     line = f"m00: {every.count(',') + 1} lines"
-    report.add("1,000 lines in a chart", elapsed(page, to(f"p/sweep?search=^m00$&runs={every}"), line), "800 ms without requests")
+    report.add(
+        "1,000 lines in a chart",
+        elapsed(page, to(f"p/sweep?search=^m00$&runs={every}"), line),
+        "800 ms without requests",
+    )
     report.add("zoom of these, refined", zoomed(page, ".panel .u-over"), "250 ms")
 
     run = f"p/uncategorized/r/{LARGE}"
@@ -254,7 +265,9 @@ def budgets(browser: Browser, url: str, report: Report) -> None:
     spike(page, address, report)
     report.add("zoom of these, refined", zoomed(page, ".panel .u-over"), "250 ms")
     names = ("loss", "layers by step", "ranks by step", "histogram by step")
-    report.add("stability: 64 ranks, 600 tensors, all panels", elapsed(page, to(f"{run}/stability"), *names), "1,000 ms")
+    report.add(
+        "stability: 64 ranks, 600 tensors, all panels", elapsed(page, to(f"{run}/stability"), *names), "1,000 ms"
+    )
     page.context.close()
 
 
@@ -278,7 +291,9 @@ def spike(page: Page, address: str, report: Report) -> None:
 
 
 def bundle(report: Report) -> None:
-    size = sum(len(gzip.compress(file.read_bytes())) for file in (BUILT / "assets").iterdir() if file.suffix in (".js", ".css"))
+    size = sum(
+        len(gzip.compress(file.read_bytes())) for file in (BUILT / "assets").iterdir() if file.suffix in (".js", ".css")
+    )
     report.add("JavaScript and CSS, compressed", size / 1024, "120 kB", "kB")
 
 
@@ -312,7 +327,9 @@ def tensorboard(browser: Browser, home: Path, points: int, report: Report, rng: 
         page.goto(f"http://127.0.0.1:{port}/#timeseries")
         page.locator("line-chart canvas, line-chart svg path").first.wait_for(state="attached", timeout=120_000)
         page.evaluate(FRAME)
-        report.add("TensorBoard: command to first chart (it may not have read all)", (time.perf_counter() - began) * 1e3, "")
+        report.add(
+            "TensorBoard: command to first chart (it may not have read all)", (time.perf_counter() - began) * 1e3, ""
+        )
         report.add("TensorBoard: heap", heap(page), "", "MB")
         page.context.close()
     finally:

@@ -1,8 +1,9 @@
-"""Pictures of every page, light and dark, for docs/images: of a folder of runs, such as `make demo` leaves.
+"""Pictures of the pages, light and dark, for docs/images: of a folder of runs, such as `make demo` leaves.
 
     python web/pictures.py [torchtrack-runs]
 
-The newest run is the one that is shown. Needs `torchtrack[server,test]`, pillow, the built page, and Chromium.
+The newest run is the one that is shown; its Overview is left out, since it tells of the machine. Needs
+`torchtrack[server,test]`, pillow, the built page, and Chromium.
 """
 
 from __future__ import annotations
@@ -20,8 +21,9 @@ from playwright.sync_api import Page, sync_playwright
 from torchtrack import Api
 
 IMAGES = Path(__file__).resolve().parents[1] / "docs" / "images"
-SIZE = {"width": 1200, "height": 750}
-COLOURS = 128
+SIZE = {"width": 1360, "height": 850}
+COLOURS = 256
+CURVES = "[role=img][aria-label*='ends at']"
 
 
 def pages(folder: Path) -> dict[str, tuple[str, str]]:
@@ -31,35 +33,36 @@ def pages(folder: Path) -> dict[str, tuple[str, str]]:
     here, one = f"p/{run.project}", f"p/{run.project}/r/{run.uid}"
     return {
         "projects": ("", "role=link[name='" + run.project + "']"),
-        "workspace": (here, "[role=img]"),
+        "workspace": (here, CURVES),
         "runs": (f"{here}/runs", "role=rowheader"),
-        "compare": (f"{here}/compare?runs={','.join(every[:4])}", "[role=img]"),
+        "compare": (f"{here}/compare?runs={','.join(every[:4])}", CURVES),
         "stability": (f"{one}/stability", "[aria-label^='histogram by step']"),
-        "charts": (f"{one}/charts?ranks=band", "[role=img]"),
-        "system": (f"{one}/system", "main h1"),
+        "charts": (f"{one}/charts?ranks=band", CURVES),
+        "system": (f"{one}/system", CURVES),
         "logs": (f"{one}/logs", "main h1"),
-        "overview": (f"{one}/overview", "main h1"),
     }
 
 
 def take(page: Page, path: Path) -> None:
     """A picture of few colours: a tenth of the size, and nobody sees the difference."""
-    picture = Image.open(io.BytesIO(page.screenshot())).convert("RGB").quantize(COLOURS)
+    picture = Image.open(io.BytesIO(page.screenshot())).convert("RGB").quantize(COLOURS, Image.Quantize.MAXCOVERAGE)
     picture.save(path, optimize=True)
 
 
 def main() -> None:
+    """Take them all."""
     folder = Path(sys.argv[1] if len(sys.argv) > 1 else "torchtrack-runs")
     program = shutil.which("chromium") or shutil.which("google-chrome")
     command = [sys.executable, "-m", "torchtrack.cli", "ui", str(folder), "--port", "0"]
     server = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-    assert server.stdout is not None
+    said = server.stdout or io.StringIO()
     try:
-        url = next(found[0] for line in server.stdout if (found := re.search(r"http://\S+", line)))
+        url = next(found[0] for line in said if (found := re.search(r"http://\S+", line)))
         with sync_playwright() as playwright:
             browser = playwright.chromium.launch(executable_path=program, args=["--disable-gpu", "--no-sandbox"])
             for theme in ("light", "dark"):
                 page = browser.new_context(viewport=SIZE, color_scheme=theme).new_page()  # type: ignore[arg-type]
+                page.set_default_timeout(120_000)
                 page.goto(url)
                 page.get_by_role("heading", name="Projects").wait_for()
                 for name, (place, shown) in pages(folder).items():
@@ -71,7 +74,7 @@ def main() -> None:
     finally:
         server.terminate()
         server.wait()
-        server.stdout.close()
+        said.close()
 
 
 if __name__ == "__main__":

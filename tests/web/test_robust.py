@@ -6,14 +6,17 @@ from pathlib import Path
 from urllib.parse import quote
 
 import pytest
-from playwright.sync_api import Browser, Page, expect
+from playwright.sync_api import Browser, Dialog, Page, expect
 
 from tests.stability.faults import Case, train_all
 from tests.web.conftest import Served, serving
 from torchtrack.testing import ranks
 
 PROJECT = quote("hostile <img src=x onerror=alert(0)>", safe="")
-WITHIN = "node => { const r = node.getBoundingClientRect(); return r.top >= 0 && r.bottom <= innerHeight && r.right <= innerWidth; }"
+WITHIN = """node => {
+    const { top, bottom, right } = node.getBoundingClientRect();
+    return top >= 0 && bottom <= innerHeight && right <= innerWidth;
+}"""
 
 
 def go(page: Page, served: Served, path: str) -> None:
@@ -23,9 +26,20 @@ def go(page: Page, served: Served, path: str) -> None:
 def test_no_text_of_a_user_becomes_markup(page: Page, served: Served) -> None:
     """The fixture fails on any message in the console, and an element that was made of a text would leave one."""
     told: list[str] = []
-    page.on("dialog", lambda dialog: (told.append(dialog.message), dialog.dismiss()))
+
+    def dismiss(dialog: Dialog) -> None:
+        told.append(dialog.message)
+        dialog.dismiss()
+
+    page.on("dialog", dismiss)
     run = f"p/{PROJECT}/r/{served.hostile}"
-    for path in ("", f"p/{PROJECT}", f"p/{PROJECT}?show=many", f"p/{PROJECT}/runs", f"p/{PROJECT}/compare?runs={served.hostile}"):
+    for path in (
+        "",
+        f"p/{PROJECT}",
+        f"p/{PROJECT}?show=many",
+        f"p/{PROJECT}/runs",
+        f"p/{PROJECT}/compare?runs={served.hostile}",
+    ):
         go(page, served, path)
         expect(page.get_by_text("<img src=x").first).to_be_attached()
     for tab in ("overview", "charts", "stability", "logs"):
@@ -37,7 +51,9 @@ def test_no_text_of_a_user_becomes_markup(page: Page, served: Served) -> None:
 
 
 def test_a_name_of_300_characters_breaks_no_page(page: Page, served: Served) -> None:
-    renamed = page.request.patch(f"{served.address}api/v1/runs/{served.hostile}", data={"name": "<img src=x " + "n" * 289})
+    renamed = page.request.patch(
+        f"{served.address}api/v1/runs/{served.hostile}", data={"name": "<img src=x " + "n" * 289}
+    )
     assert renamed.ok, renamed.text()
     for path in ("", f"p/{PROJECT}", f"p/{PROJECT}/runs", f"p/{PROJECT}/r/{served.hostile}/overview"):
         go(page, served, path)

@@ -1,4 +1,4 @@
-"""Runs and workspace in a real browser: columns, groups, changes of many runs, saved views, by mouse and by keyboard."""
+"""Runs and workspace in a browser: columns, groups, changes of many runs, saved views, by mouse and by keyboard."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def test_columns_are_chosen_and_only_what_differs_is_left(page: Page, served: Se
 
 
 def test_a_group_says_how_many_runs_it_has_and_their_mean(page: Page, served: Served) -> None:
-    go(page, served, "p/page/runs?filter=state %3D finished and name ~ \"*-one\"&group=state")
+    go(page, served, 'p/page/runs?filter=state %3D finished and name ~ "*-one"&group=state')
     group = page.get_by_role("row").filter(has=page.get_by_role("button", name="finished 2"))
     expect(group).to_contain_text("0.055 ± 0.0636")
     group.get_by_role("button").click()

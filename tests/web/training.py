@@ -43,7 +43,7 @@ def train(folder: str, name: str, lr: float, *, sick: bool) -> str:
 
 HOSTILE = (
     "<img src=x onerror=alert(1)>",
-    "\"><script>alert(2)</script>",
+    '"><script>alert(2)</script>',
     "';alert(3)//",
     "javascript:alert(4)",
     "<svg/onload=alert(5)>",
@@ -89,5 +89,10 @@ def wide(folder: str) -> str:
 
 if __name__ == "__main__":
     folder = sys.argv[1]
-    uids = train(folder, "healthy-one", 0.01, sick=False), train(folder, "sick-one", 0.1, sick=True), hostile(folder), wide(folder)
+    uids = (
+        train(folder, "healthy-one", 0.01, sick=False),
+        train(folder, "sick-one", 0.1, sick=True),
+        hostile(folder),
+        wide(folder),
+    )
     sys.stdout.write(" ".join(uids))
