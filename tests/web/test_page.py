@@ -70,12 +70,12 @@ def test_a_spike_of_one_step_in_twenty_thousand_is_drawn_at_its_height(page: Pag
 
 def test_a_filter_narrows_the_table_and_a_typing_error_says_where(page: Page, served: Served) -> None:
     go(page, served, "p/page/runs")
-    expect(page.get_by_role("cell", name="sick-one")).to_be_visible()
+    expect(page.get_by_role("rowheader", name="sick-one")).to_be_visible()
     field = page.get_by_role("searchbox", name="filter")
     field.fill("config.lr < 0.05")
     field.press("Enter")
-    expect(page.get_by_role("cell", name="sick-one")).to_be_hidden()
-    expect(page.get_by_role("cell", name="healthy-one")).to_be_visible()
+    expect(page.get_by_role("rowheader", name="sick-one")).to_be_hidden()
+    expect(page.get_by_role("rowheader", name="healthy-one")).to_be_visible()
     assert "filter=config.lr" in page.url
 
 
@@ -86,12 +86,12 @@ def test_a_filter_that_cannot_be_read_leaves_the_table_and_says_where(served: Se
     page.goto(served.url)
     page.get_by_role("heading", name="Projects").wait_for()
     go(page, served, "p/page/runs")
-    expect(page.get_by_role("cell", name="sick-one")).to_be_visible()
+    expect(page.get_by_role("rowheader", name="sick-one")).to_be_visible()
     field = page.get_by_role("searchbox", name="filter")
     field.fill("config.lr <")
     field.press("Enter")
     expect(page.get_by_role("alert")).to_contain_text("cannot be read")
-    expect(page.get_by_role("cell", name="sick-one")).to_be_visible()
+    expect(page.get_by_role("rowheader", name="sick-one")).to_be_visible()
     context.close()
 
 
@@ -124,8 +124,8 @@ def test_layers_and_the_distribution_of_one_are_painted(page: Page, served: Serv
         "aria-label", "layers by step, gradient, norm against its own median: 4 rows, 60 columns"
     )
     layers.locator(".u-over").click(position={"x": 5, "y": 5})
-    expect(page.get_by_text("gradient of 0.bias")).to_be_visible()
-    assert page.get_by_role("img", name="histogram by step of 0.bias").locator("canvas").evaluate(PAINTED) > 20
+    expect(page.get_by_text("gradient of 0.weight")).to_be_visible()
+    assert page.get_by_role("img", name="histogram by step of 0.weight").locator("canvas").evaluate(PAINTED) > 20
 
 
 def test_what_was_printed_is_in_the_logs(page: Page, served: Served) -> None:
@@ -135,7 +135,7 @@ def test_what_was_printed_is_in_the_logs(page: Page, served: Served) -> None:
 
 def test_the_palette_goes_to_a_run_by_a_part_of_its_name(page: Page, served: Served) -> None:
     go(page, served, "p/page/runs")
-    expect(page.get_by_role("cell", name="sick-one")).to_be_visible()
+    expect(page.get_by_role("rowheader", name="sick-one")).to_be_visible()
     page.keyboard.press("Control+k")
     page.get_by_role("textbox", name="go to").fill("sick")
     expect(page.get_by_role("option", name="sick-one")).to_be_visible()
@@ -145,14 +145,14 @@ def test_the_palette_goes_to_a_run_by_a_part_of_its_name(page: Page, served: Ser
 
 def test_a_run_that_begins_now_shows_up_by_itself(page: Page, served: Served) -> None:
     go(page, served, "p/page/runs")
-    expect(page.get_by_role("cell", name="sick-one")).to_be_visible()
+    expect(page.get_by_role("rowheader", name="sick-one")).to_be_visible()
     code = (
         "import sys, torchtrack;"
         "run = torchtrack.init(project='page', name='newcomer', dir=sys.argv[1], sidecar=False);"
         "run.log({'loss': 1.0}); run.finish()"
     )
     subprocess.run([sys.executable, "-c", code, str(served.folder)], check=True, capture_output=True)
-    expect(page.get_by_role("cell", name="newcomer")).to_be_visible()
+    expect(page.get_by_role("rowheader", name="newcomer")).to_be_visible()
 
 
 @pytest.mark.parametrize("page", ["light", "dark"], indirect=True)

@@ -25,6 +25,7 @@ from urllib.parse import quote
 import httpx
 from fastapi import APIRouter, Request, Response
 from fastapi.responses import StreamingResponse
+from starlette.requests import ClientDisconnect
 
 from torchtrack.server.auth import key_of
 from torchtrack.server.problems import ApiError
@@ -48,6 +49,8 @@ ROUTES: Final = (
 FIRST_PAUSE_S: Final = 0.2
 LONGEST_PAUSE_S: Final = 30.0
 STOP_S: Final = 10.0
+_GONE: Final = 499
+"""Whoever asked has left: nobody reads this answer."""
 _SENT_ON: Final = ("accept", "content-type", "last-event-id", "if-none-match")
 _SENT_BACK: Final = ("content-type", "retry-after", "cache-control", "etag", "x-accel-buffering")
 _log = logging.getLogger("torchtrack.server")
@@ -154,11 +157,15 @@ class Worker:
         """
         headers = {name: request.headers[name] for name in _SENT_ON if name in request.headers}
         headers |= header(key_of(request).projects("read"))
+        try:
+            content = await request.body()
+        except ClientDisconnect:
+            return Response(status_code=_GONE)
         sent = self.client.build_request(
             request.method,
             _as_asked(request),
             headers=headers,
-            content=await request.body(),
+            content=content,
         )
         try:
             answer = await self.client.send(sent, stream=True)

@@ -36,6 +36,7 @@ function listen(): void {
   stream = new EventSource(address("live"));
   stream.onopen = () => {
     connection.value = "live";
+    news.value += 1; // what came before the stream was open was told to nobody
   };
   stream.onerror = () => {
     connection.value = "away";

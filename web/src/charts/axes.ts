@@ -77,9 +77,16 @@ function trailOf(range: Signal<Range>) {
 /** Show another range; `earlier` goes back to this one. */
 export function zoom(range: Signal<Range>, to: Range): void {
   const { past, future } = trailOf(range);
+  if (same(range.value, to)) return; // charts that are linked say it one after the other
   past.push(range.value);
   future.length = 0;
   range.value = to;
+}
+
+function same(a: Range, b: Range): boolean {
+  if (a === null || b === null) return a === b;
+  const near = (b[1] - b[0]) / 100;
+  return Math.abs(a[0] - b[0]) < near && Math.abs(a[1] - b[1]) < near;
 }
 
 export function earlier(range: Signal<Range>): void {

@@ -39,7 +39,7 @@ export function ColumnManager({ columns, chosen }: { columns: Columns; chosen: s
             {listed.slice(0, 400).map((name) => (
               <li key={name}>
                 <label>
-                  <input type="checkbox" checked={chosen.includes(name)} onChange={() => toggle(name)} />
+                  <input type="checkbox" aria-label={name} checked={chosen.includes(name)} onChange={() => toggle(name)} />
                   <small>{/^(config|summary)\./.exec(name)?.[0]}</small>
                   {titleOf(name)}
                 </label>
