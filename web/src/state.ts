@@ -44,7 +44,7 @@ function listen(): void {
     stream = undefined;
     setTimeout(listen, AGAIN_MS);
   };
-  for (const type of ["run", "points", "alert", "log"]) {
+  for (const type of ["run", "points", "findings", "logs"]) {
     stream.addEventListener(type, () => {
       news.value += 1;
     });
