@@ -16,6 +16,7 @@ import functools
 import importlib
 import itertools
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -132,8 +133,11 @@ def findings(
     for setting in settings:
         folder = keep / "-".join(map(str, setting))
         if not folder.exists():
-            folder.mkdir(parents=True)
-            train(folder, *setting)
+            part = folder.with_name(f"{folder.name}.part")
+            shutil.rmtree(part, ignore_errors=True)  # of one that was broken off
+            part.mkdir(parents=True)
+            train(part, *setting)
+            part.rename(folder)
         (run,) = torchtrack.Api(folder).runs()
         found.update({(finding.severity, finding.rule) for finding in run.findings()})
         runs += 1
