@@ -45,6 +45,9 @@ _SPIKE: Final = 8.0
 """A norm of so many times the median of the last `_WINDOW` is a spike; of the first quarter of them none is."""
 _UNCLAIMED_CLIPS: Final = 8
 """So many clippings are looked at before any optimizer has stepped; a hand-written update has none."""
+_UNSEEN: Final = 1.25
+"""What a look costs in all, over what it measures of itself: the gradients it read push other data out of the caches,
+and hooks are called (`benchmarks/blackbox.py`)."""
 _UNSETTLED: Final = 2
 """So many steps tell nothing of what later ones take: memory is new, and code is loaded."""
 _KEEPING_S: Final = 5.0
@@ -186,7 +189,7 @@ class BlackBox:
         self._judge()
         now = time.perf_counter()
         if self._due and self._number >= _UNSETTLED:
-            self.schedule.sampled(max(self._cost_s, self._device_s))
+            self.schedule.sampled(_UNSEEN * max(self._cost_s, self._device_s))
             self.schedule.agree(self.schedule.wanted(), self.schedule.now)
         self.schedule.took(self._spent_s)
         self.schedule.began(now)
