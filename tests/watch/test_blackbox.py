@@ -132,6 +132,28 @@ def test_what_came_after_a_clipping_is_measured_anew(box: Boxed, model: nn.Modul
     assert box.steps() == expected
 
 
+def test_a_parameter_that_comes_later_has_a_row_from_then_on_and_earlier_steps_stay(
+    box: Boxed, model: nn.Module
+) -> None:
+    box.boxed(model)
+    extra = nn.Linear(3, 3)
+    optimizer, expected = sgd(model), []
+    for step in range(4):
+        if step == 2:
+            model.extra = extra
+            optimizer.add_param_group({"params": extra.parameters()})
+        backward(model, step)
+        for parameter in extra.parameters() if step >= 2 else ():
+            parameter.grad = torch.full_like(parameter, float(step))
+        expected.append(truth(model))
+        if step != 2:  # what the optimizer has got since the step before is first seen at the step
+            clip_grad_norm_(model.parameters(), 1e-3)
+        optimizer.step()
+        optimizer.zero_grad()
+    assert box.steps() == expected
+    assert "extra.weight" in expected[2]
+
+
 def test_optimizers_that_take_turns_share_the_record_of_a_step(box: Boxed, model: nn.Module) -> None:
     box.boxed(model)
     first, second = sgd(model[0]), sgd(model[2])  # type: ignore[index]
