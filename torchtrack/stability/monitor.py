@@ -30,7 +30,10 @@ _LR_CHANGE: Final = 2.0
 
 
 class Rule(Protocol):
-    """Something to look for. One instance sees one run, step by step, in order."""
+    """Something to look for. One instance sees one run, step by step, in order.
+
+    One that also has `distinct = True` stands for itself: its findings are folded only into a cause that goes on.
+    """
 
     name: str
     patience: int
