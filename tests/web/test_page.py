@@ -147,14 +147,16 @@ def test_the_palette_goes_to_a_run_by_a_part_of_its_name(page: Page, served: Ser
 
 
 def test_a_run_that_begins_now_shows_up_by_itself(page: Page, served: Served) -> None:
-    go(page, served, "p/page/runs")
-    expect(page.get_by_role("rowheader", name="sick-one")).to_be_visible()
     code = (
         "import sys, torchtrack;"
-        "run = torchtrack.init(project='page', name='newcomer', dir=sys.argv[1], sidecar=False);"
+        "run = torchtrack.init(project='later', name=sys.argv[2], dir=sys.argv[1], sidecar=False);"
         "run.log({'loss': 1.0}); run.finish()"
     )
-    subprocess.run([sys.executable, "-c", code, str(served.folder)], check=True, capture_output=True)
+    begin = [sys.executable, "-c", code, str(served.folder)]
+    subprocess.run([*begin, "first"], check=True, capture_output=True)
+    go(page, served, "p/later/runs")
+    expect(page.get_by_role("rowheader", name="first")).to_be_visible()
+    subprocess.run([*begin, "newcomer"], check=True, capture_output=True)
     expect(page.get_by_role("rowheader", name="newcomer")).to_be_visible()
 
 
