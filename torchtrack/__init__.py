@@ -18,20 +18,20 @@ from torchtrack.version import __version__
 
 if TYPE_CHECKING:
     from torchtrack.active import alert, define_metric, finish, init, log, mark, unwatch, watch
-    from torchtrack.api import Api
+    from torchtrack.compat.media import Audio, Image, Table
+    from torchtrack.compat.public import Api
     from torchtrack.errors import NonFiniteError, TorchtrackError
     from torchtrack.histogram import Histogram
-    from torchtrack.media import Audio, Image, Table
     from torchtrack.run import Run
 
     run: Run | None
 
 _HOMES = {
     "active": ("alert", "define_metric", "finish", "init", "log", "mark", "unwatch"),
-    "api": ("Api",),
+    "compat.media": ("Audio", "Image", "Table"),
+    "compat.public": ("Api",),
     "errors": ("NonFiniteError", "TorchtrackError"),
     "histogram": ("Histogram",),
-    "media": ("Audio", "Image", "Table"),
     "run": ("Run",),
 }
 __all__ = [  # plain sorted, as the test says
@@ -47,7 +47,7 @@ def __getattr__(name: str) -> Any:
         return value
     if name in ("config", "summary"):
         return getattr(importlib.import_module("torchtrack.active"), name)()
-    raise AttributeError(f"module 'torchtrack' has no attribute {name!r}")
+    return importlib.import_module("torchtrack.compat.names").find(name)  # or AttributeError
 
 
 class _Package(types.ModuleType):

@@ -21,6 +21,7 @@ never by rounding: what float32 cannot hold is overflow, or zero.
 
 from __future__ import annotations
 
+import importlib
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -118,8 +119,18 @@ def bucket_ids(values: Any) -> npt.NDArray[np.uint16]:
     return ids
 
 
+class _Counting(type):
+    """`Histogram(values)` and `Histogram(np_histogram=...)`, as scripts written for wandb have it, count."""
+
+    def __call__(cls, *args: Any, **kwargs: Any) -> Any:
+        foreign = kwargs.keys() - {"counts", "sum", "sum_sq", "min", "max"}
+        if foreign or (len(args) == 1 and not kwargs and np.shape(args[0]) != (NUM_BUCKETS,)):
+            return importlib.import_module("torchtrack.compat.histograms").make(*args, **kwargs)
+        return super().__call__(*args, **kwargs)
+
+
 @dataclass(frozen=True, slots=True, eq=False, repr=False)
-class Histogram:
+class Histogram(metaclass=_Counting):
     """Counts of the 328 buckets and the moments of the finite values; immutable, and `a + b` is exact in the counts.
 
     `counts` is uint64[328], a read-only copy of what was passed (whole numbers of any type). `sum`, `sum_sq` (of
