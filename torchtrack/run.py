@@ -6,6 +6,7 @@ import importlib
 import logging
 import os
 import secrets
+import shutil
 import sys
 import tempfile
 import threading
@@ -95,7 +96,7 @@ class Run:
         """Watchers whose last samples are still being written."""
         self._prefixes: weakref.WeakKeyDictionary[Any, str] = weakref.WeakKeyDictionary()
         self._watches = 0
-        self._scratch: tempfile.TemporaryDirectory[str] | None = None
+        self._scratch: str | None = None
         self._endings: list[Callable[[], object]] = []
         """What others want done when the run ends, before its last rows are written."""
         self._labels: dict[str, Any] = {
@@ -228,8 +229,10 @@ class Run:
         """The folder of the run, made if need be; of a run that records nothing, one that goes with the process."""
         if self.disabled:
             with self._lock:
-                self._scratch = self._scratch or tempfile.TemporaryDirectory(prefix="torchtrack-")
-            return self._scratch.name
+                if self._scratch is None:
+                    self._scratch = tempfile.mkdtemp(prefix="torchtrack-")
+                    weakref.finalize(self, shutil.rmtree, self._scratch, ignore_errors=True)
+            return self._scratch
         folder = self.settings.dir / self.uid
         guard.outcome(os.makedirs, folder, 0o700, True)  # noqa: FBT003  # a full disk is found out elsewhere
         return str(folder)

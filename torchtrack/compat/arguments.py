@@ -70,14 +70,13 @@ def start(given: Mapping[str, Any], others: Mapping[str, Any]) -> Run:
     for name in IGNORED:
         if others[name]:
             ignored("init()", name)
-    way = _reinit(others["reinit"])
+    way, step = _reinit(others["reinit"]), _translate(mine, others)  # wrong ones are found before anything is done
     previous = active()
     if previous is not None and way in ("default", "return_previous"):
         once("init() while a run is active gives that run again; reinit='finish_previous' ends it first")
         return previous
     if previous is not None and way == "finish_previous":
         previous.finish()
-    step = _translate(mine, others)
     run = begin(mine, beside=way == "create_new")
     _equip(run, others, step)
     return run

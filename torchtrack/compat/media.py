@@ -287,8 +287,7 @@ class Object3D(Medium):
     Args:
         data_or_path: which.
         caption: a line of text shown with it.
-        file_type: of a file-like object.
-        kwargs: accepted.
+        kwargs: file_type, of a file-like object; others are accepted.
     """
 
     def __init__(self, data_or_path: Any, caption: str | None = None, **kwargs: Any) -> None:
@@ -314,12 +313,12 @@ class Molecule(Medium):
     Args:
         data_or_path: which.
         caption: a line of text shown with it.
-        file_type: of a file-like object, such as "pdb".
+        kwargs: file_type, of a file-like object, such as "pdb"; others are accepted.
     """
 
-    def __init__(self, data_or_path: Any, caption: str | None = None, file_type: str | None = None) -> None:
+    def __init__(self, data_or_path: Any, caption: str | None = None, **kwargs: Any) -> None:
         super().__init__(caption)
-        self.data, self.file_type = data_or_path, file_type
+        self.data, self.file_type = data_or_path, kwargs.get("file_type")
 
     def _kept(self) -> _Kept:
         content = _content(self.data)
