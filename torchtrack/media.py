@@ -112,7 +112,7 @@ class Image(Medium):
             figure.savefig(drawn, format="png")
             return lambda: (drawn.getvalue(), "image/png", {})
         _need_pillow()
-        read = _kept_array(data, "Image")
+        read = kept_array(data, "Image")
         _check_image_shape(data)
         channels_first = _is_tensor(data)
         return lambda: _encode_array(read(), channels_first)
@@ -145,7 +145,7 @@ class Audio(Medium):
             return lambda: (content, mime, {})
         if not isinstance(self.sample_rate, int) or self.sample_rate <= 0:
             raise ValueError(f"Audio of an array needs a sample_rate in samples per second, got {self.sample_rate!r}")
-        read = _kept_array(data, "Audio")
+        read = kept_array(data, "Audio")
         if len(data.shape) not in (1, 2):
             raise ValueError(f"Audio takes an array of one or two dimensions, got the shape {tuple(data.shape)}")
         channels_first = _is_tensor(data) and len(data.shape) == 2
@@ -290,7 +290,7 @@ def _need_pillow() -> None:
         raise MissingDependencyError("images of arrays and tensors need pillow: pip install 'torchtrack[media]'")
 
 
-def _kept_array(data: Any, taker: str) -> Callable[[], Any]:
+def kept_array(data: Any, taker: str) -> Callable[[], Any]:
     """A copy of an array or tensor; calling it gives a numpy array. A tensor's copy stays on its device until then."""
     numpy = sys.modules.get("numpy")
     if numpy is not None and isinstance(data, numpy.ndarray):

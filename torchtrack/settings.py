@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 from collections.abc import Iterable, Mapping
@@ -125,7 +126,8 @@ class Settings:
             elif variable and os.environ.get(variable):
                 chosen[name] = check(name, _parse(name, os.environ[variable], variable), variable)
             elif (theirs := OF_WANDB.get(name)) and (value := _of_wandb(name, theirs)) is not None:
-                chosen[name] = check(name, value, theirs)
+                with contextlib.suppress(TypeError, ValueError):  # it was not written for us
+                    chosen[name] = check(name, value, theirs)
         if "config" in given and os.environ.get(ENVIRONMENT["config"]):
             check("config", _parse("config", os.environ[ENVIRONMENT["config"]], ENVIRONMENT["config"]), "config")
         _choose_server(chosen)

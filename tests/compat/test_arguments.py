@@ -177,6 +177,15 @@ def test_variables_of_wandb_are_read_where_ours_are_not_set(monkeypatch: pytest.
     assert (found.dir, found.resume) == (tmp_path / "torchtrack-runs", "allow")
 
 
+def test_a_variable_of_wandb_that_is_not_allowed_here_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WANDB_PROJECT", "team/p")
+    monkeypatch.setenv("WANDB_NAME", "n" * 300)
+    monkeypatch.setenv("WANDB_MODE", "online")
+    run = torchtrack.init(mode="disabled")
+
+    assert (run.project, run.settings.name) == ("uncategorized", None)
+
+
 @pytest.mark.parametrize(("name", "value"), [("WANDB_MODE", "disabled"), ("WANDB_DISABLED", "true")])
 def test_a_variable_of_wandb_turns_recording_off(name: str, value: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(name, value)

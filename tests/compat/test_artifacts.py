@@ -164,7 +164,7 @@ def test_a_disk_that_takes_nothing_does_not_reach_the_script(
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("torchtrack.compat.artifacts._write_manifest", full)
+    monkeypatch.setattr("torchtrack.compat.artifact.Artifact.write_manifest", full)
 
     assert run.log_artifact(of_text("one")).version is None
 

@@ -101,6 +101,14 @@ def test_a_table_takes_a_dataframe_as_data_too() -> None:
         assert table.get_column("a") == [1.0]
 
 
+@pytest.mark.parametrize("arguments", [{"dataframe": [1]}, {"data": [1, 2]}])
+def test_a_table_of_no_rows_is_refused_when_it_is_logged_not_when_it_is_made(arguments: Any) -> None:
+    table = wandb.Table(**arguments)
+
+    with pytest.raises(TypeError):
+        table.snapshot()
+
+
 def test_media_in_a_table_are_named() -> None:
     table = wandb.Table(columns=["image"], data=[[wandb.Image(np.ones((2, 2)), caption="seven")], [wandb.Html("x")]])
 

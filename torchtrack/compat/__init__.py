@@ -4,7 +4,7 @@ names.py       every further name, and where it is found; `torchtrack.__getattr_
 arguments.py   arguments of `init` and `define_metric`
 settings.py    `Settings`
 session.py     login, setup, attach and other calls about the process
-runs.py        what a run has there and not here; files.py and artifacts.py behind it
+runs.py        what a run has there and not here; files.py, artifacts.py, artifact.py and store.py behind it
 media.py       media with their arguments; drawing.py and histograms.py behind it
 plot.py        tables for charts
 public.py      `Api`

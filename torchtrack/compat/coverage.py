@@ -93,7 +93,8 @@ summary: mapped: of several the first; "copy" is "last"
 goal: honoured
 overwrite: honoured: the last definition wins
 ## watch
-models, log: honoured
+models: honoured
+log: mapped: "all" by default
 log_freq: mapped: optimizer steps
 criterion, idx: mapped: not needed: every model gets a prefix of its own
 log_graph: mapped: the structure is always recorded

@@ -9,6 +9,8 @@ import sys
 from collections.abc import Callable, Mapping
 from typing import Any, Final
 
+from torchtrack.media import kept_array
+
 MODES: Final = ("1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "YCbCr", "LAB", "HSV", "I", "F", "I;16")
 _FILES: Final = {"png": ("PNG", "image/png"), "jpg": ("JPEG", "image/jpeg"), "jpeg": ("JPEG", "image/jpeg")}
 _OPACITY: Final = 0.4
@@ -35,7 +37,7 @@ class Look:
     def kept(self) -> Look:
         """A copy that later changes do not reach."""
         masks = {
-            group: {**mask, "mask_data": as_array(mask["mask_data"]).copy()} if "mask_data" in mask else dict(mask)
+            group: {**mask, "mask_data": later(mask["mask_data"])} if "mask_data" in mask else dict(mask)
             for group, mask in (self.masks or {}).items()
         }
         boxes = {
@@ -76,7 +78,7 @@ def _masked(image: Any, mask: Mapping[str, Any]) -> Any:
     import numpy as np
     from PIL import Image as PilImage
 
-    classes = as_array(mask["mask_data"] if "mask_data" in mask else PilImage.open(mask["path"]))
+    classes = mask["mask_data"]() if "mask_data" in mask else np.asarray(PilImage.open(mask["path"]))
     if classes.ndim != 2:
         raise ValueError(f"a mask holds a class a pixel, of shape (height, width), got {classes.shape}")
     palette = np.array([_colour(number) for number in range(256)], np.uint8)
@@ -120,20 +122,25 @@ def is_tensor(data: Any) -> bool:
     return torch is not None and isinstance(data, torch.Tensor)
 
 
-def as_array(data: Any) -> Any:
-    """An array of what may be a tensor, which is waited for."""
+def later(data: Any) -> Callable[[], Any]:
+    """A copy of an array, a tensor or a list; calling it gives an array. A tensor stays on its device until then."""
     import numpy as np
 
-    return data.detach().cpu().numpy() if is_tensor(data) else np.asarray(data)
+    return kept_array(data if is_tensor(data) else np.asarray(data), "an image, a video or a scene")
 
 
-def as_lists(data: Any) -> Any:
-    """Arrays and tensors as lists, inside lists of dicts too."""
+def lists_of(data: Any) -> Callable[[], Any]:
+    """The same with lists, for arrays and tensors inside of lists and dicts too."""
     if is_tensor(data) or hasattr(data, "tolist"):
-        return as_array(data).tolist()
+        read = later(data)
+        return lambda: read().tolist()
     if isinstance(data, Mapping):
-        return {key: as_lists(value) for key, value in data.items()}
-    return [as_lists(value) for value in data] if isinstance(data, (list, tuple)) else data
+        held = {key: lists_of(value) for key, value in data.items()}
+        return lambda: {key: value() for key, value in held.items()}
+    if isinstance(data, (list, tuple)):
+        each = [lists_of(value) for value in data]
+        return lambda: [value() for value in each]
+    return lambda: data
 
 
 def displayable(data: Any, *, normalize: bool) -> Any:
@@ -172,14 +179,15 @@ def frames(data: Any) -> Callable[[], Any]:
     """
     import numpy as np
 
-    held = as_array(data).copy()
-    if held.ndim == 5:
-        held = np.concatenate(list(held), axis=-1)
-    if held.ndim != 4 or held.shape[1] not in (1, 3, 4):
-        raise ValueError(f"Video takes frames (time, 1 | 3 | 4, height, width), got the shape {held.shape}")
+    data = data if is_tensor(data) else np.asarray(data)
+    shape = tuple(data.shape)
+    if len(shape) not in (4, 5) or shape[-3] not in (1, 3, 4):
+        raise ValueError(f"Video takes frames (time, 1 | 3 | 4, height, width), got the shape {shape}")
+    read = later(data)
 
     def bytes_of() -> Any:
-        values = held.transpose(0, 2, 3, 1)
+        held = read()
+        values = (np.concatenate(list(held), axis=-1) if held.ndim == 5 else held).transpose(0, 2, 3, 1)
         if values.dtype.kind == "f":
             values = np.nan_to_num(values) * (255 if values.size and np.nanmax(values) <= 1 else 1)
         return values.clip(0, 255).astype(np.uint8)

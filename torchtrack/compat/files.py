@@ -13,7 +13,8 @@ from typing import IO, Any, Final
 
 from torchtrack import guard
 from torchtrack.api import Api
-from torchtrack.compat.artifacts import Artifact, log_artifact
+from torchtrack.compat.artifact import Artifact
+from torchtrack.compat.artifacts import log_artifact
 from torchtrack.compat.said import once
 from torchtrack.run import Run
 

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
-from torchtrack import media
+from torchtrack import guard, media
 from torchtrack.compat import drawing
 from torchtrack.media import Figure, Medium, Pending
 
@@ -138,19 +138,13 @@ class Table(media.Table):
         given = rows if data is None else data
         if hasattr(given, "itertuples"):
             dataframe, given = given, None
-        if hasattr(given, "tolist"):
-            given = given.tolist()
-        if columns is None and dataframe is None:
-            columns = ["Input", "Output", "Expected"]
-        if columns is None and dataframe is not None and hasattr(dataframe, "columns"):
-            columns = list(dataframe.columns)
-        super().__init__(list(columns or ()), None, None)
-        if dataframe is not None:
-            if not hasattr(dataframe, "itertuples"):
-                raise TypeError(f"dataframe must be a pandas dataframe, got {type(dataframe).__name__}")
-            self.data = [list(row) for row in dataframe[list(columns or ())].itertuples(index=False, name=None)]
-        elif given is not None:
-            self.data = [list(row) for row in given]
+        if columns is None:
+            columns = list(getattr(dataframe, "columns", ("Input", "Output", "Expected")))
+        super().__init__(list(columns))
+        made = guard.outcome(_rows, self.columns, given, dataframe)
+        self._wrong = made if isinstance(made, Exception) else None
+        if self._wrong is None:
+            self.data = made
 
     def add_row(self, *row: Any) -> None:
         """Add a row, by an older name."""
@@ -200,6 +194,8 @@ class Table(media.Table):
 
     def snapshot(self) -> Pending:
         """Keep the table as it is now; see `torchtrack.media.Table`."""
+        if self._wrong is not None:
+            raise self._wrong
         before = self.data
         self.data = [[_cell(value) for value in row] for row in before]
         try:
@@ -303,8 +299,8 @@ class Object3D(Medium):
             content = _content(data)
             return lambda: (content, _MODELS[kind], {})
         scene = dict(data) if isinstance(data, Mapping) else {"points": data}
-        encoded = json.dumps({key: drawing.as_lists(value) for key, value in scene.items()}).encode()
-        return lambda: (encoded, _POINTS, {})
+        read = drawing.lists_of(scene)
+        return lambda: (json.dumps(read()).encode(), _POINTS, {})
 
 
 class Molecule(Medium):
@@ -344,6 +340,15 @@ class Classes:
     class_set: Sequence[Mapping[str, Any]]
 
 
+def _rows(columns: Sequence[Any], given: Any, dataframe: Any) -> list[list[Any]]:
+    if dataframe is not None:
+        if not hasattr(dataframe, "itertuples"):
+            raise TypeError(f"dataframe must be a pandas dataframe, got {type(dataframe).__name__}")
+        return [list(row) for row in dataframe[list(columns)].itertuples(index=False, name=None)]
+    given = given.tolist() if hasattr(given, "tolist") else given
+    return [] if given is None else [list(row) for row in given]
+
+
 def _content(data: Any) -> bytes:
     if isinstance(data, bytes):
         return data
@@ -360,6 +365,6 @@ def _cell(value: Any) -> Any:
     if isinstance(value, Medium):
         return value.caption or f"[{type(value).__name__}]"
     torch = sys.modules.get("torch")
-    if torch is not None and isinstance(value, torch.Tensor):
-        return value.detach().cpu().tolist()
+    if torch is not None and isinstance(value, torch.Tensor) and value.device.type == "cpu":
+        return value.detach().tolist()  # another would have to be waited for
     return value

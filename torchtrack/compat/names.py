@@ -12,7 +12,7 @@ CALLS: Final = (
 )
 """Module-level calls that go to the active run."""
 HOMES: Final = {
-    "artifacts": ("Artifact",),
+    "artifact": ("Artifact",),
     "media": ("Classes", "Html", "Molecule", "Object3D", "Plotly", "Video"),
     "plot": ("plot_table", "visualize"),
     "session": (

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any, Final, cast
 
 from torchtrack import api
-from torchtrack.compat import artifacts
-from torchtrack.compat.artifacts import Artifact
+from torchtrack.compat import artifacts, store
+from torchtrack.compat.artifact import Artifact
 from torchtrack.compat.files import FOLDER
 from torchtrack.errors import ServerError
 from torchtrack.records import Table
@@ -136,8 +136,8 @@ class Api(api.Api):
         """All versions of an artifact, newest first."""
         del per_page
         *places, own = name.split("/")
-        folder = artifacts._folder(self._dir, places[-1] if places else self._project, own)
-        found = [artifacts.load(folder / version) for version in reversed(artifacts.versions(folder))]
+        folder = store.folder_of(self._dir, places[-1] if places else self._project, own)
+        found = [artifacts.load(folder / version) for version in reversed(store.versions(folder))]
         return [each for each in found if each.type == type_name and set(tags or ()) <= set(each.tags)]
 
     def artifact_versions(self, type_name: str, name: str, per_page: int = 50) -> list[Artifact]:

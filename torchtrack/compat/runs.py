@@ -9,6 +9,7 @@ from functools import partial
 from typing import Any, Final
 
 from torchtrack.compat import artifacts, files
+from torchtrack.compat.artifact import Artifact
 from torchtrack.run import Run
 
 _entities: weakref.WeakKeyDictionary[Run, str] = weakref.WeakKeyDictionary()
@@ -37,9 +38,7 @@ def _nothing(run: Run, *_: Any, **__: Any) -> None:
     """There is nothing to do here."""
 
 
-def _log_model(
-    run: Run, path: Any, name: str | None = None, aliases: Iterable[str] | None = None
-) -> artifacts.Artifact:
+def _log_model(run: Run, path: Any, name: str | None = None, aliases: Iterable[str] | None = None) -> Artifact:
     named = name or f"run-{run.id}-{os.path.basename(os.fspath(path))}"  # noqa: PTH119
     return artifacts.log_artifact(run, path, named, "model", aliases)
 
@@ -53,7 +52,7 @@ def _use_model(run: Run, name: str) -> str:
 
 def _link_model(
     run: Run, path: Any, registered_model_name: str, name: str | None = None, aliases: Iterable[str] | None = None
-) -> artifacts.Artifact:
+) -> Artifact:
     return artifacts.link_artifact(run, _log_model(run, path, name), registered_model_name, aliases)
 
 

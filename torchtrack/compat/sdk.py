@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 
 from torchtrack.active import init
-from torchtrack.compat.artifacts import Artifact
+from torchtrack.compat.artifact import Artifact
 from torchtrack.compat.session import login, setup
 from torchtrack.compat.settings import Settings
 from torchtrack.run import Run
