@@ -125,7 +125,8 @@ def test_a_script_runs_by_the_module(tmp_path: Path) -> None:
     assert run.history("x").column("x").to_pylist() == [3.0]
 
 
-def test_lightnings_own_logger_works(wandb: Any, tmp_path: Path) -> None:
+def test_lightnings_own_logger_works(wandb: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYTORCH_NVML_BASED_CUDA_CHECK", "1")  # Lightning sets it
     lightning = pytest.importorskip("lightning")
     import torch
     from lightning.pytorch.loggers import WandbLogger
@@ -168,7 +169,7 @@ def test_lightnings_own_logger_works(wandb: Any, tmp_path: Path) -> None:
     assert len(recorded.history("train/loss")) == 3
     assert set(recorded.tensors("gradient").column("name").to_pylist()) == {"net.weight", "net.bias"}
     assert {row["name"] for row in recorded.media().to_pylist()} == {"table", "image"}
-    assert wandb.Api().artifact(f"model-{run.id}:best", type="model").get("model.ckpt") is not None
+    assert wandb.Api().artifact(f"lightning/model-{run.id}:best", type="model").get("model.ckpt") is not None
 
 
 def test_the_wandb_reporting_of_transformers_works(wandb: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

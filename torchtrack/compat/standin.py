@@ -72,8 +72,6 @@ class _Wandb(types.ModuleType):
             return init
         if name == "api":
             return importlib.import_module("torchtrack.api")
-        if name == "api":
-            return importlib.import_module("torchtrack.api")
         if name in ("Api", "Histogram"):
             return _api() if name == "Api" else _histogram()
         if f"wandb.{name}" in ALIASES:
