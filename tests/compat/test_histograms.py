@@ -22,6 +22,11 @@ def test_values_are_counted_exactly() -> None:
     assert made(sequence=values.tolist()) == Histogram.of(values)
 
 
+@pytest.mark.parametrize("values", [np.full(328, 0.5), np.full(328, -1), list(range(328))])
+def test_as_many_values_as_there_are_buckets_are_values(values: Any) -> None:
+    assert made(values) == Histogram.of(values)
+
+
 def test_counts_of_our_buckets_stay_counts() -> None:
     counts = np.zeros(328, np.uint64)
     counts[163] = 7

@@ -78,6 +78,12 @@ def test_all_runs_and_projects_are_listed() -> None:
     assert [run.id for run in SeenApi(overrides={"project": "q"}).runs()] == ["r2"]
 
 
+def test_under_the_name_of_wandb_every_run_has_its_methods() -> None:
+    run: Any = SeenApi(overrides={"project": "q"}).run("p/r0")
+
+    assert [row["_step"] for row in run.scan_history()] == [0, 1, 2, 3]
+
+
 def test_saved_files_are_downloaded(tmp_path: Path) -> None:
     run: Any = torchtrack.Api().run("team/p/r1")
     with run.file("1.txt").download(root=str(tmp_path)) as file:

@@ -24,13 +24,13 @@ COMMANDS = {
 RUNS = [(name, everywhere) for name in COMMANDS for everywhere in (False, True)]
 
 
-def train(folder: Path) -> None:
-    """Run every script in every way on this rank, each in a folder of its own, under `import wandb`."""
+def train(folder: Path, everywhere: bool) -> None:
+    """Run every script on this rank, each in a folder of its own, under `import wandb`."""
     before, here = list(sys.argv), Path.cwd()
     variable = os.environ.pop("TORCHTRACK_DIR", None)
     torchtrack.compat.install()
     try:
-        for name, everywhere in RUNS:
+        for name in COMMANDS:
             work = folder / f"{name}-{everywhere}"
             work.mkdir(parents=True, exist_ok=True)
             os.chdir(work)
@@ -50,7 +50,8 @@ def train(folder: Path) -> None:
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of the runs of all scripts, each on two ranks."""
     folder = tmp_path_factory.mktemp("scripts")
-    ranks(2, init=True).run(train, folder)
+    for everywhere in (False, True):  # each is a job of its own
+        ranks(2, init=True).run(train, folder, everywhere)
     return folder
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import os
 import shutil
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final, cast
 
@@ -73,14 +73,18 @@ class Api(api.Api):
     def viewer(self) -> None:
         """Nobody is logged in."""
 
-    def run(self, name: str = "") -> api.Run:
-        """One run; by a path with an entity, with wandb's methods."""
+    @property
+    def _plain(self) -> api.Api:
+        """The same runs without wandb's methods."""
+        return api.Api.of(self._source)
+
+    def run(self, name: str = "", *, among: Collection[str] | None = None) -> api.Run:
+        """One run; by a path with an entity, with wandb's methods. See `torchtrack.api.Api`."""
         *places, last = str(name).strip("/").split("/")
         places = [place for place in places if place != "runs"]
-        short = "/".join([*places[-1:], last])
         if self.as_there or len(places) > 1:
-            return cast("api.Run", Seen(self, super().run(short)))
-        return super().run(name)
+            return cast("api.Run", Seen(self, self._plain.run("/".join([*places[-1:], last]), among=among)))
+        return super().run(name, among=among)
 
     def runs(
         self, project: str | None = None, filters: Mapping[str, Any] | None = None, **others: Any
@@ -99,7 +103,7 @@ class Api(api.Api):
         if not (self.as_there or others or (path and "/" in path)):
             return super().runs(path, filters)
         wanted = (path or self._project).rpartition("/")[2]
-        found = [Seen(self, run) for run in super().runs(wanted)]
+        found = [Seen(self, run) for run in self._plain.runs(wanted)]
         kept = [run for run in found if _holds(run, filters or {})]
         order = others.get("order") or ""
         if order:
@@ -109,7 +113,7 @@ class Api(api.Api):
     def projects(self, entity: str | None = None, per_page: int = 200) -> list[str]:
         """The names of the projects."""
         del entity, per_page
-        return sorted({run.project for run in super().runs()})
+        return sorted({run.project for run in self._plain.runs()})
 
     def artifact(self, name: str, type: str | None = None) -> Artifact:  # noqa: A002
         """An artifact by `name:alias`, `project/name:alias` or with an entity before.
