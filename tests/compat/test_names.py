@@ -156,6 +156,13 @@ def test_the_core_loads_nothing_but_the_list_of_names_until_a_name_is_used() -> 
     assert done.stdout.strip() == "['torchtrack.compat', 'torchtrack.compat.names']"
 
 
+@pytest.mark.parametrize("expression", ["api.api_key", "errors.CommError", "sdk.wandb_run.Run", "util.generate_id()"])
+def test_a_module_of_wandb_is_there_without_an_import_of_it(expression: str) -> None:
+    code = f"import torchtrack as wandb; assert wandb.{expression}"
+
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
+
+
 def test_the_names_are_not_listed_by_the_package() -> None:
     assert {"Artifact", "Settings", "login"}.isdisjoint({*torchtrack.__all__, *dir(torchtrack)} - set(vars(torchtrack)))
 

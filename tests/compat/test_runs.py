@@ -103,6 +103,14 @@ def test_calls_of_the_module_go_to_the_active_run(run: Any, tmp_path: Path) -> N
     assert finished(run).events("mark")[0].data["title"] == "preempting"
 
 
+def test_a_config_that_is_assigned_is_an_update(run: Any) -> None:
+    module: Any = torchtrack
+    module.config = {"lr": 0.1}
+    module.config.epochs = 3
+
+    assert run.config.as_dict() == {"lr": 0.1, "epochs": 3}
+
+
 def test_calls_of_the_module_need_a_run() -> None:
     with pytest.raises(torchtrack.Error, match=r"save\(\) needs a run"):
         torchtrack.save("a.txt")

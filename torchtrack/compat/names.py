@@ -33,6 +33,8 @@ MODULES: Final = {
     "wandb_sdk": "sdk",
 }
 """Modules of wandb, and those that stand for them."""
+OURS: Final = ("api", "errors")
+"""Modules of the core with such a name; they know the words of wandb's."""
 
 
 def find(name: str) -> Any:
@@ -45,6 +47,8 @@ def find(name: str) -> Any:
         return _call(name)
     if name in ERRORS:
         return getattr(importlib.import_module("torchtrack.errors"), ERRORS[name])
+    if name in OURS:
+        return importlib.import_module(f"torchtrack.{name}")
     if name in MODULES:
         return importlib.import_module(f"torchtrack.compat.{MODULES[name]}")
     home = next((module for module, names in HOMES.items() if name in names), None)
