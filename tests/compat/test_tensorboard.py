@@ -91,20 +91,27 @@ def test_tensorboardx_is_captured_wherever_it_is_imported(tmp_path: Path, monkey
         "    def get_logdir(self): return self._logdir\n"
         "    def add_event(self, event): return 'written'\n"
     )
+    (package / "writer.py").write_text(
+        "class SummaryWriter:\n"
+        "    logdir = 'x'\n"
+        "    def add_histogram(self, tag, values, global_step=None): return 'too'\n"
+    )
     monkeypatch.syspath_prepend(str(tmp_path))
     from tensorboard.compat.proto.event_pb2 import Event
     from tensorboard.compat.proto.summary_pb2 import Summary
 
     run = begin()
     import tensorboardX.event_file_writer as late  # type: ignore[import-not-found]
+    import tensorboardX.writer as later  # type: ignore[import-not-found]
 
     event = Event(step=3, summary=Summary(value=[Summary.Value(tag="x", simple_value=2.0)]))
     answer = late.EventFileWriter(str(tmp_path)).add_event(event)
+    also = later.SummaryWriter().add_histogram("h", [1.0, 2.0], 3)
     recorded = finished(run)
     for name in [name for name in sys.modules if name.startswith("tensorboardX")]:
         monkeypatch.delitem(sys.modules, name)
 
-    assert answer == "written"
+    assert (answer, also, recorded.histogram("logged", "x/h", 3).count) == ("written", "too", 2)
     assert recorded.history("x").to_pydict()["x"] == [2.0]
 
 

@@ -46,18 +46,17 @@ class Capture:
         self.run = run
         self._top: Path | None = None
 
-    def event(self, folder: str, event: Any) -> None:
-        """Record the values of an event of the writer of a folder."""
-        prefix = self._prefix(Path(os.path.abspath(folder)))  # noqa: PTH100  # links are left as they are
+    def event(self, writer: Any, event: Any) -> None:
+        """Record the values of an event of a writer."""
+        prefix = self._prefix(_folder(writer))
         values = [pair for value in event.summary.value for pair in _recorded(value)]
         metrics = {f"{prefix}{name}": value for name, value in values}
         if metrics:
             self.run.log(metrics, step=int(event.step))
 
-    def histogram(self, folder: str, tag: str, histogram: Histogram, step: int) -> None:
+    def histogram(self, writer: Any, tag: Any, histogram: Histogram, step: Any) -> None:
         """Record values that were counted before they became an event."""
-        prefix = self._prefix(Path(os.path.abspath(folder)))  # noqa: PTH100
-        self.run.log({f"{prefix}{tag}": histogram}, step=step)
+        self.run.log({f"{self._prefix(_folder(writer))}{tag}": histogram}, step=int(step or 0))
 
     def _prefix(self, folder: Path) -> str:
         """The first writer's folder is the top; another below it, or beside it, names its values."""
@@ -111,7 +110,7 @@ def _listening(original: Callable[..., Any]) -> Callable[..., Any]:
     @wraps(original)
     def add_event(self: Any, event: Any, *args: Any, **kwargs: Any) -> Any:
         for each in [] if getattr(_thread, "counted", False) else list(_captures):
-            guard.attempt("sync_tensorboard", each.event, str(self.get_logdir()), event)
+            guard.attempt("sync_tensorboard", each.event, self, event)
         return original(self, event, *args, **kwargs)
 
     return add_event
@@ -126,8 +125,7 @@ def _counting(original: Callable[..., Any]) -> Callable[..., Any]:
         if not isinstance(counted, Histogram):
             return original(self, tag, values, global_step, *args, **kwargs)
         for each in list(_captures):
-            step = int(global_step or 0)
-            guard.attempt("sync_tensorboard", each.histogram, str(self.get_logdir()), str(tag), counted, step)
+            guard.attempt("sync_tensorboard", each.histogram, self, tag, counted, global_step)
         _thread.counted = True
         try:
             return original(self, tag, values, global_step, *args, **kwargs)
@@ -135,6 +133,12 @@ def _counting(original: Callable[..., Any]) -> Callable[..., Any]:
             _thread.counted = False
 
     return add_histogram
+
+
+def _folder(writer: Any) -> Path:
+    """Where a writer writes; that of tensorboardX has no method for it."""
+    folder = writer.get_logdir() if hasattr(writer, "get_logdir") else writer.logdir
+    return Path(os.path.abspath(folder))  # noqa: PTH100  # links are left as they are
 
 
 def _recorded(value: Any) -> Iterator[tuple[str, Any]]:
