@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import os
 import shutil
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final, cast
 
@@ -78,13 +78,13 @@ class Api(api.Api):
         """The same runs without wandb's methods."""
         return api.Api.of(self._source)
 
-    def run(self, name: str = "", *, among: Collection[str] | None = None) -> api.Run:
+    def run(self, name: str = "", **others: Any) -> api.Run:
         """One run; by a path with an entity, with wandb's methods. See `torchtrack.api.Api`."""
         *places, last = str(name).strip("/").split("/")
         places = [place for place in places if place != "runs"]
         if self.as_there or len(places) > 1:
-            return cast("api.Run", Seen(self, self._plain.run("/".join([*places[-1:], last]), among=among)))
-        return super().run(name, among=among)
+            return cast("api.Run", Seen(self, self._plain.run("/".join([*places[-1:], last]), **others)))
+        return super().run(name, **others)
 
     def runs(
         self, project: str | None = None, filters: Mapping[str, Any] | None = None, **others: Any
