@@ -296,7 +296,7 @@ def test_what_is_not_real_is_refused(values: Any) -> None:
 )
 def test_wrong_counts_are_refused(counts: npt.NDArray[Any], error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
-        Histogram(counts)
+        Histogram(counts=counts)
 
 
 @pytest.mark.parametrize(

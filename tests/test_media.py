@@ -1,4 +1,4 @@
-"""Media: what is logged is what it was at that moment, and ends up whole under its own hash."""
+"""Medium: what is logged is what it was at that moment, and ends up whole under its own hash."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ import torch
 
 from torchtrack.blobs import Blob
 from torchtrack.errors import MissingDependencyError
-from torchtrack.media import MAX_TABLE_CELLS, Audio, Figure, Image, Media, Table, as_media
+from torchtrack.media import MAX_TABLE_CELLS, Audio, Figure, Image, Medium, Table, as_media
 
 
 def pixels(medium: Image | Figure) -> Any:
@@ -377,7 +377,7 @@ def test_something_else_is_no_dataframe() -> None:
 @pytest.mark.parametrize(
     "medium", [Image(GRAY), Audio(GRAY), Table(), Figure(None)], ids=lambda medium: type(medium).__name__
 )
-def test_media_stand_for_themselves(medium: Media) -> None:
+def test_media_stand_for_themselves(medium: Medium) -> None:
     assert as_media(medium) == (medium,)
 
 

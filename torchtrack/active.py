@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import importlib
 import logging
 import os
 import sys
+import types
 from collections.abc import Mapping, Sequence
 from datetime import timedelta
 from multiprocessing import parent_process
@@ -62,6 +64,7 @@ def init(
     alert_findings: Literal["info", "warning", "critical", "none"] | None = None,
     finish_timeout: float | None = None,
     system_interval: float | None = None,
+    **others: Any,
 ) -> Run:
     """Start a run, or join the one that the other ranks of this job start. Never waits for them.
 
@@ -94,6 +97,7 @@ def init(
         alert_findings: the severity from which on findings are delivered: "info", "warning", "critical" or "none".
         finish_timeout: the most seconds finish() takes (default 10).
         system_interval: seconds between samples of system metrics (default 10; 0 turns them off).
+        others: what scripts written for wandb pass (docs/wandb-names.md).
 
     Returns:
         The run; torchtrack.log and the other module-level calls go to it.
@@ -103,46 +107,67 @@ def init(
         ValueError: a value that is not allowed, mode="online" where no server is known,
             resume="must" without such a run, resume="never" with one.
     """
-    settings = Settings.resolve(
-        project=project,
-        name=name,
-        id=id,
-        config=config,
-        group=group,
-        job_type=job_type,
-        tags=tags,
-        notes=notes,
-        dir=dir,
-        mode=mode,
-        url=url,
-        api_key=api_key,
-        resume={True: "auto", False: "never"}.get(resume, resume) if isinstance(resume, bool) else resume,
-        mesh=mesh,
-        strict=strict,
-        console=console,
-        sidecar=sidecar,
-        live_findings=live_findings,
-        alert_urls=alert_urls,
-        alert_findings=alert_findings,
-        finish_timeout=finish_timeout,
-        system_interval=system_interval,
-    )
+    given = {
+        "project": project,
+        "name": name,
+        "id": id,
+        "config": config,
+        "group": group,
+        "job_type": job_type,
+        "tags": tags,
+        "notes": notes,
+        "dir": dir,
+        "mode": mode,
+        "url": url,
+        "api_key": api_key,
+        "resume": resume,
+        "mesh": mesh,
+        "strict": strict,
+        "console": console,
+        "sidecar": sidecar,
+        "live_findings": live_findings,
+        "alert_urls": alert_urls,
+        "alert_findings": alert_findings,
+        "finish_timeout": finish_timeout,
+        "system_interval": system_interval,
+    }
+    if others or _knows_us_as_wandb(sys._getframe(1)):
+        return importlib.import_module("torchtrack.compat.arguments").start(given, others)  # type: ignore[no-any-return]
+    return begin(given)
+
+
+def _knows_us_as_wandb(caller: types.FrameType) -> bool:
+    """Whether the calling code has `import torchtrack as wandb`."""
+    return any(names.get("wandb") is sys.modules["torchtrack"] for names in (caller.f_globals, caller.f_locals))
+
+
+def begin(given: Mapping[str, Any], *, beside: bool = False) -> Run:
+    """What `init` does once its arguments are in our words.
+
+    Args:
+        given: the arguments of `init`, all of them.
+        beside: do not end the runs that are active.
+    """
+    resume, config = given["resume"], given["config"]
+    if isinstance(resume, bool):
+        resume = "auto" if resume else "never"
+    settings = Settings.resolve(**{**given, "resume": resume})
     values = {**environment_config(), **(config_dict(config) if config is not None else {})}
     if settings.mode == "disabled" or is_dataloader_worker():
-        _end_previous()
+        _end_previous(none=beside)
         run = Run(settings, values, None)
     else:
-        run = _open(settings, values)
+        run = _open(settings, values, beside=beside)
     _process.runs.append(run)
     _hook()
     return run
 
 
-def _open(settings: Settings, values: dict[str, Any]) -> Run:
+def _open(settings: Settings, values: dict[str, Any], *, beside: bool) -> Run:
     job = Job.start(
         dir=settings.dir, project=settings.project, id=settings.id, resume=settings.resume, name=settings.name
     )
-    _end_previous()  # not before: a wrong argument leaves the run before as it is
+    _end_previous(none=beside)  # not before: a wrong argument leaves the run before as it is
     opened: list[Run] = []
     guard.attempt("init()", lambda: opened.append(Run(settings, values, job)))
     if not opened:
@@ -175,7 +200,9 @@ def _can_write(settings: Settings) -> bool:
     return False
 
 
-def _end_previous() -> None:
+def _end_previous(*, none: bool = False) -> None:
+    if none:
+        return
     for run in list(_process.runs):
         if not run._finished and not run._forked and not run.disabled:  # a forked child's is its parent's
             logger.warning(
@@ -194,41 +221,53 @@ def active() -> Run | None:
     return _process.runs[-1] if _process.runs else None
 
 
-def _current(what: str) -> Run:
+def current(what: str) -> Run:
+    """The active run, else the one that ended last.
+
+    Raises:
+        NoActiveRunError: there was none.
+    """
     run = active() or _process.ended
     if run is None:
         raise NoActiveRunError(f"torchtrack.{what} needs a run: call torchtrack.init(project=...) first")
     return run
 
 
-def log(metrics: Mapping[str, Any], step: int | None = None, commit: bool = True, reduce: Reduce = "mean") -> None:
+def log(
+    metrics: Mapping[str, Any] | None = None,
+    step: int | None = None,
+    commit: bool | None = True,
+    reduce: Reduce = "mean",
+    *,
+    data: Mapping[str, Any] | None = None,
+) -> None:
     """`Run.log` of the active run."""
-    _current("log()").log(metrics, step, commit, reduce)
+    current("log()").log(metrics, step, commit, reduce, data=data)
 
 
 def watch(models: Any, *args: Any, **kwargs: Any) -> Any:
     """`Run.watch` of the active run."""
-    return _current("watch()").watch(models, *args, **kwargs)
+    return current("watch()").watch(models, *args, **kwargs)
 
 
 def unwatch(models: Any = None) -> None:
     """`Run.unwatch` of the active run."""
-    _current("unwatch()").unwatch(models)
+    current("unwatch()").unwatch(models)
 
 
 def define_metric(name: str, *args: Any, **kwargs: Any) -> None:
     """`Run.define_metric` of the active run."""
-    _current("define_metric()").define_metric(name, *args, **kwargs)
+    current("define_metric()").define_metric(name, *args, **kwargs)
 
 
 def alert(title: str, text: str = "", level: str = "info", wait_duration: float | timedelta | None = None) -> None:
     """`Run.alert` of the active run."""
-    _current("alert()").alert(title, text, level, wait_duration)
+    current("alert()").alert(title, text, level, wait_duration)
 
 
 def mark(title: str = "", text: str = "", *, batch: Any = None) -> None:
     """`Run.mark` of the active run."""
-    _current("mark()").mark(title, text, batch=batch)
+    current("mark()").mark(title, text, batch=batch)
 
 
 def finish(exit_code: int | None = None, quiet: bool | None = None) -> None:
@@ -240,12 +279,12 @@ def finish(exit_code: int | None = None, quiet: bool | None = None) -> None:
 
 def config() -> Fields:
     """The active run's config."""
-    return _current("config").config
+    return current("config").config
 
 
 def summary() -> Fields:
     """The active run's summary."""
-    return _current("summary").summary
+    return current("summary").summary
 
 
 # -- the end of the process -------------------------------------------------------------------------------------------

@@ -70,3 +70,20 @@ class StoreError(TorchtrackError):
 
 class ServerError(TorchtrackError):
     """A server does not answer, or refuses; the message says what it said."""
+
+
+_OF_WANDB = {
+    "AuthenticationError": "ServerError",
+    "CommError": "ServerError",
+    "Error": "TorchtrackError",
+    "UnsupportedError": "TorchtrackError",
+    "UsageError": "TorchtrackError",
+}
+"""What scripts written for wandb catch, so that `except wandb.errors.Error` catches ours."""
+
+
+def __getattr__(name: str) -> type[TorchtrackError]:
+    if name in _OF_WANDB:
+        kind: type[TorchtrackError] = globals()[_OF_WANDB[name]]
+        return kind
+    raise AttributeError(f"module 'torchtrack.errors' has no attribute {name!r}")

@@ -41,6 +41,11 @@ class Fields(MutableMapping[str, Any]):
         if fresh:
             self._changed(fresh)
 
+    def setdefaults(self, values: Any) -> None:
+        """Set the keys that are not there yet, from what `update` takes."""
+        fresh = dict(values) if isinstance(values, Mapping) else config_dict(values)
+        self.update({key: value for key, value in fresh.items() if key not in self._values})
+
     def as_dict(self) -> dict[str, Any]:
         """A copy as a plain dict."""
         return dict(self._values)

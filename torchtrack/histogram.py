@@ -21,6 +21,7 @@ never by rounding: what float32 cannot hold is overflow, or zero.
 
 from __future__ import annotations
 
+import importlib
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -118,9 +119,28 @@ def bucket_ids(values: Any) -> npt.NDArray[np.uint16]:
     return ids
 
 
+class _Counting(type):
+    """`Histogram(values)` and `Histogram(np_histogram=...)`, as scripts written for wandb have it, count."""
+
+    def __call__(cls, *args: Any, **kwargs: Any) -> Any:
+        foreign = kwargs.keys() - {"counts", "sum", "sum_sq", "min", "max"}
+        if foreign or (len(args) == 1 and not kwargs and not _are_counts(args[0])):
+            return importlib.import_module("torchtrack.compat.histograms").make(*args, **kwargs)
+        return super().__call__(*args, **kwargs)
+
+
+def _are_counts(given: Any) -> bool:
+    """Whether an argument without a name is meant as counts: an array of 328 whole numbers, none below 0."""
+    if not isinstance(given, np.ndarray) or given.shape != (NUM_BUCKETS,) or given.dtype.kind not in "uif":
+        return False
+    return given.dtype.kind == "u" or bool(np.all((given >= 0) & (given == np.floor(given))))
+
+
 @dataclass(frozen=True, slots=True, eq=False, repr=False)
-class Histogram:
+class Histogram(metaclass=_Counting):
     """Counts of the 328 buckets and the moments of the finite values; immutable, and `a + b` is exact in the counts.
+
+    A single argument that is no array of 328 whole numbers is taken as values and counted, as by `Histogram.of`.
 
     `counts` is uint64[328], a read-only copy of what was passed (whole numbers of any type). `sum`, `sum_sq` (of
     squares), `min` and `max` are those of the finite values; without any, `min` is +inf and `max` -inf.

@@ -52,7 +52,33 @@ class Pending:
         return Blob(data, mime, self._caption, meta)
 
 
-class Image:
+class Medium:
+    """A value for `log` that is stored as a file. Others may derive from it.
+
+    Args:
+        caption: a line of text shown with it.
+    """
+
+    def __init__(self, caption: str | None = None) -> None:
+        self.caption = caption
+
+    def snapshot(self) -> Pending:
+        """Keep it as it is now.
+
+        Raises:
+            TypeError: the data is of no type that the class takes.
+            ValueError: the data has no shape or format that the class takes.
+            MissingDependencyError: a package is needed and not installed.
+            OSError: the file cannot be read.
+        """
+        return Pending(self._kept(), self.caption)
+
+    def _kept(self) -> Callable[[], tuple[bytes, str, dict[str, Any]]]:
+        """What gives the bytes, their type and facts about them, later and in another thread."""
+        raise NotImplementedError
+
+
+class Image(Medium):
     """An image for `log`.
 
     Args:
@@ -63,19 +89,8 @@ class Image:
     """
 
     def __init__(self, data: Any, caption: str | None = None) -> None:
+        super().__init__(caption)
         self.data = data
-        self.caption = caption
-
-    def snapshot(self) -> Pending:
-        """Keep the image as it is now.
-
-        Raises:
-            TypeError: the data is of no type named above.
-            ValueError: the array has no shape named above.
-            MissingDependencyError: pillow is needed and not installed.
-            OSError: the file cannot be read.
-        """
-        return Pending(self._kept(), self.caption)
 
     def _kept(self) -> Callable[[], tuple[bytes, str, dict[str, Any]]]:
         data = self.data
@@ -97,13 +112,13 @@ class Image:
             figure.savefig(drawn, format="png")
             return lambda: (drawn.getvalue(), "image/png", {})
         _need_pillow()
-        read = _kept_array(data, "Image")
+        read = kept_array(data, "Image")
         _check_image_shape(data)
         channels_first = _is_tensor(data)
         return lambda: _encode_array(read(), channels_first)
 
 
-class Audio:
+class Audio(Medium):
     """A sound for `log`.
 
     Args:
@@ -115,19 +130,9 @@ class Audio:
     """
 
     def __init__(self, data: Any, sample_rate: int | None = None, caption: str | None = None) -> None:
+        super().__init__(caption)
         self.data = data
         self.sample_rate = sample_rate
-        self.caption = caption
-
-    def snapshot(self) -> Pending:
-        """Keep the sound as it is now.
-
-        Raises:
-            TypeError: the data is of no type named above.
-            ValueError: there is no sample_rate, the array has no shape named above, or the file is in no known format.
-            OSError: the file cannot be read.
-        """
-        return Pending(self._kept(), self.caption)
 
     def _kept(self) -> Callable[[], tuple[bytes, str, dict[str, Any]]]:
         data = self.data
@@ -140,7 +145,7 @@ class Audio:
             return lambda: (content, mime, {})
         if not isinstance(self.sample_rate, int) or self.sample_rate <= 0:
             raise ValueError(f"Audio of an array needs a sample_rate in samples per second, got {self.sample_rate!r}")
-        read = _kept_array(data, "Audio")
+        read = kept_array(data, "Audio")
         if len(data.shape) not in (1, 2):
             raise ValueError(f"Audio takes an array of one or two dimensions, got the shape {tuple(data.shape)}")
         channels_first = _is_tensor(data) and len(data.shape) == 2
@@ -148,7 +153,7 @@ class Audio:
         return lambda: _encode_wav(read(), channels_first, rate)
 
 
-class Table:
+class Table(Medium):
     """A table for `log`: at most 100 000 cells.
 
     Args:
@@ -160,6 +165,7 @@ class Table:
     def __init__(
         self, columns: Sequence[str] | None = None, data: Iterable[Sequence[Any]] | None = None, dataframe: Any = None
     ) -> None:
+        super().__init__()
         self.columns = columns
         self.data: list[Sequence[Any]] = [] if data is None else list(data)
         self.dataframe = dataframe
@@ -198,7 +204,7 @@ class Table:
         return [str(name) for name in names], rows
 
 
-class Figure:
+class Figure(Medium):
     """A figure for `log`: of matplotlib, kept as an image, or of plotly, kept as it is.
 
     Args:
@@ -207,8 +213,8 @@ class Figure:
     """
 
     def __init__(self, figure: Any, caption: str | None = None) -> None:
+        super().__init__(caption)
         self.figure = figure
-        self.caption = caption
 
     def snapshot(self) -> Pending:
         """Draw the figure as it is now.
@@ -224,19 +230,16 @@ class Figure:
         return Image(self.figure, self.caption).snapshot()
 
 
-Media = Image | Audio | Table | Figure
-
-
-def as_media(value: Any) -> tuple[Media, ...] | None:
+def as_media(value: Any) -> tuple[Medium, ...] | None:
     """The media a logged value stands for; None if it is something else.
 
     Besides the classes above: a figure of matplotlib or plotly, the module matplotlib.pyplot (its current figure), a
     PIL image, and a list or tuple of any of these.
     """
-    if isinstance(value, Media):
+    if isinstance(value, Medium):
         return (value,)
     if isinstance(value, list | tuple):
-        media: list[Media] = []
+        media: list[Medium] = []
         for item in value:
             part = as_media(item)
             if part is None:
@@ -287,7 +290,7 @@ def _need_pillow() -> None:
         raise MissingDependencyError("images of arrays and tensors need pillow: pip install 'torchtrack[media]'")
 
 
-def _kept_array(data: Any, taker: str) -> Callable[[], Any]:
+def kept_array(data: Any, taker: str) -> Callable[[], Any]:
     """A copy of an array or tensor; calling it gives a numpy array. A tensor's copy stays on its device until then."""
     numpy = sys.modules.get("numpy")
     if numpy is not None and isinstance(data, numpy.ndarray):

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import importlib
 import logging
 import os
 import secrets
+import shutil
 import sys
+import tempfile
 import threading
 import time
 import weakref
@@ -93,6 +96,9 @@ class Run:
         """Watchers whose last samples are still being written."""
         self._prefixes: weakref.WeakKeyDictionary[Any, str] = weakref.WeakKeyDictionary()
         self._watches = 0
+        self._scratch: str | None = None
+        self._endings: list[Callable[[], object]] = []
+        """What others want done when the run ends, before its last rows are written."""
         self._labels: dict[str, Any] = {
             "name": self._who().name or settings.name,
             "group": settings.group,
@@ -220,8 +226,16 @@ class Run:
 
     @property
     def dir(self) -> str:
-        """The folder of the run."""
-        return str(self.settings.dir / self.uid)
+        """The folder of the run, made if need be; of a run that records nothing, one that goes with the process."""
+        if self.disabled:
+            with self._lock:
+                if self._scratch is None:
+                    self._scratch = tempfile.mkdtemp(prefix="torchtrack-")
+                    weakref.finalize(self, shutil.rmtree, self._scratch, ignore_errors=True)
+            return self._scratch
+        folder = self.settings.dir / self.uid
+        guard.outcome(os.makedirs, folder, 0o700, True)  # noqa: FBT003  # a full disk is found out elsewhere
+        return str(folder)
 
     @property
     def step(self) -> int:
@@ -251,7 +265,13 @@ class Run:
     # -- logging ----------------------------------------------------------------------------------------------------
 
     def log(
-        self, metrics: Mapping[str, Any], step: int | None = None, commit: bool = True, reduce: Reduce = "mean"
+        self,
+        metrics: Mapping[str, Any] | None = None,
+        step: int | None = None,
+        commit: bool | None = True,
+        reduce: Reduce = "mean",
+        *,
+        data: Mapping[str, Any] | None = None,
     ) -> None:
         """Record values at a step. Never waits, never talks to other ranks and never raises (unless strict=True).
 
@@ -260,9 +280,14 @@ class Run:
                 figures. What cannot be recorded is left out, counted and warned of once a name; the rest of the row
                 is kept.
             step: the x axis; the run's own counter if not given. Repeated and decreasing steps are kept.
-            commit: True closes the step: the counter moves past it. False leaves it open for further values.
+            commit: True (or None) closes the step: the counter moves past it. False leaves it open for further values.
             reduce: how readers combine the values of several ranks: "mean", "sum", "min" or "max".
+            data: the metrics by the name that scripts written for wandb use.
         """
+        if data is not None:
+            metrics = data
+        if commit is None:
+            commit = True
         if self.settings.strict:
             self._log(metrics, step, commit, reduce)
         else:
@@ -426,6 +451,7 @@ class Run:
         step_metric: str | None = None,
         summary: str | None = None,
         goal: str | None = None,
+        **others: Any,
     ) -> None:
         """Say how a metric is summarised and what its x axis is.
 
@@ -434,11 +460,15 @@ class Run:
             step_metric: the metric to draw it against.
             summary: "last" (the default), "min", "max", "mean", "best" (by `goal`) or "none".
             goal: "minimize" or "maximize", for "best".
+            others: what scripts written for wandb pass (docs/wandb-names.md).
 
         Raises:
             TypeError: name or step_metric is no string.
             ValueError: another summary or goal.
         """
+        if others or (isinstance(summary, str) and summary not in SUMMARIES):
+            translate = importlib.import_module("torchtrack.compat.arguments").metric
+            summary, goal, others = translate(summary, goal, others)
         names: tuple[Any, Any] = (name, step_metric or "")
         if not name or not all(isinstance(given, str) for given in names):
             raise TypeError(f"define_metric() takes names as strings, got {name!r} and step_metric={step_metric!r}")
@@ -448,7 +478,7 @@ class Run:
             raise ValueError(f"define_metric(goal=) takes 'minimize' or 'maximize'; got {goal!r}")
         if summary == "best" and goal is None:
             raise ValueError("define_metric(summary='best') needs goal='minimize' or goal='maximize'")
-        self._event("metric", {"name": name, "step_metric": step_metric, "summary": summary, "goal": goal})
+        self._event("metric", {"name": name, "step_metric": step_metric, "summary": summary, "goal": goal, **others})
 
     def alert(
         self, title: str, text: str = "", level: str = "info", wait_duration: float | timedelta | None = None
@@ -507,6 +537,10 @@ class Run:
 
     @guard.never_raise("finish()")
     def _end(self, reason: str, error: str | None, *, quiet: bool = False) -> None:
+        if not (self._finished or self._forked):
+            endings, self._endings = self._endings, []
+            for end in endings:
+                guard.attempt("the end of the run", end)
         with self._lock:
             if self._finished or self._forked:
                 return
@@ -607,6 +641,11 @@ class Run:
 
     def __reduce__(self) -> tuple[Callable[[], Run], tuple[()]]:
         return _elsewhere, ()  # in another process it is a run that records nothing
+
+    if not TYPE_CHECKING:  # what is unknown stays an error to a type checker
+
+        def __getattr__(self, name: str) -> Any:
+            return importlib.import_module("torchtrack.compat.runs").find(self, name)  # or AttributeError
 
     def __enter__(self) -> Run:
         return self

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 from collections.abc import Iterable, Mapping
@@ -36,6 +37,21 @@ ENVIRONMENT: Final = {
     "alert_urls": "TORCHTRACK_ALERT_URLS",
 }
 """The environment variable of each setting that has one."""
+OF_WANDB: Final = {
+    "project": "WANDB_PROJECT",
+    "name": "WANDB_NAME",
+    "id": "WANDB_RUN_ID",
+    "group": "WANDB_RUN_GROUP",
+    "job_type": "WANDB_JOB_TYPE",
+    "tags": "WANDB_TAGS",
+    "notes": "WANDB_NOTES",
+    "dir": "WANDB_DIR",
+    "mode": "WANDB_MODE",
+    "resume": "WANDB_RESUME",
+}
+"""Read where neither an argument nor our own variable says otherwise. Never a key or an address: those are not ours."""
+_MODES_OF_WANDB: Final = {"dryrun": "offline", "offline": "offline", "disabled": "disabled"}
+_TRUE: Final = {"1", "true", "yes", "on"}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -109,10 +125,31 @@ class Settings:
                 chosen[name] = check(name, given[name], f"{name}=")
             elif variable and os.environ.get(variable):
                 chosen[name] = check(name, _parse(name, os.environ[variable], variable), variable)
+            elif (theirs := OF_WANDB.get(name)) and (value := _of_wandb(name, theirs)) is not None:
+                with contextlib.suppress(TypeError, ValueError):  # it was not written for us
+                    chosen[name] = check(name, value, theirs)
         if "config" in given and os.environ.get(ENVIRONMENT["config"]):
             check("config", _parse("config", os.environ[ENVIRONMENT["config"]], ENVIRONMENT["config"]), "config")
         _choose_server(chosen)
         return cls(**chosen)
+
+
+def _of_wandb(name: str, variable: str) -> Any:
+    """What a variable of wandb's says in our words; None if it says nothing."""
+    text = os.environ.get(variable, "").strip()
+    if name == "mode":
+        if os.environ.get("WANDB_DISABLED", "").lower() in _TRUE:
+            return "disabled"
+        return _MODES_OF_WANDB.get(text.lower())  # online is the default where a server is known
+    if not text:
+        return None
+    if name == "resume":
+        return "auto" if text.lower() in _TRUE else text.lower() if text.lower() in RESUMES else None
+    if name == "dir":
+        return Path(text) / "torchtrack-runs"  # there it is the folder around the folder of runs
+    if name == "tags":
+        return _parse(name, text, variable)
+    return text if name not in {"project", "id"} or "/" not in text else None
 
 
 def _choose_server(chosen: dict[str, Any]) -> None:

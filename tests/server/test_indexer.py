@@ -12,7 +12,7 @@ import pytest
 
 from tests.api.journals import UID
 from tests.server.samples import Make, facts, write_runs
-from torchtrack import Api
+from torchtrack.api import Api
 from torchtrack.errors import StoreError
 from torchtrack.journal.reader import Frame, Stream
 from torchtrack.records import Table
