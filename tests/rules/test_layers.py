@@ -71,7 +71,8 @@ ARROWS: dict[str, set[str]] = {
     "api": {"batches", "histogram", "journal", "naming", "records", "sidecar", "stability"},
     "server": {"api", "credentials", "histogram", "journal", "naming", "records", "stability", "wire"},
     "lookout": {"api", "journal", "records", "stability"},
-    "cli": {"alerts", "api", "credentials", "journal", "launch", "records", "server", "sidecar", "wire"},
+    "importers": {"blobs", "histogram", "job", "journal", "records", "redact"},
+    "cli": {"alerts", "api", "credentials", "importers", "journal", "launch", "records", "server", "sidecar", "wire"},
     # everyone's
     "testing": {"histogram"},
     "": set(),
@@ -82,6 +83,7 @@ WITHOUT_TORCH = (
     "api",
     "cli",
     "histogram",
+    "importers",
     "job",
     "journal",
     "lookout",

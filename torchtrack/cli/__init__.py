@@ -9,6 +9,7 @@ from torchtrack.cli.diff import diff
 from torchtrack.cli.export import export
 from torchtrack.cli.findings import findings
 from torchtrack.cli.fsck import fsck
+from torchtrack.cli.import_ import import_
 from torchtrack.cli.launch import launch
 from torchtrack.cli.list import ls
 from torchtrack.cli.login import login
@@ -31,6 +32,8 @@ def main() -> None:
     """
 
 
-_COMMANDS = (ls, show, findings, blackbox, diff, watch_run, export, fsck, launch, ui, server, login, sync, status)
+_COMMANDS = (
+    ls, show, findings, blackbox, diff, watch_run, export, import_, fsck, launch, ui, server, login, sync, status
+)  # fmt: skip
 for _command in _COMMANDS:
     main.add_command(_command)
