@@ -11,4 +11,4 @@ from torchtrack.importers.source import About, Chunk, End, Losses, SourceRun
 from torchtrack.importers.sources import KINDS, Found, find
 from torchtrack.importers.target import Result, import_run
 
-__all__ = ["KINDS", "About", "Chunk", "End", "Found", "Losses", "Result", "SourceRun", "find", "import_run"]
+__all__ = ["About", "Chunk", "End", "Found", "KINDS", "Losses", "Result", "SourceRun", "find", "import_run"]  # noqa: RUF022  # plain order

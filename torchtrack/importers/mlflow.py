@@ -21,8 +21,6 @@ _STATES: Final = {1: "RUNNING", 2: "SCHEDULED", 3: "FINISHED", 4: "FAILED", 5: "
 _ENDS: Final = {
     "FAILED": End("exception", "MLflow says FAILED"),
     "KILLED": End("signal", "MLflow says KILLED"),
-    "RUNNING": End("signal", "MLflow does not say how the run ended"),
-    "SCHEDULED": End("signal", "MLflow does not say how the run ended"),
 }
 _LARGEST: Final = 1.7976931348623157e308
 """How a database holds infinity."""
@@ -81,6 +79,8 @@ class Run(SourceRun):
             tags=tuple(tags),
             notes=facts.tags.get("mlflow.note.content"),
         )
+        if facts.state in ("RUNNING", "SCHEDULED"):
+            self.losses.note("runs that MLflow does not know the end of: shown as finished")
         end = _ENDS.get(facts.state, End("finish"))
         self.end = end._replace(time_ns=facts.end_ms * 1_000_000 if facts.end_ms else None)
 

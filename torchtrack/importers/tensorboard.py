@@ -7,6 +7,7 @@ new attempt of the run: readers then see what TensorBoard shows.
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -47,7 +48,7 @@ def find(path: Path, project: str | None) -> Found:
         if run is None:
             found.losses.damage("folders with event files of which nothing can be read")
             continue
-        found.runs.append(Run(folder, own, *run, name=top if place == "." else place, project=project or top))
+        found.runs.append(Run(own, *run, name=top if place == "." else place, project=project, top=top))
     return found
 
 
@@ -83,26 +84,26 @@ class Run(SourceRun):
     """A folder with event files.
 
     Args:
-        folder: which.
-        files: those in it, in the order of their names, which begin with the time.
+        files: those of the folder, in the order of their names, which begin with the time.
         key: what tells the run from others.
         start_ns: when it began.
         name: for people.
-        project: to list it in.
+        project: to list it in, if that was said.
+        top: the folder that was given, which is the project otherwise.
     """
 
     kind = "tensorboard"
 
-    def __init__(self, folder: Path, files: list[Path], key: str, start_ns: int, *, name: str, project: str) -> None:
+    def __init__(self, files: list[Path], key: str, start_ns: int, *, name: str, project: str | None, top: str) -> None:
         super().__init__()
         self.key = key
         run_id = hashlib.blake2s(key.encode("utf-8", "surrogateescape"), digest_size=4).hexdigest()
         parts = files[0].name.split(".")  # events.out.tfevents.<seconds>.<host>...
         host = parts[4] if len(parts) > 4 else ""
-        self.about = About(project.replace("/", "-"), run_id, name, start_ns, host=host)
+        self.about = About((project or top).replace("/", "-"), run_id, name, start_ns, host=host)
         self.size = sum(file.stat().st_size for file in files)
         self._files = files
-        self._folder = folder
+        self._given = project
         self._library = _Library()
         self._attempt = 1
         self._last_step = -1
@@ -111,6 +112,9 @@ class Run(SourceRun):
         """Go through the files, each from where it was left."""
         cursor = cursor or {"offsets": {}, "attempt": 1, "last_step": -1, "end": list(self.end)}
         self.end = End(*cursor["end"])
+        if "name" in cursor:  # a folder that was moved is still called as it was
+            project = self._given or cursor["project"]
+            self.about = dataclasses.replace(self.about, name=cursor["name"], project=project)
         offsets: dict[str, int] = dict(cursor["offsets"])
         self._attempt, self._last_step = cursor["attempt"], cursor["last_step"]
         done = 0
@@ -136,7 +140,8 @@ class Run(SourceRun):
                 yield self._closed(chunk, offsets, done)
 
     def _closed(self, chunk: Chunk, offsets: dict[str, int], position: int) -> Chunk:
-        state = {"attempt": self._attempt, "last_step": self._last_step, "end": list(self.end)}
+        called = {"name": self.about.name, "project": self.about.project}
+        state = {"attempt": self._attempt, "last_step": self._last_step, "end": list(self.end), **called}
         chunk.cursor, chunk.position = {"offsets": dict(offsets), **state}, position
         return chunk
 

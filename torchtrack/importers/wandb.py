@@ -26,7 +26,6 @@ _BLOCK: Final = 32768
 _ENTRY: Final = struct.Struct("<IHB")
 _FULL, _FIRST, _LAST = 1, 2, 4
 _TO_KEEP: Final = 1 << 28
-_UNKNOWN_END: Final = End("signal", "wandb's file does not say how the run ended")
 
 
 def recognises(path: Path) -> bool:
@@ -136,8 +135,8 @@ class Run(SourceRun):
         self._start_ns = parts[0][0]
         self.about = self._about(parts[-1][2])
         self.size = sum(file.stat().st_size for file in self._files)
-        self.end = _UNKNOWN_END
         self._step = 0
+        self._ends = False
         self._summary: dict[str, Any] = {}
         self._said: set[str] = set()
         """Names whose summary is in the journal, and does not follow the history any more."""
@@ -160,13 +159,14 @@ class Run(SourceRun):
         """Go through the files, each from where it was left; each is an attempt."""
         offsets: dict[str, int] = dict(cursor["offsets"]) if cursor else {}
         if cursor:
-            self._step, self.end, self._said = cursor["step"], End(*cursor["end"]), set(cursor["said"])
+            self._step, self.end, self._ends = cursor["step"], End(*cursor["end"]), cursor["ends"]
+            self._said = set(cursor["said"])
             self.about = About(**{**cursor["about"], "tags": tuple(cursor["about"]["tags"])})
         done = 0
         for number, file in enumerate(self._files, 1):
             name = f"{file.parent.name}/{file.name}"
             if name not in offsets:
-                self.end = _UNKNOWN_END
+                self.end, self._ends = End("finish"), False
             chunk = Chunk(attempt=number)
             for end, data in entries(file, offsets.get(name, 0), self.losses):
                 self._take(chunk, data, file.parent / "files")
@@ -178,12 +178,20 @@ class Run(SourceRun):
             done += file.stat().st_size
             if chunk.rows:
                 yield self._closed(chunk, offsets, done)
+        if not self._ends:
+            self.losses.note("runs whose file does not say how they ended: shown as finished")
 
     def _closed(self, chunk: Chunk, offsets: dict[str, int], position: int) -> Chunk:
         for _, _, name, value in (*chunk.scalars, *chunk.texts):
             self._last[name] = value
         about = dataclasses.asdict(self.about)
-        state = {"step": self._step, "end": list(self.end), "said": sorted(self._said), "about": about}
+        state = {
+            "step": self._step,
+            "end": list(self.end),
+            "ends": self._ends,
+            "said": sorted(self._said),
+            "about": about,
+        }
         chunk.cursor, chunk.position = {"offsets": dict(offsets), **state}, position
         return chunk
 
@@ -202,7 +210,7 @@ class Run(SourceRun):
 
     def _ended(self, record: Any) -> None:
         code = record.exit.exit_code
-        self.end = End("exception", f"exit code {code}") if code else End("finish")
+        self.end, self._ends = (End("exception", f"exit code {code}") if code else End("finish")), True
 
     def _take(self, chunk: Chunk, data: bytes, folder: Path) -> None:
         record = _parsed(self._record, data)

@@ -138,7 +138,7 @@ class Writer:
         sync_interval_s: float = 5.0,
         segment_bytes: int = 128 << 20,
         backlog_bytes: int = 16 << 20,
-        clock: Callable[[], int] = monotonic_ns,
+        clock: Callable[[], int] | None = None,
     ) -> None:
         if sync_interval_s <= 0:
             raise ValueError(f"sync_interval_s must be positive, got {sync_interval_s}")
@@ -151,7 +151,7 @@ class Writer:
         self._opening = dict(opening)
         self._segment_bytes = segment_bytes
         self._backlog_bytes = backlog_bytes
-        self._clock = clock
+        self._clock = clock or (lambda: monotonic_ns())
         self._file: _Segment | None = None
         self._segments = 0
         self._rows = 0
