@@ -60,6 +60,7 @@ def init(
     live_findings: bool | None = None,
     alert_urls: Sequence[str | os.PathLike[str]] | str | None = None,
     alert_findings: Literal["info", "warning", "critical", "none"] | None = None,
+    sinks: Sequence[str] | str | None = None,
     finish_timeout: float | None = None,
     system_interval: float | None = None,
 ) -> Run:
@@ -92,6 +93,8 @@ def init(
         alert_urls: where the sidecar delivers alerts: URLs of apprise (mail, Slack, webhooks) or its
             configuration files.
         alert_findings: the severity from which on findings are delivered: "info", "warning", "critical" or "none".
+        sinks: other trackers that the run is forwarded to by processes beside the sidecar: "tensorboard", "wandb",
+            "mlflow" or "module:Class", each perhaps with "=WHERE".
         finish_timeout: the most seconds finish() takes (default 10).
         system_interval: seconds between samples of system metrics (default 10; 0 turns them off).
 
@@ -124,6 +127,7 @@ def init(
         live_findings=live_findings,
         alert_urls=alert_urls,
         alert_findings=alert_findings,
+        sinks=sinks,
         finish_timeout=finish_timeout,
         system_interval=system_interval,
     )

@@ -72,7 +72,20 @@ ARROWS: dict[str, set[str]] = {
     "server": {"api", "credentials", "histogram", "journal", "naming", "records", "stability", "wire"},
     "lookout": {"api", "journal", "records", "stability"},
     "importers": {"blobs", "histogram", "job", "journal", "records", "redact"},
-    "cli": {"alerts", "api", "credentials", "importers", "journal", "launch", "records", "server", "sidecar", "wire"},
+    "sinks": {"api", "histogram", "records", "stability"},
+    "cli": {
+        "alerts",
+        "api",
+        "credentials",
+        "importers",
+        "journal",
+        "launch",
+        "records",
+        "server",
+        "sidecar",
+        "sinks",
+        "wire",
+    },
     # everyone's
     "testing": {"histogram"},
     "": set(),
@@ -92,6 +105,7 @@ WITHOUT_TORCH = (
     "server",
     "settings",
     "sidecar",
+    "sinks",
     "stability",
 )
 

@@ -8,6 +8,7 @@ from torchtrack.cli.blackbox import blackbox
 from torchtrack.cli.diff import diff
 from torchtrack.cli.export import export
 from torchtrack.cli.findings import findings
+from torchtrack.cli.forward import forward
 from torchtrack.cli.fsck import fsck
 from torchtrack.cli.import_ import import_
 from torchtrack.cli.launch import launch
@@ -33,7 +34,7 @@ def main() -> None:
 
 
 _COMMANDS = (
-    ls, show, findings, blackbox, diff, watch_run, export, import_, fsck, launch, ui, server, login, sync, status
+    ls, show, findings, blackbox, diff, watch_run, export, import_, forward, fsck, launch, ui, server, login, sync, status
 )  # fmt: skip
 for _command in _COMMANDS:
     main.add_command(_command)
