@@ -82,6 +82,7 @@ ARROWS: dict[str, set[str]] = {
         "launch",
         "records",
         "server",
+        "settings",
         "sidecar",
         "sinks",
         "wire",

@@ -34,7 +34,8 @@ def main() -> None:
 
 
 _COMMANDS = (
-    ls, show, findings, blackbox, diff, watch_run, export, import_, forward, fsck, launch, ui, server, login, sync, status
+    ls, show, findings, blackbox, diff, watch_run, export, import_, forward, fsck, launch, ui, server,
+    login, sync, status,
 )  # fmt: skip
 for _command in _COMMANDS:
     main.add_command(_command)
