@@ -127,21 +127,30 @@ def test_wandbs_offline_file_has_our_histograms(tmp_path: Path) -> None:
     assert rows[1]["gradient/w"] == {"_type": "histogram", "values": counts.tolist(), "bins": ends.tolist()}
 
 
-@pytest.mark.peers
-@pytest.mark.filterwarnings("ignore")  # mlflow's own
-def test_mlflows_store_has_our_metrics(tmp_path: Path) -> None:
-    from mlflow import MlflowClient
+READ = """
+import json, sys
+from mlflow import MlflowClient
 
+client = MlflowClient(tracking_uri=sys.argv[1])
+(run,) = client.search_runs([client.get_experiment_by_name("llm").experiment_id])
+losses = [(each.step, each.value) for each in client.get_metric_history(run.info.run_id, "loss")]
+norm = client.get_metric_history(run.info.run_id, "gradient/w/norm")[0].value
+print(json.dumps([losses, norm, run.data.params, run.info.run_name, run.info.status]))
+"""
+
+
+@pytest.mark.peers
+def test_mlflows_store_has_our_metrics(tmp_path: Path) -> None:
     uri = f"sqlite:///{tmp_path / 'm.db'}"
     forward(two_ranks(tmp_path / "runs"), tmp_path, f"mlflow={uri}")
-    client = MlflowClient(tracking_uri=uri)
-    (run,) = client.search_runs([client.get_experiment_by_name("llm").experiment_id])
+    environ = {**os.environ, "PYTHONPATH": ":".join(sys.path)}
+    done = subprocess.run([sys.executable, "-c", READ, uri], check=True, capture_output=True, env=environ, timeout=120)
 
-    history = client.get_metric_history(run.info.run_id, "loss")
-    assert [(each.step, each.value) for each in history] == [(step, step + 1.0) for step in range(4)]
-    assert client.get_metric_history(run.info.run_id, "gradient/w/norm")[0].value == OURS.norm
-    assert run.data.params == {"lr": "0.1", "model.width": "3"}
-    assert (run.info.run_name, run.info.status) == ("calm", "FINISHED")
+    losses, norm, params, name, status = json.loads(done.stdout.splitlines()[-1])
+    assert losses == [[step, step + 1.0] for step in range(4)]
+    assert norm == OURS.norm
+    assert params == {"lr": "0.1", "model.width": "3"}
+    assert (name, status) == ("calm", "FINISHED")
 
 
 def test_a_sink_without_its_package_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
