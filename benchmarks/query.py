@@ -1,9 +1,10 @@
 """How fast the metrics store takes rows in, and how fast it answers what a page asks.
 
-    python benchmarks/query.py [--runs 20000]
+    python benchmarks/query.py [--runs 20000] [--skip-ingest] [--mlflow PROGRAM]
 
 In one process with chDB. Rows a second are of wall time, and of processor time of all threads together; answers are
-medians and 95th percentiles, through the functions behind the routes, without HTTP. No other tracker is measured here.
+medians and 95th percentiles, through the functions behind the routes, without HTTP. `--mlflow` names the program
+`mlflow` of an environment that has it; its server is then asked the same over HTTP: see `_mlflow_server.py`.
 """
 
 from __future__ import annotations
@@ -14,24 +15,28 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+from _mlflow_server import mlflow_server
 
 from torchtrack import records
-from torchtrack.api.run import Run
 from torchtrack.histogram import Histogram
 from torchtrack.journal.frame import Kind
 from torchtrack.journal.writer import Writer
 from torchtrack.records import Table
-from torchtrack.server import distributions, schema
+from torchtrack.server import distributions, overview, schema
+from torchtrack.server.axes import Axis
 from torchtrack.server.filters import compile_filter
 from torchtrack.server.indexer import Indexer
+from torchtrack.server.ledger import Entry, Ledger
 from torchtrack.server.metrics import MetricsStore
 from torchtrack.server.placement import Placed
 from torchtrack.server.reading import FIELDS
 from torchtrack.server.series import Item, Span, series
+from torchtrack.server.surveys import Surveys
 
 REPEATS = 15
 MONTH = 202511
@@ -106,7 +111,9 @@ def write_journal(runs: Path, frames: list[pa.Table]) -> None:
 def ask(label: str, call: Callable[[], Any]) -> None:
     call()
     walls = sorted(timed(call)[0] for _ in range(REPEATS))
-    print(f"| {label} | {statistics.median(walls) * 1e3:.0f} | {walls[int(0.95 * (REPEATS - 1))] * 1e3:.0f} |")
+    print(
+        f"| {label} | {statistics.median(walls) * 1e3:.0f} | {walls[int(0.95 * (REPEATS - 1))] * 1e3:.0f} |", flush=True
+    )
 
 
 def charts(store: MetricsStore, rng: np.random.Generator) -> None:
@@ -118,13 +125,19 @@ def charts(store: MetricsStore, rng: np.random.Generator) -> None:
         part = one.slice(half * 500_000, 500_000)
         store.insert("scalars", schema.to_store(Table.SCALARS, part, month=MONTH, stream=200, seq=half))
     line = {
-        stream: Item(str(stream), "metric/0", "mean", (Placed(stream, 1, 0, 1),)) for stream in [*range(100, 120), 200]
+        stream: Item(str(stream), "metric/0", "mean", (Placed(stream, 1, 0, 1, frames=9),), 1_750_000_000_000_000)
+        for stream in [*range(100, 120), 200]
     }
     many = [line[stream] for stream in range(100, 120)]
-    ask("20 runs x 100,000 points to 1,000 buckets", lambda: series(store, many, Span(None, None, 1000)))
-    ask("the same, zoomed to 5 %", lambda: series(store, many, Span(50_000, 55_000, 1000)))
-    ask("1 run x 1,000,000 points to 1,000 buckets", lambda: series(store, [line[200]], Span(None, None, 1000)))
-    ask("the same, smoothed", lambda: series(store, [line[200]], Span(None, None, 1000, tau=100.0)))
+    known, seconds = Surveys(store), Span(None, None, 1000, axis=Axis("relative"))
+    whole, part, slow = Span(None, None, 1000), Span(50_000, 55_000, 1000), Span(None, None, 1000, tau=100.0)
+    ask("20 runs x 100,000 points to 1,000 buckets, the first time", lambda: series(store, many, whole))
+    ask("the same, again", lambda: series(store, many, whole, known))
+    ask("the same, over seconds since each run began", lambda: series(store, many, seconds, known))
+    ask("the same over steps, zoomed to 5 %", lambda: series(store, many, part, known))
+    ask("1 run x 1,000,000 points to 1,000 buckets, the first time", lambda: series(store, [line[200]], whole))
+    ask("the same, again", lambda: series(store, [line[200]], whole, known))
+    ask("the same, smoothed", lambda: series(store, [line[200]], slow, known))
 
 
 def tensors(rows: int, names: int, rng: np.random.Generator) -> pa.Table:
@@ -155,7 +168,7 @@ def maps(store: MetricsStore, rng: np.random.Generator) -> None:
         rows = rows.set_column(1, rows.schema.field(1), rows["sample"])
         store.insert("tensors", schema.to_store(Table.TENSORS, rows, month=MONTH, stream=300, seq=part))
     where = [Placed(300, 1, 0, 1)]
-    run: Run = None  # type: ignore[assignment]  # asked only where ranks wrote parts
+    run: Any = SimpleNamespace(events=lambda type: [])  # noqa: A006, ARG005  # says nothing of its model
     window = distributions.Window("gradient", pixels=2048)
     ask(
         "600 tensors x 2,000 columns",
@@ -167,40 +180,60 @@ def maps(store: MetricsStore, rng: np.random.Generator) -> None:
     ask("the same, 10 tensors added", lambda: distributions.histogram(store, run, where, block))
 
 
-def table_of_runs(number: int, rng: np.random.Generator) -> None:
+def table_of_runs(store: MetricsStore, number: int, rng: np.random.Generator) -> None:
     values = rng.random((number, 30))
-    rows = [
-        {
-            "uid": f"{i:016x}",
-            "state": "finished",
-            "tags": ["a"],
-            "config": {"lr": v[0]},
-            "summary": {f"m{k}": v[k] for k in range(30)},
-        }
-        for i, v in enumerate(values.tolist())
-    ]
-    text = "state = finished and config.lr < 0.5 and summary.m3 > 0.1"
+    ledger = Ledger(store)
+    ledger.load()
+    for start in range(0, number, 1000):
+        rows = [
+            {
+                "uid": f"{i:016x}",
+                "project": "llm",
+                "state": "finished",
+                "created": f"2026-01-01T00:00:{i:06}",
+                "tags": ["a"],
+                "config": {"lr": v[0], "seed": i, "model": {"dim": 512}},
+                "summary": {f"m{k}": v[k] for k in range(30)},
+            }
+            for i, v in enumerate(values[start : start + 1000].tolist(), start)
+        ]
+        ledger.put([Entry(row, 1, 1) for row in rows], {})
+    where = compile_filter("state = finished and config.lr < 0.5 and summary.m3 > 0.1", FIELDS)
+    every, scope = compile_filter("", FIELDS), overview.Scope("llm")
+    ask(
+        f"{number:,} runs, filtered and sorted, the first 50",
+        lambda: overview.page(store, scope, where, ["summary.m7"], 50, 0),
+    )
+    ask("the same, the newest 50", lambda: overview.page(store, scope, every, ["-created"], 50, 0))
+    ask("the same, metrics and settings there are", lambda: overview.keys(store, scope, ""))
 
-    def query() -> list[Any]:
-        matches = compile_filter(text, FIELDS)
-        return sorted((row for row in rows if matches(row)), key=lambda row: row["summary"]["m7"])[:50]
 
-    ask(f"{number:,} rows of runs in memory, filtered and sorted", query)
+def mlflow(command: str, folder: Path, number: int, rng: np.random.Generator) -> None:
+    with mlflow_server(command, folder) as server:
+        server.fill(number, rng)
+        ask("MLflow: 20 runs x 100,000 points to 320", lambda: server.lines(list(range(20))))
+        ask("MLflow: 1 run x 1,000,000 points to 320", lambda: server.lines([20]))
+        ask(f"MLflow: {number:,} runs, filtered and sorted, the first 50", server.table)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--runs", type=int, default=20_000)
+    parser.add_argument("--skip-ingest", action="store_true")
+    parser.add_argument("--mlflow")
     options = parser.parse_args()
     rng = np.random.default_rng(0)
     with tempfile.TemporaryDirectory() as folder:
         store = MetricsStore.in_folder(Path(folder) / "index")
-        ingest(store, rng)
+        if not options.skip_ingest:
+            ingest(store, rng)
         print(f"\nanswers, {REPEATS} calls\n\n| question | median ms | p95 ms |\n|---|---|---|")
         charts(store, rng)
         maps(store, rng)
-        table_of_runs(options.runs, rng)
+        table_of_runs(store, options.runs, rng)
         store.close()
+        if options.mlflow:
+            mlflow(options.mlflow, Path(folder), options.runs, rng)
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal
+from urllib.parse import quote
 
 from torchtrack import alerts, environment, guard
 from torchtrack.background import Background
@@ -215,9 +216,11 @@ class Run:
 
     @property
     def url(self) -> str | None:
-        """Where to look at it; None if it is only on this machine."""
+        """Where to look at it in a browser; None if it is only on this machine."""
         server = self.settings.url if self.settings.mode == "online" else None
-        return f"{server}/runs/{self.uid}" if server and not self.disabled else None
+        if not server or self.disabled:
+            return None
+        return f"{server}/#/p/{quote(self.project, safe='')}/r/{self.uid}"
 
     @property
     def dir(self) -> str:
@@ -683,6 +686,7 @@ class Run:
         place = {
             "type": "joined",
             "uid": identity.uid,
+            "project": identity.project,
             "attempt": identity.attempt,
             "rank": identity.rank,
             "local_rank": identity.local_rank,
@@ -739,6 +743,7 @@ class Run:
         opening = {
             "role": "rank",
             "uid": identity.uid,
+            "project": None if identity.provisional else identity.project,
             "attempt": identity.attempt,
             "rank": identity.rank,
             "local_rank": identity.local_rank,

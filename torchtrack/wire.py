@@ -22,7 +22,7 @@ OLDEST_PROTOCOL: Final = 1
 """The oldest version spoken here: the one before the newest, once there are two."""
 API: Final = "/api/v1"
 FRAMES_TYPE: Final = "application/vnd.torchtrack.frames"
-CAPABILITIES: Final = ("lost", "media", "zstd")
+CAPABILITIES: Final = ("files", "lost", "media", "zstd")
 MAX_HEAD: Final = 1 << 20
 MAX_STREAMS: Final = 4096
 """Of one request."""

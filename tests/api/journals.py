@@ -39,6 +39,7 @@ class RankJournal:
         start_us: int | None = None,
         role: str = "rank",
         parent: int | None = None,
+        project: str | None = None,
     ) -> None:
         self.stream = next(_streams)
         self.rank = rank
@@ -46,6 +47,7 @@ class RankJournal:
         opening = {
             "role": role,
             "uid": uid,
+            **({} if project is None else {"project": project}),
             "attempt": attempt,
             "rank": rank,
             "local_rank": rank,

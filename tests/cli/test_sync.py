@@ -52,12 +52,15 @@ def test_a_run_recorded_offline_is_sent_with_its_files_and_sending_again_changes
     server: Running, tmp_path: Path
 ) -> None:
     uid = record(tmp_path)
+    (journal,) = tmp_path.glob(f"{uid}/000/*.ttj")
+    (tmp_path / uid / "nodes").mkdir()
+    (tmp_path / uid / "nodes" / f"{journal.stem[-16:]}-0.ttb").write_bytes(b"a black box")
     first = call("sync", "--dir", str(tmp_path))
     files = {path: path.read_bytes() for path in (server.config.runs / uid).rglob("*") if path.is_file()}
     again = call("sync", "--dir", str(tmp_path), uid)
     code, said = call("status", "--dir", str(tmp_path))
 
-    assert (first[0], again[0], code) == (0, 0, 0)
+    assert (first[0], again[0], code) == (0, 0, 0), first[1] + again[1]
     assert "checksums agree" in first[1]
     assert files == {path: path.read_bytes() for path in (server.config.runs / uid).rglob("*") if path.is_file()}
     assert {path.relative_to(server.config.runs) for path in files} == {

@@ -481,6 +481,15 @@ def test_streams_are_found_by_their_first_file(new_writer: NewWriter, tmp_path: 
     assert [Stream(path).stream for path in find_streams(tmp_path)] == [1, 2, 4, 3]
 
 
+def test_a_stream_that_has_lost_its_first_file_is_found_by_a_later_one(tmp_path: Path) -> None:
+    run = tmp_path / f"{7:016x}"
+    (run / "000").mkdir(parents=True)
+    for name in ("0-00000000000000aa.1.ttj", "0-00000000000000aa.2.ttj"):
+        (run / "000" / name).touch()
+
+    assert find_streams(tmp_path) == [run / "000" / "0-00000000000000aa.ttj"]
+
+
 def test_a_writer_on_this_machine_is_gone_when_its_process_has_ended() -> None:
     ended = subprocess.Popen([sys.executable, "-c", ""])
     ended.wait()

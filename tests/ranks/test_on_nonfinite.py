@@ -14,6 +14,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 import torchtrack
+from tests.ranks import wrappers
 from torchtrack.testing import ranks
 from torchtrack.watch import layout
 
@@ -126,3 +127,84 @@ def train_unlike(folder: Path) -> list[bool]:
 def test_a_rank_that_decides_alone_leaves_nothing_out(tmp_path: Path) -> None:
     found = ranks(2, init=True).run(train_unlike, tmp_path)
     assert found == [[False] * 4] * 2
+
+
+LAYOUTS = (
+    "hsdp",
+    "fsdp1",
+    "fsdp1 original parameters",
+    "fsdp1 hybrid",
+    "tensor parallel",
+    "fsdp2 and tensor parallel",
+    "pipeline 1f1b beside another",
+)
+BAD = 2
+
+
+def train_layouts(folder: Path, names: list[str]) -> dict[str, dict[str, Any]]:
+    """Each layout with each action: four steps, at one of which one rank has a NaN in what it holds of a gradient."""
+    warnings.filterwarnings("ignore", module=r"torch\.")
+    run = torchtrack.init(project="nonfinite", dir=folder, system_interval=0.0, finish_timeout=30.0)
+    found = {f"{name}, {action}": train_layout(run, name, action) for name in names for action in ("skip", "raise")}
+    run.finish(quiet=True)
+    return found
+
+
+def train_layout(run: torchtrack.Run, name: str, action: str) -> dict[str, Any]:
+    trained = wrappers.WRAPPERS[name][1]()
+    parameters = [p for optimizer in trained.optimizers for group in optimizer.param_groups for p in group["params"]]
+    groups = [[p for p in parameters if layout.is_dtensor(p) is sharded] for sharded in (False, True)]
+    optimizer = torch.optim.AdamW(  # torch's fused step takes either kind, not both at once
+        [{"params": group} for group in groups if group], lr=0.1, fused=True
+    )
+    start = run.step
+    run.watch(trained.watch, log_freq=2, on_nonfinite=action)  # type: ignore[arg-type]
+    seen, stopped = [], None
+    data = wrappers.batches(*trained.data_ranks)
+    for step in range(4):
+        before = held(parameters)
+        optimizer.zero_grad()
+        batch = next(data)
+        if trained.backward is not None:
+            trained.backward(batch)
+        else:
+            wrappers.loss_of(trained.forward(batch)).backward()
+        if step == BAD and dist.get_rank() == 1:
+            spoil(parameters)
+        try:
+            optimizer.step()
+        except torchtrack.NonFiniteError as error:
+            stopped = error.step - start
+            optimizer.zero_grad()
+        seen.append(all(torch.equal(a, b) for a, b in zip(before, held(parameters), strict=True)))
+        run.log({"loss": 0.0})
+    run.unwatch(trained.watch)
+    return {"unchanged": seen, "counts": step_counts(optimizer), "stopped": stopped}
+
+
+def held(parameters: list[torch.Tensor]) -> list[torch.Tensor]:
+    return [(layout.local_part(p) if layout.is_dtensor(p) else p).detach().clone() for p in parameters]
+
+
+def spoil(parameters: list[torch.Tensor]) -> None:
+    """Put a NaN into the first gradient of which something lies here."""
+    for parameter in parameters:
+        if parameter.grad is not None:
+            local = layout.local_part(parameter.grad) if layout.is_dtensor(parameter.grad) else parameter.grad
+            if local.numel():
+                local.view(-1)[0] = math.nan
+                return
+
+
+@pytest.mark.parametrize("size", [2, 4])
+def test_all_ranks_decide_alike_under_every_layout(tmp_path: Path, size: int) -> None:
+    names = [name for name in LAYOUTS if wrappers.WRAPPERS[name][0] == size]
+    found = ranks(size, init=True).run(train_layouts, tmp_path, names)
+    for case in found[0]:
+        decided = [each[case] for each in found]
+        assert [each["unchanged"] for each in decided] == [[False, False, True, False]] * size, case
+        assert [each["counts"] for each in decided] == [{3.0}] * size, case
+        assert [each["stopped"] for each in decided] == [BAD if "raise" in case else None] * size, case
+    [run] = torchtrack.Api(tmp_path).runs()
+    told = {name for event in run.events("nonfinite_step") for name in event.data["names"]}
+    assert all("/." not in name and "_fsdp" not in name for name in told), told  # further models have a prefix

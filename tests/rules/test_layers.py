@@ -68,7 +68,7 @@ ARROWS: dict[str, set[str]] = {
     "active": {"environment", "fields", "job", "naming", "run", "settings"},
     "launch": {"active", "run", "watch"},
     # the reader's side
-    "api": {"batches", "histogram", "journal", "naming", "records", "sidecar", "stability"},
+    "api": {"batches", "credentials", "histogram", "journal", "naming", "records", "sidecar", "stability"},
     "server": {"api", "credentials", "histogram", "journal", "naming", "records", "stability", "wire"},
     "lookout": {"api", "journal", "records", "stability"},
     "importers": {"blobs", "histogram", "job", "journal", "records", "redact"},

@@ -11,6 +11,7 @@ import pytest
 
 from tests.api.conftest import journal, runs  # noqa: F401  # the same fixtures here
 from tests.server.running import Running
+from tests.server.team import Team
 from torchtrack.server.app import Config
 from torchtrack.server.budget import Limits
 from torchtrack.server.metrics import MetricsStore
@@ -51,6 +52,17 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
     running = Running(Config(data=tmp_path_factory.mktemp("server"), limits=limits, queries=False))
     yield running
     running.stop()
+
+
+@pytest.fixture(scope="session")
+def team(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Team]:
+    """A whole server with runs of two projects and keys of all kinds. Tests leave of it what they find."""
+    made = Team(tmp_path_factory.mktemp("team"))
+    try:
+        made.come_together()
+        yield made
+    finally:
+        made.stop()
 
 
 @pytest.fixture

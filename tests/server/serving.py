@@ -11,11 +11,12 @@ from typing import Any
 
 import urllib3
 import uvicorn
-from fastapi import APIRouter
+from fastapi import APIRouter, Depends, Request
 
 from torchtrack.server.catalog import Catalog
 from torchtrack.server.indexer import Indexer
 from torchtrack.server.metrics import MetricsStore
+from torchtrack.server.rights import OWNER
 from torchtrack.server.worker import create_app
 
 
@@ -44,6 +45,10 @@ class Client:
         return json.loads(data)
 
 
+def _owner(request: Request) -> None:
+    request.state.key = OWNER
+
+
 @contextmanager
 def serving(
     store: MetricsStore, runs: Path, catalog: Catalog | None = None, more: APIRouter | None = None
@@ -51,7 +56,7 @@ def serving(
     """A server that follows a folder; everything in it is there from the start."""
     app = create_app(store, runs, catalog)
     if more is not None:
-        app.include_router(more, prefix="/api/v1")
+        app.include_router(more, prefix="/api/v1", dependencies=[Depends(_owner)])
     server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="warning", lifespan="on"))
     app.state.indexer.poll(everything=True)
     thread = threading.Thread(target=server.run, name="uvicorn")

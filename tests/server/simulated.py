@@ -15,7 +15,7 @@ from urllib.parse import parse_qs, urlsplit
 from torchtrack import wire
 from torchtrack.journal import frame
 from torchtrack.journal.frame import Kind
-from torchtrack.journal.reader import Stream
+from torchtrack.journal.reader import PADDING, Stream
 from torchtrack.server import stream_log
 from torchtrack.server.budget import Limits
 from torchtrack.server.ingest import Ingest
@@ -153,14 +153,19 @@ class Server:
         return found
 
 
-def stored(path: Path) -> dict[Key, bytes]:
-    """The verified frames of a stream's files."""
+def stored(path: Path, *, strict: bool = False) -> dict[Key, bytes]:
+    """The verified frames of a stream's files.
+
+    A power cut leaves anything in the bytes behind a frame that no checksum covers, until the store next looks at the
+    stream; unless `strict` they are taken for the zeros that belong there.
+    """
     stream = Stream(path, grace_s=float("-inf"), gone=lambda *_: True)
     found: dict[Key, bytes] = {}
     for each in stream.stored():
         assert (stream.stream, each.header.seq) not in found
-        found[stream.stream, each.header.seq] = bytes(each.raw)
-    leftovers = [damage for damage in stream.damages if not damage.lost]
+        padding = len(each.padding)
+        found[stream.stream, each.header.seq] = bytes(each.raw[: len(each.raw) - padding]) + bytes(padding)
+    leftovers = [damage for damage in stream.damages if not damage.lost and (strict or damage.reason != PADDING)]
     assert not leftovers, f"bytes between whole frames: {leftovers}"
     return found
 

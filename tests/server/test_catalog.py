@@ -8,12 +8,17 @@ import subprocess
 import tempfile
 import threading
 from collections.abc import Iterator
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
 import sqlalchemy as sa
 
 from torchtrack.server.catalog import Catalog, ConflictError, overlaid
+from torchtrack.server.homes import RefusedRunError
+from torchtrack.server.people import TakenError, UnknownError, digest
+from torchtrack.server.rights import OWNER, Who
+from torchtrack.server.tables import now
 
 BINARIES = [
     Path(p).parent for p in (shutil.which("initdb"), *map(str, Path("/usr/lib/postgresql").glob("*/bin/initdb"))) if p
@@ -120,6 +125,124 @@ def test_two_who_change_a_view_at_once_do_not_overwrite_each_other(catalog: Cata
     assert catalog.views("llm") == []
 
 
+def test_views_are_everybodys_or_somebodys(catalog: Catalog) -> None:
+    for owner in ("", "ann", "bob"):
+        catalog.save_view("llm", "mine", {"of": owner}, by="x", owner=owner)
+    with pytest.raises(ConflictError, match="choose another name"):
+        catalog.save_view("llm", "mine", {}, by="x", owner="ann")
+
+    assert [view["content"]["of"] for view in catalog.views("llm", "ann")] == ["", "ann"]
+    assert [view["content"]["of"] for view in catalog.views("llm")] == [""]
+
+
+def test_a_key_is_known_by_its_hash_alone_until_it_ends(catalog: Catalog, url: str) -> None:
+    people = catalog.people
+    key, about = people.add_key("cluster", "write", OWNER, project="llm")
+    over, _ = people.add_key("over", "admin", OWNER, expires=now() - timedelta(seconds=1))
+    again = Catalog(url)
+    found = again.people.by_key(digest(key))
+    assert found is not None
+    assert (found.who.roles, found.who.user, found.expires) == ({"llm": "editor"}, None, None)
+    (listed, _) = sorted(again.people.all_keys(), key=lambda each: str(each["name"]))
+    assert listed["used"] is not None
+    assert key not in str(again.people.all_keys())
+    again.people.revoke_key(about["id"], OWNER)
+    again.people.revoke_key(about["id"], OWNER)
+    assert again.people.by_key(digest(key)) is people.by_key(digest(over)) is None
+    assert [line["action"] for line in again.audit.lines()] == ["key.revoke", "key.create", "key.create"]
+    with pytest.raises(UnknownError):
+        people.revoke_key("nothing", OWNER)
+    again.close()
+
+
+def test_a_users_keys_and_sessions_may_what_the_user_may_now(catalog: Catalog) -> None:
+    people = catalog.people
+    ann = people.add_user("ann", {"llm": "editor", "*": "viewer"}, OWNER)["id"]
+    with pytest.raises(TakenError):
+        people.add_user("ann", {}, OWNER)
+    key, _ = people.add_key("laptop", "admin", OWNER, user=ann)
+    one, _ = people.add_key("one", "read", OWNER, user=ann, project="llm")
+    session = people.begin_session(timedelta(hours=1), user=ann)
+
+    def roles(of: str) -> dict[str, str] | None:
+        found = people.by_key(digest(of))
+        return None if found is None else dict(found.who.roles)
+
+    assert (roles(key), roles(one)) == ({"llm": "editor", "*": "viewer"}, {"llm": "viewer"})
+    people.set_role(ann, "llm", "viewer", OWNER)
+    people.set_role(ann, "*", None, OWNER)
+    assert (roles(key), roles(one)) == ({"llm": "viewer"}, {"llm": "viewer"})
+    assert people.by_session(digest(session))[1] is not None
+    people.change_user(ann, OWNER, disabled=True)
+    assert (roles(key), people.by_session(digest(session))[1]) == (None, None)
+    people.change_user(ann, OWNER, disabled=False)
+    assert roles(key) == {"llm": "viewer"}
+    people.remove_user(ann, OWNER)
+    assert people.all_keys() == people.all_users() == []
+    with pytest.raises(UnknownError):
+        people.add_key("x", "read", OWNER, user=ann)
+
+
+def test_whom_a_provider_knows_is_one_user_and_never_somebody_elses_name(catalog: Catalog) -> None:
+    people = catalog.people
+    people.add_user("ann", {"*": "admin"}, OWNER)
+    first = people.known_to("https://idp", "1", "ann", "ann@example.org", "viewer")
+    again = people.known_to("https://idp", "1", "renamed", None, "admin")
+    other = people.known_to("https://idp", "2", "ann", None, None)
+
+    assert (first.name, first.roles) == ("ann-2", {"*": "viewer"})
+    assert again == first
+    assert (other.name, other.roles) == ("ann-3", {})
+    people.change_user(first.id, OWNER, disabled=True)
+    with pytest.raises(UnknownError, match="disabled"):
+        people.known_to("https://idp", "1", "ann", None, "viewer")
+
+
+def test_a_run_is_at_home_where_its_first_key_says(catalog: Catalog) -> None:
+    llm = Who("k1", "llm", "key", {"llm": "editor"})
+    both = Who("k2", "both", "key", {"llm": "editor", "vision": "admin", "other": "viewer"})
+    homes = catalog.homes
+    homes.settle(both, "a" * 16, None, there=False)
+    homes.settle(both, "a" * 16, "vision", there=True)
+    homes.settle(both, "a" * 16, "vision", there=True)
+    homes.settle(llm, "b" * 16, None, there=False)
+    for who, uid, says, there in (
+        (llm, "a" * 16, None, True),
+        (llm, "a" * 16, "llm", True),
+        (both, "a" * 16, "other", True),
+        (both, "b" * 16, "vision", True),
+        (llm, "c" * 16, "llm", True),
+    ):
+        with pytest.raises(RefusedRunError):
+            homes.settle(who, uid, says, there=there)
+
+    assert catalog.edits() == {"a" * 16: {"project": "vision"}, "b" * 16: {"project": "llm"}}
+
+
+def test_the_audit_log_is_read_by_project_and_page(catalog: Catalog) -> None:
+    for number in range(5):
+        catalog.audit.note(OWNER, "run.edit", f"r{number}", "llm" if number % 2 else None, fields=["name"])
+    newest = catalog.audit.lines(limit=2)
+
+    assert [line["target"] for line in newest] == ["r4", "r3"]
+    assert [line["target"] for line in catalog.audit.lines(before=newest[-1]["id"])] == ["r2", "r1", "r0"]
+    assert [line["target"] for line in catalog.audit.lines(frozenset({"llm"}))] == ["r3", "r1"]
+    assert newest[0]["at"].endswith("+00:00")
+
+
+def test_a_catalog_of_the_version_before_keeps_its_views(url: str) -> None:
+    first = Catalog(url, upto="0001")
+    with first._engine.begin() as connection:
+        columns = 'id, project, name, content, version, "by", at'
+        values = "'v', 'llm', 'old', '{}', 3, 'ann', '2026-01-01 00:00:00'"
+        connection.execute(sa.text(f"INSERT INTO views ({columns}) VALUES ({values})"))  # noqa: S608
+    first.close()
+    catalog = Catalog(url)
+
+    assert [(each["name"], each["version"], each["owner"]) for each in catalog.views("llm")] == [("old", 3, "")]
+    catalog.close()
+
+
 def test_many_who_open_and_edit_at_once_lose_nothing(url: str) -> None:
     failed: list[BaseException] = []
 
@@ -148,9 +271,9 @@ def test_tables_and_migrations_say_the_same(catalog: Catalog, url: str) -> None:
     from alembic.autogenerate import compare_metadata
     from alembic.migration import MigrationContext
 
-    from torchtrack.server import catalog as module
+    from torchtrack.server.tables import metadata
 
     engine = sa.create_engine(url)
     with engine.connect() as connection:
-        assert compare_metadata(MigrationContext.configure(connection), module._metadata) == []
+        assert compare_metadata(MigrationContext.configure(connection), metadata) == []
     engine.dispose()

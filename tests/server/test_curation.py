@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import pytest
+from fastapi import APIRouter, Depends, Request
 
 from tests.api.journals import UID
 from tests.server.samples import Make, write_runs
 from tests.server.serving import Client, serving
 from torchtrack.server.catalog import Catalog
-from torchtrack.server.curation import router
+from torchtrack.server.curation import router, views_router
 from torchtrack.server.metrics import MetricsStore
+from torchtrack.server.rights import OWNER
 
 JOINED = "c1c2c3c4c5c6c7c8"
 
@@ -23,9 +25,24 @@ def client(runs: Path, journal: Make, store: MetricsStore, tmp_path: Path) -> It
     write_runs(journal)
     with (
         contextlib.closing(Catalog.in_folder(tmp_path / "catalog")) as catalog,
-        serving(store, runs, catalog, router(catalog, lambda _: "ann")) as client,
+        serving(store, runs, catalog, as_owner(catalog)) as client,
     ):
         yield client
+
+
+def as_owner(catalog: Catalog) -> APIRouter:
+    """The routes for one who may all."""
+
+    def let_in(request: Request) -> None:
+        request.state.key = OWNER
+
+    async def where(uids: Sequence[str]) -> Mapping[str, str]:
+        raise AssertionError("the owner is not asked")
+
+    routes = APIRouter(dependencies=[Depends(let_in)])
+    routes.include_router(router(catalog, where))
+    routes.include_router(views_router(catalog))
+    return routes
 
 
 def table(client: Client, **query: object) -> dict[str, list[object]]:

@@ -12,8 +12,9 @@ import pytest
 from tests.api.journals import UID
 from tests.server.samples import Make, write_runs
 from torchtrack import Api
-from torchtrack.server import stored
-from torchtrack.server.distributions import MISSING, NONFINITE, POOLED, Window, glob_pattern, heatmap, histogram
+from torchtrack.server import distributions, stored
+from torchtrack.server.distributions import MISSING, NONFINITE, POOLED, Window, heatmap, histogram
+from torchtrack.server.globs import glob_pattern
 from torchtrack.server.indexer import Indexer
 from torchtrack.server.metrics import MetricsStore
 from torchtrack.server.placement import placed
@@ -74,6 +75,36 @@ def test_a_cell_is_pooled_from_the_samples_it_covers(runs: Path, two_ranks: Metr
             bad = bool(inside["nans"].to_numpy().sum() or inside["pos_infs"].to_numpy().sum())
             wanted = MISSING if not len(norms) else bad * NONFINITE + (len(norms) > 1) * POOLED
             assert flags[at, column] == wanted
+
+
+@pytest.mark.parametrize("pixels", [3, 2000])
+def test_a_map_that_is_fetched_in_pieces_is_the_same(
+    runs: Path, journal: Make, store: MetricsStore, monkeypatch: pytest.MonkeyPatch, pixels: int
+) -> None:
+    rank, generator = journal(), np.random.default_rng(0)
+    for step in (*range(-9, 40), 1000):  # a gap, in which no column is
+        for name in ("a", "b"):
+            values = generator.normal(size=8) * (np.inf if step == 7 else 1)
+            rank.tensor(step, name, values)
+    Indexer(runs, store).poll()
+    run = Api.of(stored.open_source(store)).run(UID)
+    where, window = placed(store, run), Window("gradient", pixels=pixels)
+    whole = heatmap(store, run, where, window, "norm", norm="abs", pool="max")
+    added = histogram(store, run, where, window)
+    monkeypatch.setattr(distributions, "MOST_ROWS", 7)
+    monkeypatch.setattr(distributions, "MOST_HISTOGRAMS", 7)
+
+    for answer, other in (
+        (whole, heatmap(store, run, where, window, "norm", norm="abs", pool="max")),
+        (added, histogram(store, run, where, window)),
+    ):
+        assert answer.header == other.header
+        for name, column in answer.columns.items():
+            np.testing.assert_array_equal(column, other.columns[name])
+        assert answer.table.equals(other.table)
+    assert int(added.columns["counts"].sum()) == 50 * 2 * 8
+    assert whole.table.num_rows == 2 * len(whole.columns["x"])
+    assert pixels < 2000 or len(whole.columns["x"]) == 50
 
 
 def test_what_was_never_recorded_is_an_empty_map(two_ranks: MetricsStore) -> None:

@@ -14,7 +14,7 @@ from typing import Any
 
 import urllib3
 import uvicorn
-from fastapi import FastAPI
+from fastapi import Depends, FastAPI, Request
 from fastapi.routing import APIRoute
 
 from tests.api.journals import UID
@@ -24,7 +24,12 @@ from torchtrack.server import live, query
 from torchtrack.server.front import Worker, router
 from torchtrack.server.metrics import MetricsStore
 from torchtrack.server.reading import Reader
+from torchtrack.server.rights import OWNER
 from torchtrack.server.worker import install
+
+
+def let_in(request: Request) -> None:
+    request.state.key = OWNER
 
 
 @contextlib.contextmanager
@@ -35,7 +40,7 @@ def front(worker: Worker) -> Iterator[str]:
             yield
 
     app = FastAPI(lifespan=lifespan)
-    app.include_router(router(worker), prefix="/api/v1")
+    app.include_router(router(worker), prefix="/api/v1", dependencies=[Depends(let_in)])
     install(app)
     server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="warning", lifespan="on"))
     thread = threading.Thread(target=server.run, name="uvicorn")

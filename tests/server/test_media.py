@@ -21,7 +21,7 @@ def test_a_file_has_its_name_only_once_its_content_is_on_the_disk(
     order: list[str] = []
 
     def fsync(fd: int) -> None:
-        order.append(f"sync {Path(f'/proc/self/fd/{fd}').readlink().name.partition('.')[0][:5]}")
+        order.append(f"sync {Path(f'/proc/self/fd/{fd}').readlink().name.lstrip('.')[:5]}")
 
     def rename(old: str, new: str, *, src_dir_fd: int, dst_dir_fd: int) -> None:
         order.append("rename")

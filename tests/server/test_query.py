@@ -20,11 +20,13 @@ from tests.api.journals import UID
 from tests.server.samples import OTHER, Make, bits, facts, write_runs
 from tests.server.serving import Client, serving
 from torchtrack import Api
+from torchtrack.api.remote import Server
 from torchtrack.errors import RunNotFoundError, ServerError
 from torchtrack.server.answers import read_frame
 from torchtrack.server.metrics import MetricsStore
 
 JOINED = "c1c2c3c4c5c6c7c8"
+NEW = "d1d2d3d4d5d6d7d8"
 
 
 @pytest.fixture
@@ -45,6 +47,28 @@ def test_a_run_over_the_network_is_the_run_in_the_folder(runs: Path, client: Cli
     assert here.unread == {}
     with pytest.raises(RunNotFoundError, match="no run 'nope' in http://"):
         here.run("nope")
+
+
+def test_a_history_comes_combined_and_without_the_rows(
+    runs: Path, client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fetched: list[str] = []
+    get = Server._get
+
+    def noted(self: Server, path: str, *pairs: Any, **query: Any) -> bytes:
+        fetched.append(path)
+        return get(self, path, *pairs, **query)
+
+    monkeypatch.setattr(Server, "_get", noted)
+    here, there = Api(client.url).run(UID), Api(runs).run(UID)
+    fetched.clear()
+    ways: list[dict[str, Any]] = [{}, {"ranks": "all"}, {"start": 2, "stop": 7}]
+    for how in ways:
+        assert bits(here.history(["loss", "odd", "part"], **how)) == bits(there.history(["loss", "odd", "part"], **how))
+    assert here.series("loss", 4).equals(there.series("loss", 4))
+    assert {path for path in fetched if path != "streams"} == {f"runs/{UID}/history"}
+    with pytest.raises(ValueError, match=r"no metric 'los'.*loss"):
+        here.history("los")
 
 
 def test_a_script_sees_what_a_run_logs_meanwhile(runs: Path, journal: Make, client: Client) -> None:
@@ -87,6 +111,11 @@ def test_projects_keys_and_differences(client: Client) -> None:
     keys = client.json("GET", "/projects/llm/keys", q="o")
     assert {"key": "tokens", "runs": 1} in keys["metric"]
     assert not any("o" not in each["key"] for each in keys["metric"])
+    every = client.json("GET", "/projects/llm/keys")
+    assert {"key": "gradient", "runs": 1} in every["kind"]
+    assert {"kind": "gradient", "key": "w", "runs": 1} in every["tensor"]
+    assert every["log"] == [{"key": "stdout", "runs": 1}]
+    assert {"key": "deep.er", "runs": 1} in every["config"]
     different = client.json("GET", "/compare", runs=f"{UID},{JOINED}")
     assert different["config"]["lr"] == [3e-4, None]
 
@@ -169,18 +198,29 @@ def test_changes_are_told_as_they_come_and_from_where_a_client_left_off(
     runs: Path, journal: Make, client: Client
 ) -> None:
     cursor = client.json("GET", "/live", poll=0)
-    assert cursor == {"cursor": client.indexer.batch, "runs": sorted([UID, JOINED])}
-    journal(OTHER, rank=3).log(0, {"loss": 1.0})
+    assert (cursor["cursor"], cursor["runs"]) == (client.indexer.batch, sorted([UID, JOINED]))
+    assert cursor["changes"] == {UID: ["points", "logs"], JOINED: ["points"]}
+    assert cursor["states"][UID] == "finished"
+    rank = journal(NEW, rank=3)
+    rank.log(0, {"loss": 1.0})
     client.indexer.poll(everything=True)
-    assert client.json("GET", "/live", poll=cursor["cursor"])["runs"] == [OTHER]
+    news = client.json("GET", "/live", poll=cursor["cursor"])
+    assert (news["runs"], news["changes"]) == ([NEW], {NEW: ["points"]})
+    rank.line("stdout", "hello")
+    rank.event("finding", {"rule": "spike"})
+    client.indexer.poll()
+    later = client.json("GET", "/live", poll=news["cursor"])
+    assert later["changes"] == {NEW: ["points", "logs", "findings"]}
     headers = {"Last-Event-ID": str(cursor["cursor"])}
     with client.pool.request("GET", f"{client.url}/api/v1/live", headers=headers, preload_content=False) as stream:
         text = b""
-        while b"event: points" not in text or not text.endswith(b"\n\n"):
+        while b"event: findings" not in text or not text.endswith(b"\n\n"):
             text += stream.read1()
         stream.close()
-    data = [json.loads(line[6:]) for line in text.decode().splitlines() if line.startswith("data: ")]
-    assert data == [{"run": OTHER, "upto": client.indexer.batch}]
+    told = re.findall(r"event: (\w+)\ndata: (.*)", text.decode())
+    assert [kind for kind, _ in told] == ["run", "points", "logs", "findings"]
+    place = {"run": NEW, "upto": client.indexer.batch}
+    assert [json.loads(data) for _, data in told] == [{**place, "state": news["states"][NEW]}, place, place, place]
 
 
 def test_many_ask_at_once_and_each_gets_its_own_answer(client: Client) -> None:

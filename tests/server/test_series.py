@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
+import pyarrow as pa
 import pytest
 
 from tests.api.journals import UID
 from tests.server.samples import Make, write_runs
 from torchtrack import Api
+from torchtrack.api.run import Run
 from torchtrack.server import stored
 from torchtrack.server.answers import Answer
+from torchtrack.server.axes import Axis, bucket_width
 from torchtrack.server.indexer import Indexer
 from torchtrack.server.metrics import MetricsStore
 from torchtrack.server.placement import Placed, placed
-from torchtrack.server.series import Item, Span, bucket_width, series
+from torchtrack.server.series import Item, Span, series
+from torchtrack.server.surveys import Surveys
 
 
 def chart(
@@ -25,7 +30,24 @@ def chart(
 ) -> Answer:
     run = Api.of(stored.open_source(store)).run(uid)
     streams = tuple(one for one in placed(store, run) if rank in ("mean", one.rank))
-    return series(store, [Item(uid, metric, rank, streams) for metric in metrics], span)
+    start = int(run.created.timestamp() * 1e6)
+    return series(store, [Item(uid, metric, rank, streams, start) for metric in metrics], span)
+
+
+def history_over(run: Run, metric: str, axis: Axis, rank: int | Literal["mean"]) -> tuple[np.ndarray, np.ndarray]:
+    """X in the axis's units and values, in the order of x, as `Run.history` has them."""
+    rows = run.history([metric, *filter(None, [axis.metric])], ranks=rank)
+    for name in rows.column_names[2:]:
+        rows = rows.filter(rows[name].is_valid())
+    time = rows["time"].cast(pa.int64()).to_numpy()
+    if axis.metric is not None:
+        x = rows[axis.metric].to_numpy()
+    else:
+        x = {"step": rows["step"].to_numpy(), "time": time, "relative": time - int(run.created.timestamp() * 1e6)}[
+            axis.mode
+        ]
+    order = np.argsort(x, kind="stable")
+    return x[order], rows[metric].to_numpy()[order]
 
 
 @pytest.mark.parametrize("rank", ["mean", 0, 1])
@@ -105,13 +127,90 @@ def test_smoothing_is_the_same_at_every_zoom(runs: Path, journal: Make, store: M
     np.testing.assert_allclose(part.columns["smooth.0"], expected, rtol=2e-3, atol=2e-3)
 
 
+AXES = [Axis("time"), Axis("relative"), Axis("metric", "tokens"), Axis("metric", "loss"), Axis("metric", "lr")]
+
+
+@pytest.mark.parametrize("axis", AXES, ids=lambda axis: axis.metric or axis.mode)
+def test_every_axis_has_exact_buckets(runs: Path, journal: Make, store: MetricsStore, axis: Axis) -> None:
+    write_runs(journal)
+    Indexer(runs, store).poll()
+    run = Api(runs).run(UID)
+    metrics = ["loss", "part", "infinite"]
+    ranks: tuple[int | Literal["mean"], ...] = ("mean", 1)
+    for rank, pixels in itertools.product(ranks, (3, 100)):
+        answer = chart(store, metrics, Span(None, None, pixels, axis=axis), rank)
+        starts = np.round(answer.columns["x"] * axis.unit) if axis.whole else answer.columns["x"]
+        if not answer.header["raw"]:
+            assert len(starts) <= pixels
+        for line, metric in enumerate(metrics):
+            x, value = history_over(run, metric, axis, rank)
+            at = np.searchsorted(starts, x, side="right") - 1
+            assert (x - starts[at] <= answer.header["bucket"] * axis.unit).all()
+            got = {name: answer.columns[f"{name}.{line}"] for name in ("first", "last", "min", "max", "count")}
+            for number in range(len(starts)):
+                inside = value[at == number]
+                finite = inside[np.isfinite(inside)]
+                ends = [inside[0], inside[-1]] if len(inside) else [math.nan] * 2
+                spread = [finite.min(), finite.max()] if len(finite) else [math.nan] * 2
+                expected = [*ends, *spread, len(finite)]
+                np.testing.assert_allclose([float(column[number]) for column in got.values()], expected, rtol=1e-6)
+
+
+def test_a_range_of_an_axis_is_half_open_in_its_units(runs: Path, journal: Make, store: MetricsStore) -> None:
+    rank = journal()
+    n = 3000
+    rank.columns(np.arange(n), ["loss"] * n, np.arange(n), ["mean"] * n, np.arange(n) * 500_000)
+    rank.columns(np.arange(n), ["tokens"] * n, np.arange(n) * 64.0, ["mean"] * n, np.arange(n))
+    Indexer(runs, store).poll()
+    start = Api(runs).run(UID).created.timestamp()
+    zero = float(chart(store, ["loss"], Span(None, None, n, axis=Axis("relative"))).columns["x"][0])
+
+    shown = [
+        (Axis("relative"), zero + 100.0, zero + 200.0, slice(200, 400)),
+        (Axis("time"), start + zero + 100.0, start + zero + 200.0, slice(200, 400)),
+        (Axis("metric", "tokens"), 6400.0, 12800.0, slice(100, 200)),
+    ]
+    for axis, first, stop, steps in shown:
+        answer = chart(store, ["loss"], Span(first, stop, 1000, axis=axis))
+        assert answer.columns["last.0"].tolist() == list(range(n))[steps], axis
+        coarse = chart(store, ["loss"], Span(first, stop, 10, axis=axis))
+        assert coarse.columns["count.0"].sum() == steps.stop - steps.start
+        smooth = chart(store, ["loss"], Span(first, stop, 1000, tau=1e-6, axis=axis))
+        np.testing.assert_allclose(smooth.columns["smooth.0"], answer.columns["last.0"])
+
+
+def test_rows_that_come_after_a_look_count_at_once(runs: Path, journal: Make, store: MetricsStore) -> None:
+    rank, indexer, surveys = journal(), Indexer(runs, store), Surveys(store)
+    rank.log(0, {"loss": 1.0})
+    rank.log(1, {"loss": 2.0})
+    indexer.poll()
+    run = Api.of(stored.open_source(store)).run(UID)
+    before = Item(UID, "loss", "mean", tuple(placed(store, run)))
+    assert series(store, [before], Span(None, None, 10), surveys).columns["last.0"].tolist() == [1.0, 2.0]
+    rank.log(1, {"loss": 5.0})  # said again: what was known of the rows holds no more
+    rank.log(2, {"loss": 3.0})
+    indexer.poll()
+
+    now = Item(UID, "loss", "mean", tuple(placed(store, Api.of(stored.open_source(store)).run(UID))))
+    for item in (before, now):
+        assert series(store, [item], Span(None, None, 10), surveys).columns["last.0"].tolist() == [1.0, 5.0, 3.0]
+
+
+@pytest.mark.parametrize(("low", "high"), [(0.0, 1.0), (-1e308, 1e308), (5.0, 5.0), (1.0, 1.0 + 1e-15), (0.0, 5e-324)])
+def test_a_bucket_of_a_metric_is_never_too_narrow(low: float, high: float) -> None:
+    for pixels in (1, 7, 8192):
+        k = Axis("metric", "x").exponent(low, high, pixels)
+        assert math.floor(math.ldexp(high, -k)) - math.floor(math.ldexp(low, -k)) < max(pixels, 2)
+
+
 @pytest.mark.parametrize(
-    ("low", "high", "pixels"), [(0, 0, 1), (0, 999, 1000), (0, 1000, 1000), (-7, 5, 3), (5, 10**12, 800)]
+    ("low", "high", "pixels"), [(0, 0, 1), (-1, 0, 1), (0, 999, 1000), (0, 1000, 1000), (-7, 5, 3), (5, 10**12, 800)]
 )
 def test_a_bucket_is_the_smallest_power_of_two_that_fits(low: int, high: int, pixels: int) -> None:
     width = bucket_width(low, high, pixels)
 
     assert width & (width - 1) == 0
+    pixels = max(pixels, 2 if low < 0 <= high else 1)  # 0 is an edge of buckets of any width
     assert high // width - low // width + 1 <= pixels
     assert width == 1 or high // (width // 2) - low // (width // 2) + 1 > pixels
 

@@ -207,7 +207,7 @@ def test_all_files_of_a_stream_survive_a_power_cut_after_a_crash(
     server.stop()
 
 
-@pytest.mark.parametrize("hole", [(0, 0), (0, 1), (1, 1), (2, 2), (3, 3), (3, 4), (4, 4), (4, 5), (2, 5)])
+@pytest.mark.parametrize("hole", [(0, 0), (0, 1), (1, 1), (2, 2), (3, 3), (3, 4), (4, 4), (4, 5), (2, 5), (0, 3)])
 def test_a_hole_on_the_servers_disk_is_filled_wherever_it_is(
     store: JournalStore, tmp_path: Path, hole: tuple[int, int]
 ) -> None:
@@ -235,6 +235,52 @@ def test_a_hole_on_the_servers_disk_is_filled_wherever_it_is(
     assert before.missing == (hole,)
     assert (after.next, after.missing) == (8, ())
     assert stored(first) == journal.frames
+
+
+@pytest.mark.parametrize("opened", [True, False])
+@pytest.mark.parametrize("gone", [(0,), (1,), (0, 1)])
+def test_files_that_a_power_cut_took_are_made_again(
+    store: JournalStore, tmp_path: Path, gone: tuple[int, ...], opened: bool
+) -> None:
+    journal = Journal(tmp_path / "runs", 0xABCD, 0)  # frames 0 to 2 in one file, 3 to 5 in the next, 6 to 8 in the last
+    for number in range(6):
+        if number in (2, 4):
+            journal.next_file()
+        journal.append(bytes([number]) * 30)
+    store.append(journal.number, 0, raw(journal, 0, 8))
+    store.commit()
+    first = store.streams()[journal.number]
+    for segment in gone:
+        frame.segment_path(first, segment).unlink()
+    again = JournalStore(store.folder)
+    (missing,) = again.position(journal.number).missing
+
+    begin = missing[0] + (not opened)  # a sender that has lost an opening frame itself sends what follows it
+    again.append(journal.number, begin, raw(journal, begin, missing[1]))
+    again.commit()
+    again.close()
+
+    assert missing == (3 * gone[0], 3 * gone[-1] + 2)
+    there = JournalStore(store.folder)
+    assert there.position(journal.number).missing == (() if opened else ((missing[0], missing[0]),))
+    expected = {key: each for key, each in journal.frames.items() if opened or key[1] != missing[0]}
+    assert {key: each for path in there.streams().values() for key, each in stored(path).items()} == expected
+    there.close()
+
+
+def test_bytes_behind_the_last_frame_that_a_power_cut_left_are_zeros_again(
+    journal: Journal, store: JournalStore
+) -> None:
+    journal.append(b"padded to eight")
+    store.append(journal.number, 0, raw(journal, 0, 6))
+    store.commit()
+    path = store.streams()[journal.number]
+    path.write_bytes(path.read_bytes()[:-1] + b"x")
+    again = JournalStore(store.folder)
+
+    assert again.position(journal.number).next == 7
+    assert stored(path, strict=True) == journal.frames
+    again.close()
 
 
 def test_what_a_server_keeps_is_read_like_a_local_folder(tmp_path: Path) -> None:

@@ -23,7 +23,7 @@ from tests.runs import begin, until
 from tests.server.simulated import stored
 from tests.server.training import train
 from torchtrack.cli import main
-from torchtrack.journal.reader import find_streams
+from torchtrack.journal.reader import Stream, find_streams
 from torchtrack.server.serve import listener
 from torchtrack.testing import ranks
 
@@ -115,9 +115,22 @@ def sync(*arguments: str) -> tuple[int, str]:
     return done.exit_code, done.output
 
 
+def by_lookouts(folder: Path) -> set[Path]:
+    """The streams of lookouts, to their ends."""
+    found = set()
+    for path in folder.glob("*/nodes/*.ttj"):
+        stream = Stream(path)
+        for _ in stream.stored():
+            pass
+        if stream.opening.get("by") == "lookout" and stream.seal is not None:
+            found.add(path.relative_to(folder))
+    return found
+
+
 def test_a_run_on_two_ranks_is_on_the_server_row_by_row_though_the_server_was_killed(
-    server: Process, runs: Path, tmp_path: Path
+    server: Process, runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setenv("TORCHTRACK_LIVE_FINDINGS", "1")
     enough = tmp_path / "enough"
     with ThreadPoolExecutor(1) as side:
         job = side.submit(ranks(2, init=True).run, train, 20, until=enough)
@@ -126,6 +139,7 @@ def test_a_run_on_two_ranks_is_on_the_server_row_by_row_though_the_server_was_ki
         server.start()
         enough.touch()
         job.result()
+    until(lambda: by_lookouts(server.data / "runs"), 60)  # what the rules find comes without being asked for
     code, said = sync("--dir", str(runs))
     here, there = torchtrack.Api(runs), torchtrack.Api(server.data / "runs")
     (run,) = here.runs()
@@ -138,7 +152,7 @@ def test_a_run_on_two_ranks_is_on_the_server_row_by_row_though_the_server_was_ki
     for process in helpers(runs):
         if "torchtrack.sidecar" in process.cmdline():
             process.terminate()
-    until(lambda: not helpers(runs))  # what sends ends by itself once its sidecar has left and all has arrived
+    until(lambda: not helpers(runs), 60)  # what sends ends by itself once its sidecar has left and all has arrived
     assert server.token.encode() not in b"".join(path.read_bytes() for path in runs.rglob("*") if path.is_file())
 
 
@@ -166,12 +180,12 @@ def test_without_a_sidecar_the_end_says_that_sync_sends(
     run.finish()
     said = capsys.readouterr().err
 
-    assert run.url == f"{server.url}/runs/{run.uid}"
+    assert run.url == f"{server.url}/#/p/uncategorized/r/{run.uid}"
     assert f"are sent by torchtrack sync {run.uid}" in said
     assert not helpers(runs)
 
 
-def test_a_server_that_refuses_during_the_whole_run_is_left_in_peace_and_gets_everything_later(
+def test_a_server_that_refuses_or_is_gone_for_the_whole_run_is_left_in_peace_and_gets_everything_later(
     server: Process, runs: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     server.end(signal.SIGTERM)
@@ -198,10 +212,20 @@ def test_a_server_that_refuses_during_the_whole_run_is_left_in_peace_and_gets_ev
     stub.shutdown()
     thread.join()
     stub.server_close()
+    refused = capsys.readouterr().out
+    ranks(2, init=True).run(train, 20)  # and now there is nobody at all
+    gone = capsys.readouterr().out
     server.start()
     code, said = sync("--dir", str(runs))
+    here, there = torchtrack.Api(runs), torchtrack.Api(server.data / "runs")
 
-    assert "rows of this rank are not on the server yet" in capsys.readouterr().out
+    assert "rows of this rank are not on the server yet" in refused
+    assert "rows of this rank are not on the server yet" in gone
     assert 1 <= len(asked) < 30
     assert code == 0, said
     assert frames(runs) == frames(server.data / "runs")
+    assert len(here.runs()) == 2
+    for run in here.runs():
+        other = there.run(run.uid)
+        assert run.history(ranks="all", raw=True).equals(other.history(ranks="all", raw=True))
+        assert run.texts().equals(other.texts())

@@ -64,6 +64,25 @@ def test_a_sidecar_without_pidfds_sees_the_exit_too(node: Any, monkeypatch: pyte
     assert node.exits()[0]["code"] == 3
 
 
+def test_how_a_process_ends_is_no_matter_of_the_runs_it_finished_before_it_began_another(node: Any) -> None:
+    trainer, other = node.trainer("sys.exit(3)"), node.trainer("sys.exit(4)")
+    streams = [f"{number:016x}" for number in range(3)]
+    uids = [UID, OTHER_UID, "34" * 8]
+    assert node.client.register(streams[0], uids[0], trainer.pid)
+    assert node.client.register(STREAM, uids[0], other.pid, rank=1)
+    assert node.client.ended(streams[0], "finish")
+    assert node.client.register(streams[1], uids[1], trainer.pid)
+    assert node.client.ended(streams[1], "exception")
+    assert node.client.register(streams[2], uids[2], trainer.pid)
+    assert node.client.ended(streams[2], "finish")
+    for process in (trainer, other):
+        node.tell(process)
+    node.eventually(lambda: all(len(node.exits(uid)) == 1 for uid in uids))
+
+    found = [(exit_["stream"], exit_["code"]) for uid in uids for exit_ in node.exits(uid)]
+    assert found == [(STREAM, 4), (streams[1], 3), (streams[2], 3)]
+
+
 def test_many_starts_at_once_make_one_sidecar(node: Any) -> None:
     trainer = node.trainer()
     clients = [Sidecar(node.directory, timeout_s=30.0) for _ in range(4)]

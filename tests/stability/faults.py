@@ -82,15 +82,16 @@ def _train(folder: Path, case: Case) -> str:
     optimizer = made(trained.parameters(), lr=LEARNING_RATES[case.optimizer])
     run = torchtrack.init(dir=folder, system_interval=0.0, finish_timeout=30.0)
     run.watch(trained, log=case.log, log_freq=case.log_freq)
+    sleeper = _Sleeper(case)
     for step in range(case.steps):
         broken = rank == case.rank and step >= case.at
         run.phase("data")
         replays = case.fault in ("replays", "lags") and broken
         run.mark(batch=_ids(other_rank(rank), step - 3 * (case.fault == "lags")) if replays else _ids(rank, step))
         x, y = (other if replays else own).batch(BATCH)
-        _sleep(case, "data", broken=broken)
+        sleeper.sleep("data", broken=broken)
         run.phase("forward")
-        _sleep(case, "forward", broken=broken)
+        sleeper.sleep("forward", broken=broken)
         hooks = _poison(net, case) if case.fault == "nan" and rank == case.rank and step == case.at else []
         with torch.autocast("cpu", torch.bfloat16, enabled=case.dtype == "mixed" and case.wrapper == "ddp"):
             out = trained(x)
@@ -106,7 +107,7 @@ def _train(folder: Path, case: Case) -> str:
             hook.remove()
         _after_backward(net, case, rank, step)
         run.phase("optimizer")
-        _sleep(case, "optimizer", broken=broken)
+        sleeper.sleep("optimizer", broken=broken)
         if case.clip:
             nn.utils.clip_grad_norm_(trained.parameters(), 1.0)
         if case.fault == "rate" and step == case.at:
@@ -133,9 +134,20 @@ def _ids(source: int, step: int) -> list[int]:
     return torch.randint(1 << 20, (BATCH,), generator=generator).tolist()
 
 
-def _sleep(case: Case, phase: str, *, broken: bool) -> None:
-    if case.fault == "sleeps" and case.phase == phase and broken:
-        time.sleep(_SLEEP_S)
+class _Sleeper:
+    """Sleeps as long as a step takes, whatever else the machine does."""
+
+    def __init__(self, case: Case) -> None:
+        self._case = case
+        self._began = time.perf_counter()
+        self._slept_s = 0.0
+
+    def sleep(self, phase: str, *, broken: bool) -> None:
+        if self._case.fault == "sleeps" and self._case.phase == phase and broken:
+            now = time.perf_counter()
+            last_s = min(now - self._began - self._slept_s, 10 * _SLEEP_S)
+            self._began, self._slept_s = now, max(_SLEEP_S, last_s)
+            time.sleep(self._slept_s)
 
 
 def _poison(net: nn.Sequential, case: Case) -> list[Any]:

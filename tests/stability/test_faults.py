@@ -73,6 +73,13 @@ def test_fp16_underflow_is_found_in_its_first_sample(tmp_path: Path) -> None:
     assert weight.underflow[0] > 0.5
 
 
+def test_bf16_weights_that_small_steps_leave_as_they_are_are_found_in_eight_samples(tmp_path: Path) -> None:
+    healthy = train(tmp_path / "a", 9, lr=1e-2, dtype=torch.bfloat16)
+    assert "update_lost" not in by_rule(healthy.findings())
+    found = by_rule(train(tmp_path / "b", 9, lr=1e-6, dtype=torch.bfloat16).findings())["update_lost"]
+    assert (found.severity, found.first_step) == ("warning", 7)
+
+
 CASES = {
     "healthy": Case(),
     "nan": Case("nan", rank=2, layer="0.weight", seed=1, optimizer="sgd", clip=True, at=17, steps=22),

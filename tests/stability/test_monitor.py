@@ -76,6 +76,34 @@ def test_a_consequence_is_folded_into_its_cause_if_it_follows_soon(delay: int, f
     assert [other.rule for other in others] == ["effect"] * (not folded)
 
 
+class Distinct(Scripted):
+    """One that stands for itself unless its cause is going on."""
+
+    distinct = True
+
+
+@pytest.mark.parametrize(("lasts", "folded"), [(40, True), (4, False)])
+def test_what_is_distinct_is_folded_into_a_cause_that_goes_on_and_not_into_one_that_is_over(
+    lasts: int, folded: bool
+) -> None:
+    rules = [Scripted("cause", causes=("effect",)), Distinct("effect", severity="critical")]
+    rows = [Step(at, {"cause": 2.0 * (at < lasts), "effect": 2.0 * (at in (20, 21))}) for at in range(40)]
+    found = steps.run(rows, rules)  # type: ignore[arg-type]
+    assert [one.rule for one in found] == ["cause"] + ["effect"] * (not folded)
+    assert found[-1].severity == "critical"
+    assert folded or (found[1].first_step, found[1].names) == (20, ("effect",))
+
+
+def test_what_is_distinct_shares_a_finding_with_what_goes_on_or_comes_back_in_the_same_place() -> None:
+    on = {"a": (5, 6, 20, 21), "b": (8, 9, 40, 41)}
+    rows = [Step(at, {f"one/{key}": 2.0 * (at in seen) for key, seen in on.items()}) for at in range(60)]
+    found = steps.run(rows, [Distinct("one", severity="critical")])
+    assert [(one.first_step, one.names) for one in found] == [
+        (5, ("one/a",)),
+        (8, ("one/b",)),
+    ]
+
+
 def test_of_two_that_open_at_once_the_rule_that_comes_first_is_the_cause() -> None:
     rules = [Scripted("cause", causes=("effect",)), Scripted("effect", causes=("cause",))]
     (one,) = steps.run([Step(at, {"cause": 2.0, "effect": 2.0}) for at in range(3)], rules)  # type: ignore[arg-type]

@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -29,12 +30,16 @@ class Served:
         folder: of the runs.
         url: what `torchtrack ui` printed, with the token.
         sick: uid of a run whose gradients end in NaN; `healthy` of one whose do not.
+        hostile: uid of a run whose texts would run in a page that took them for markup.
+        wide: uid of a run of 10,000 metrics.
     """
 
     folder: Path
     url: str
     sick: str
     healthy: str
+    hostile: str
+    wide: str
 
     @property
     def address(self) -> str:
@@ -50,17 +55,25 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     home = tmp_path_factory.mktemp("web")
     folder = home / "runs"
     made = subprocess.run([sys.executable, str(SCRIPT), str(folder)], capture_output=True, text=True, check=True)
-    healthy, sick = made.stdout.split()
-    command = [sys.executable, "-m", "torchtrack.cli", "ui", str(folder), "--port", "0"]
-    environ = {"XDG_CACHE_HOME": str(home / "cache")}
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=_with(environ))
+    healthy, sick, hostile, wide = made.stdout.split()
+    with serving(folder, home / "cache") as url:
+        yield Served(folder, url, sick, healthy, hostile, wide)
+
+
+@contextmanager
+def serving(folder: Path, cache: Path, port: int = 0) -> Iterator[str]:
+    """`torchtrack ui` on a folder until the end of the block: the address that it printed."""
+    command = [sys.executable, "-m", "torchtrack.cli", "ui", str(folder), "--port", str(port)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=_with({"XDG_CACHE_HOME": str(cache)}))
     assert process.stdout is not None
-    url = next(found[0] for line in process.stdout if (found := re.search(r"http://\S+", line)))
-    _wait_until_it_answers(url)
-    yield Served(folder, url, sick, healthy)
-    process.terminate()
-    process.wait()
-    process.stdout.close()
+    try:
+        url = next(found[0] for line in process.stdout if (found := re.search(r"http://\S+", line)))
+        _wait_until_it_answers(url)
+        yield url
+    finally:
+        process.terminate()
+        process.wait()
+        process.stdout.close()
 
 
 def _wait_until_it_answers(url: str) -> None:
@@ -69,7 +82,7 @@ def _wait_until_it_answers(url: str) -> None:
     pool = urllib3.PoolManager(retries=urllib3.Retry(100, backoff_factor=0.1, backoff_max=1, status_forcelist=(503,)))
     headers = {"Authorization": f"Bearer {token}"}
     answer = pool.request("GET", f"{address}api/v1/projects", headers=headers)
-    while b"page" not in answer.data:  # it answers before it has read the folder
+    while b'"wide"' not in answer.data:  # it answers before it has read the folder
         answer = pool.request("GET", f"{address}api/v1/projects", headers=headers)
 
 

@@ -35,12 +35,64 @@ def train(folder: str, name: str, lr: float, *, sick: bool) -> str:
         optimizer.zero_grad()
         run.log({"loss": loss})
     for step in range(STEPS, 20_000):
-        run.log({"long/metric": 100.0 if step == 12_345 else 1.0 + step % 7}, step=step)
+        run.log({"long/metric": 100.0 if step == 12_345 else 1.0 + step % 7, "tokens": 512.0 * step}, step=step)
+    uid = str(run.uid)
+    run.finish(quiet=True)
+    return uid
+
+
+HOSTILE = (
+    "<img src=x onerror=alert(1)>",
+    '"><script>alert(2)</script>',
+    "';alert(3)//",
+    "javascript:alert(4)",
+    "<svg/onload=alert(5)>",
+    "{{constructor.constructor('alert(6)')()}}",
+    "&lt;b&gt;\u202e\u0000x".replace("\u0000", "\x01"),
+)
+"""Texts that run in a page which takes them for markup."""
+
+
+def hostile(folder: str) -> str:
+    """A run of which every text that a user can set is hostile, and long."""
+    text = " ".join(HOSTILE)
+    run = torchtrack.init(
+        project="hostile <img src=x onerror=alert(0)>",
+        name=text[:250],
+        group=HOSTILE[0],
+        job_type=HOSTILE[1],
+        tags=list(HOSTILE[:5]),
+        notes=text,
+        config={HOSTILE[0]: HOSTILE[1], "nested": {HOSTILE[4]: text}},
+        dir=folder,
+        system_interval=0.0,
+        sidecar=False,
+        console=True,
+    )
+    sys.stderr.write(f"{text}\n")
+    for step in range(3):
+        run.log({HOSTILE[0]: step, f"loss/{HOSTILE[4]}": step, "word": text})
+    uid = str(run.uid)
+    run.finish(quiet=True)
+    return uid
+
+
+def wide(folder: str) -> str:
+    """A run of 10,000 metrics."""
+    run = torchtrack.init(project="wide", name="many-metrics", dir=folder, system_interval=0.0, sidecar=False)
+    for step in range(2):
+        run.log({f"part{i % 20}/metric{i}": float(i + step) for i in range(10_000)})
     uid = str(run.uid)
     run.finish(quiet=True)
     return uid
 
 
 if __name__ == "__main__":
-    uids = train(sys.argv[1], "healthy-one", 0.01, sick=False), train(sys.argv[1], "sick-one", 0.1, sick=True)
+    folder = sys.argv[1]
+    uids = (
+        train(folder, "healthy-one", 0.01, sick=False),
+        train(folder, "sick-one", 0.1, sick=True),
+        hostile(folder),
+        wide(folder),
+    )
     sys.stdout.write(" ".join(uids))

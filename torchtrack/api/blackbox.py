@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, NamedTuple
 
@@ -45,14 +45,27 @@ class Left(NamedTuple):
     """Whether the process may still write to it."""
 
 
-def left(streams: Iterable[Rows]) -> list[Left]:
-    """Every such file of these streams' processes."""
+def salvaged(folder: Path) -> list[Path]:
+    """The files that lie in the folder of a run."""
+    return sorted((folder / "nodes").glob("*-*"))
+
+
+def left(streams: Iterable[Rows], find: Callable[[Path], list[Path]] = salvaged) -> list[Left]:
+    """Every such file of these streams' processes.
+
+    Args:
+        streams: of a run.
+        find: gets those in the folder of a run.
+    """
     streams = list(streams)
-    folders = {stream.path.parent.parent / "nodes" for stream in streams}
+    folders = sorted({stream.path.parent.parent for stream in streams})
+    by_stream: dict[str, list[Path]] = {}
+    for path in (path for folder in folders for path in find(folder)):
+        by_stream.setdefault(path.name.partition("-")[0], []).append(path)
     found = []
     for stream in streams:
         here = ring.left_by(stream.key)  # first: what is salvaged meanwhile is then in the folder
-        saved = [path for folder in sorted(folders) for path in sorted(folder.glob(f"{stream.key}-*"))]
+        saved = by_stream.get(stream.key, [])
         names = {path.name for path in saved}
         here = [path for path in here if path.name.removeprefix(ring.prefix("")) not in names]
         lives = not any(path.suffix == ".ttb" and _is_over(path) for path in here)
@@ -71,10 +84,10 @@ def _is_over(path: Path) -> bool:
     return False
 
 
-def table(streams: Iterable[Rows]) -> pa.Table:
+def table(streams: Iterable[Rows], find: Callable[[Path], list[Path]] = salvaged) -> pa.Table:
     """The steps in these streams' rings, a row a step and gradient; a step that several hold once."""
     known: dict[tuple[str, str, int], tuple[Left, list[str], ring.Record]] = {}
-    for file in left(streams):
+    for file in left(streams, find):
         if file.path.suffix == ".ttb":
             ordinal = file.path.name.removeprefix(ring.prefix("")).split("-")[1].partition(".")[0]
             for names, record in _records(file.path):

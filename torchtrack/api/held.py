@@ -5,19 +5,24 @@ The same on the server and in a script that reads from it, so that a run is the 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
 import pyarrow as pa
 
 from torchtrack import records
+from torchtrack.api.blackbox import salvaged
 from torchtrack.api.streams import Names, Rows
 from torchtrack.journal.reader import Damage
 
 _NOTHING: Final[Mapping[str, Any]] = {"opening": {}}
 Fetch = Callable[[int, records.Table, int, int], pa.Table]
 """Rows of (stream, table, first seq, seq after the last) in the order written, as `records.decode` gives them."""
+
+
+History = Callable[[str, Sequence[str], str, int | None, int | None], pa.Table | None]
+"""What `Run.history` gives of (uid, keys, "mean" or "all", start, stop); None: fetch the rows."""
 
 
 class HeldRows(Rows):
@@ -42,6 +47,26 @@ class HeldRows(Rows):
         """The stream's number in the store."""
         return self._number
 
+    @property
+    def frames(self) -> int:
+        """How many frames of it are in the store."""
+        return int(self._record.get("next_seq", 0))
+
+    def has(self, table: records.Table) -> bool:
+        """Whether rows of a table were fetched."""
+        return self._fetched.get(table, 0) > 0
+
+    @property
+    def batch(self) -> int:
+        """The store's counter when the record was written."""
+        return int(self._record.get("batch", 0))
+
+    def give(self, table: records.Table, rows: pa.Table) -> None:
+        """All rows of a table that the record speaks of, fetched together with those of other streams."""
+        if not self._fetched.get(table):
+            self._fetched[table] = self.frames
+            self._tables[table] = rows
+
     def tell(self, stream: int, record: Mapping[str, Any]) -> None:
         """Give the newest record, which the next poll takes; without one the stream is gone."""
         self._newest = stream, record
@@ -62,7 +87,7 @@ class HeldRows(Rows):
         self.version += 1
 
     def _fresh(self, table: records.Table) -> list[pa.Table]:
-        first, stop = self._fetched.get(table, 0), int(self._record.get("next_seq", 0))
+        first, stop = self._fetched.get(table, 0), self.frames
         if first >= stop:
             return []
         rows = self._fetch(self._number, table, first, stop)
@@ -123,21 +148,40 @@ class Shelf:
         changes: the records that changed after a cursor, and the new cursor: `stream` as 16 hex digits, `path`, `gone`,
             and the record itself under `record`.
         fetch: gets rows.
+        left: gets the black boxes and stacks in the folder of a run.
     """
 
     def __init__(
-        self, label: str, changes: Callable[[int], tuple[int, Iterable[Mapping[str, Any]]]], fetch: Fetch
+        self,
+        label: str,
+        changes: Callable[[int], tuple[int, Iterable[Mapping[str, Any]]]],
+        fetch: Fetch,
+        left: Callable[[Path], list[Path]] = salvaged,
     ) -> None:
         self.label = label
+        self.left = left
+        self.history: History | None = None
+        """Gets a history that is combined where the rows are; without, the rows are fetched."""
         self._changes = changes
         self._fetch = fetch
         self._cursor = 0
         self._known: dict[Path, tuple[int, Mapping[str, Any]]] = {}
         self._open: dict[Path, HeldRows] = {}
         self._folders: dict[Path, dict[Path, None]] = {}  # the streams of each run's folder
+        self._fresh: dict[Path, None] = {}  # those of which something new was told
 
     def find(self, folder: Path | None = None) -> list[Path]:
         """The streams, or those in the folder of one run; what is known of all is brought up to date."""
+        self._look()
+        return list(self._known if folder is None else self._folders.get(folder, ()))
+
+    def fresh(self) -> list[Path]:
+        """The streams of which something new was told since this was asked the last time."""
+        self._look()
+        fresh, self._fresh = self._fresh, {}
+        return list(fresh)
+
+    def _look(self) -> None:
         self._cursor, changed = self._changes(self._cursor)
         for change in changed:
             path, number = Path(change["path"]), int(change["stream"], 16)
@@ -151,12 +195,13 @@ class Shelf:
             else:
                 self._known[path] = number, record
                 self._folders.setdefault(path.parent.parent, {})[path] = None
+            if path in self._open or path in self._known:
+                self._fresh[path] = None
             if path in self._open:
                 self._open[path].tell(number, record)
-        return list(self._known if folder is None else self._folders.get(folder, ()))
 
     def open(self, path: Path, names: Names) -> HeldRows:
         """One of them."""
         rows = self._open[path] = HeldRows(path, names, self._fetch)
-        rows.tell(*self._known[path])
+        rows.tell(*self._known.get(path, (0, _NOTHING)))
         return rows

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any, Literal, overload
 
@@ -13,6 +13,7 @@ import pyarrow.compute as pc
 from torchtrack.api import blackbox, charts, facts, findings, hints, history, parts, summary, tensors
 from torchtrack.api.blackbox import Left
 from torchtrack.api.facts import Attempt, Event
+from torchtrack.api.held import HeldRows
 from torchtrack.api.hints import did_you_mean
 from torchtrack.api.history import Part, Window
 from torchtrack.api.streams import OWN_PREFIXES, Rows
@@ -117,6 +118,12 @@ class Run:
         return attempts[-1].state if attempts else "lost"
 
     @property
+    def lost_at_ns(self) -> int | None:
+        """When the run will be `lost` unless there is a sign of life, by wall time; None: it runs no more."""
+        attempts = parts.attempts(self._streams())
+        return self._source.lost_at_ns(attempts[max(attempts)]) if attempts else None
+
+    @property
     def attempts(self) -> list[Attempt]:
         """Every launch of the run, oldest first."""
         attempts = parts.attempts(self._streams())
@@ -198,6 +205,11 @@ class Run:
         Raises:
             ValueError: a metric or rank is not there, or an argument is none of the allowed ones.
         """
+        if keys is not None and not raw and attempts == "latest" and ranks in ("mean", "all"):
+            wanted = [keys] if isinstance(keys, str) else list(keys)
+            there = self._history_there(list(dict.fromkeys(wanted)), str(ranks), start, stop)
+            if there is not None:
+                return there
         names = self._known_keys([keys] if isinstance(keys, str) else keys)
         if attempts not in ("latest", "all"):
             raise ValueError(f'attempts={attempts!r}: it is "latest" or "all"')
@@ -214,6 +226,14 @@ class Run:
         each = [(n, make([p for p in rows if p.attempt == n], coded, Window(start, stop))) for n in numbers]
         return history.by_attempt(each or [(0, make([], coded, Window()))])
 
+    def _history_there(self, keys: list[str], ranks: str, start: int | None, stop: int | None) -> pa.Table | None:
+        """The history from a server that has the rows; None: they are here already, or must come."""
+        ask = self._source.history
+        streams = [stream for stream in self._streams() if isinstance(stream, HeldRows)]
+        if ask is None or not keys or any(stream.has(Table.SCALARS) for stream in streams):
+            return None
+        return ask(self.uid, keys, ranks, start, stop)
+
     def series(self, key: str, max_points: int = 1000, ranks: Ranks = "mean") -> pa.Table:
         """A metric in at most `max_points` buckets of steps, each with min, max and mean, so that spikes survive.
 
@@ -225,6 +245,16 @@ class Run:
     def summary(self) -> dict[str, Any]:
         """One value a metric (none under _tt/, none of layers): the last, or what `define_metric` or the user said."""
         return dict(self._cached("summary", self._summary))
+
+    def summary_of(self, last: Mapping[str, float]) -> dict[str, Any] | None:
+        """The summary where it is known already which metrics have which last value.
+
+        None if `define_metric` said that something else than the last value counts.
+        """
+        if self._by_authority("metric"):
+            return None
+        said = (event.data for event in self._by_authority("summary"))
+        return {key: value for values in (last, *said) for key, value in values.items()}
 
     def _summary(self) -> dict[str, Any]:
         codes = self._source.names.codes
@@ -431,11 +461,11 @@ class Run:
         Columns: step, time, rank, attempt, name, norm, absmax, nonfinite (on an accelerator 1 for any), and skipped:
         whether a gradient scaler left the step out.
         """
-        return blackbox.table(self._streams())
+        return blackbox.table(self._streams(), self._source.carrier.left)
 
     def blackbox_files(self) -> list[Left]:
         """The files behind `blackbox`, with Python stacks and the dumps of PyTorch's flight recorder."""
-        return blackbox.left(self._streams())
+        return blackbox.left(self._streams(), self._source.carrier.left)
 
     @property
     def version(self) -> tuple[int, ...]:
@@ -452,6 +482,10 @@ class Run:
     def streams(self) -> list[Rows]:
         """The ranks' streams by attempt and rank; where two tell of the same thing, the later in this order wins."""
         return self._streams()
+
+    def every_stream(self) -> list[Rows]:
+        """The streams of its ranks and nodes."""
+        return self._sync()
 
     # -- inside -------------------------------------------------------------------------------------------------------
 

@@ -14,12 +14,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final, Protocol
 
+from torchtrack.api.blackbox import salvaged
+from torchtrack.api.held import History, Shelf
 from torchtrack.api.remote import Server
 from torchtrack.api.run import Run
 from torchtrack.api.streams import Names, Rows, StreamRows
 from torchtrack.errors import RunNotFoundError
 from torchtrack.journal.reader import find_streams
-from torchtrack.sidecar.state import State, StreamFacts, run_state
+from torchtrack.sidecar.state import State, StreamFacts, lost_at_ns, run_state
 
 SHORTEST_PREFIX: Final = 4
 
@@ -34,8 +36,14 @@ class Carrier(Protocol):
     def find(self, folder: Path | None = None) -> list[Path]:
         """The first file of every stream, or of those in the folder of one run."""
 
+    def fresh(self) -> list[Path]:
+        """Those of which there may be something new since this was asked the last time."""
+
     def open(self, path: Path, names: Names) -> Rows:
         """One of them."""
+
+    def left(self, folder: Path) -> list[Path]:
+        """Black boxes and stacks in the folder of one run, as files that can be read."""
 
 
 class Folder:
@@ -57,13 +65,26 @@ class Folder:
             return find_streams(self.path)
         return find_streams(folder) if self.path.is_dir() else []
 
+    def fresh(self) -> list[Path]:
+        """The first file of every stream: each may have grown."""
+        return self.find()
+
     def open(self, path: Path, names: Names) -> Rows:
         """One of them."""
         return StreamRows(path, names, self._piece_bytes)
 
+    def left(self, folder: Path) -> list[Path]:
+        """Black boxes and stacks in the folder of one run."""
+        return salvaged(folder)
+
 
 class Source:
     """Streams of one carrier, and the runs they make up."""
+
+    @property
+    def history(self) -> History | None:
+        """Gets a history that is combined where the rows are, if the carrier can."""
+        return self.carrier.history if isinstance(self.carrier, Shelf) else None
 
     def __init__(self, carrier: Carrier) -> None:
         self.carrier = carrier
@@ -71,6 +92,8 @@ class Source:
         self._streams: dict[Path, Rows] = {}
         self._groups: dict[str, list[Rows]] = {}
         self._aliases: dict[str, str] = {}
+        self._loose: set[Rows] = set()  # those that a record may still move to another run
+        self._of_nodes: set[Rows] = set()
         self._still = False
         self._nodes: tuple[dict[str, dict[str, Any]], dict[str, int]] | None = None  # as of a still moment
 
@@ -89,8 +112,8 @@ class Source:
         """Look for new streams and new frames everywhere; the streams of each run by uid."""
         if self._still:
             return self._groups
-        self._poll([self._stream(path) for path in self.carrier.find()])
-        self._group()
+        if self._poll([self._stream(path) for path in self.carrier.fresh()]) or not self._groups:
+            self._group()
         return self._groups
 
     def admit(self, paths: Iterable[Path]) -> None:
@@ -109,13 +132,20 @@ class Source:
             return self._aliases.get(uid, uid), streams
         folders = {stream.path.parent.parent for stream in streams}
         mine = [self._stream(path) for folder in folders for path in self.carrier.find(folder)]
-        if self._poll([*mine, *(stream for stream in self._streams.values() if stream.loose)]):
+        if self._poll([*mine, *self._loose]):
             self._group()
         uid = self._aliases.get(uid, uid)
         return uid, self._groups.get(uid, [])
 
     def state(self, streams: Sequence[Rows]) -> State:
         """What became of the processes that wrote some rank streams."""
+        return run_state(self._facts(streams), time.time_ns())
+
+    def lost_at_ns(self, streams: Sequence[Rows]) -> int | None:
+        """When that will be `lost` unless there is a sign of life; None: time does not change it."""
+        return lost_at_ns(self._facts(streams))
+
+    def _facts(self, streams: Sequence[Rows]) -> list[StreamFacts]:
         exits, beats = self._nodes or self._node_records()
         if self._still:
             self._nodes = exits, beats
@@ -139,13 +169,13 @@ class Source:
                     last_frame_ns=stream.last_ns,
                 )
             )
-        return run_state(facts, time.time_ns())
+        return facts
 
     def _node_records(self) -> tuple[dict[str, dict[str, Any]], dict[str, int]]:
         """By stream: how its process ended, and when its node last said that it lives."""
         exits: dict[str, dict[str, Any]] = {}
         beats: dict[str, int] = {}
-        for node in self._streams.values():
+        for node in self._of_nodes:
             exits.update((str(record.get("stream")), record) for record in node.exits)
             for beat in node.heartbeats:
                 for key in beat.get("streams", ()):
@@ -158,12 +188,15 @@ class Source:
         return self._streams[path]
 
     def _poll(self, streams: Iterable[Rows]) -> bool:
-        changed = False
+        """Take what is new; whether that may place a stream elsewhere."""
+        moved = False
         for stream in set(streams):
-            before = stream.version
+            before, place = stream.version, _place(stream)
             stream.poll()
-            changed |= stream.version != before
-        return changed
+            for kept, belongs in ((self._loose, stream.loose), (self._of_nodes, stream.role == "node")):
+                kept.add(stream) if belongs else kept.discard(stream)
+            moved |= stream.version != before and (before == 0 or _place(stream) != place)
+        return moved
 
     def _group(self) -> None:
         self._groups, self._aliases = {}, {}
@@ -177,14 +210,22 @@ class Source:
             if stream.role == "node":
                 self._groups.get(self._aliases.get(stream.uid, stream.uid), []).append(stream)
 
-    def resolve(self, prefix: str) -> list[str]:
-        """The uids of runs that have a uid, now or at first, beginning with `prefix`."""
+    def resolve(self, prefix: str, *, whole: bool = False) -> list[str]:
+        """The uids of runs that have a uid, now or at first, beginning with `prefix`, or that is all of it."""
+        if whole:
+            uid = self._aliases.get(prefix, prefix)
+            return [uid] if uid in self._groups else []
         matches = {uid for uid in self._groups if uid.startswith(prefix)}
         return sorted(matches | {uid for alias, uid in self._aliases.items() if alias.startswith(prefix)})
 
     def unread(self) -> list[Rows]:
         """Files that look like journals and could not be placed."""
         return [stream for stream in self._streams.values() if stream.unread]
+
+
+def _place(stream: Rows) -> tuple[Any, ...]:
+    """All that decides to which run a stream belongs."""
+    return stream.known, stream.role, stream.key, stream.parent, stream.opening.get("uid"), stream.uid
 
 
 def _adopt(streams: Sequence[Rows]) -> None:
@@ -203,7 +244,7 @@ class Api:
 
     Args:
         source: a folder of runs (the `dir` of `init`), one run's folder, a single `.ttj` or `.ttg` file, or the URL
-            of a server, whose key is read from `TORCHTRACK_API_KEY`.
+            of a server, whose key is `TORCHTRACK_API_KEY`, else that of `torchtrack login`.
 
     Raises:
         ValueError: the source is a URL other than `http://` or `https://`.
@@ -252,21 +293,7 @@ class Api:
             RunNotFoundError: none or several runs are called so; the message says what to type.
         """
         with self._source.still():
-            return self._find(name, self.runs())
-
-    def _find(self, name: str, runs: Sequence[Run]) -> Run:
-        for finds in _LOOKUPS:
-            found = [run for run in runs if finds(run, name)]
-            if len(found) == 1:
-                return found[0]
-            if found:
-                raise RunNotFoundError(_ambiguous(name, found))
-        uids = self._source.resolve(name) if len(name) >= SHORTEST_PREFIX else []
-        if len(uids) == 1:
-            return self._run(uids[0])
-        if uids:
-            raise RunNotFoundError(_ambiguous(name, [run for run in runs if run.uid in uids]))
-        raise RunNotFoundError(_not_found(name, runs, self._source.carrier.label))
+            return self._run(find_uid(name, self.runs(), self._source))
 
     @property
     def unread(self) -> dict[Path, str]:
@@ -278,13 +305,65 @@ class Api:
             for path, reason in reasons.items()
         }
 
+    def with_uid(self, uid: str) -> Run | None:
+        """The run that has this uid, or had it at first; None if there is none. No other run is looked at."""
+        with self._source.still() as groups:
+            found = uid if uid in groups else next(iter(self._source.resolve(uid, whole=True)), None)
+            return None if found is None else self._run(found)
+
     def _run(self, uid: str) -> Run:
         if uid not in self._runs:
             self._runs[uid] = Run(self._source, uid)
         return self._runs[uid]
 
 
-_LOOKUPS: Final[tuple[Callable[[Run, str], bool], ...]] = (
+class Named(Protocol):
+    """What a run can be called by."""
+
+    @property
+    def uid(self) -> str:
+        """The 16 hex digits."""
+
+    @property
+    def id(self) -> str:
+        """The user's id, else the uid."""
+
+    @property
+    def name(self) -> str:
+        """The name for people."""
+
+    @property
+    def project(self) -> str:
+        """The project."""
+
+
+def find_uid(name: str, runs: Sequence[Named], source: Source) -> str:
+    """The uid of the run that is called so.
+
+    Args:
+        name: `project/id`, id, uid, a unique beginning of the uid, or name.
+        runs: all there are, newest first.
+        source: where they come from.
+
+    Raises:
+        RunNotFoundError: none or several are called so.
+    """
+    for finds in _LOOKUPS:
+        found = [run for run in runs if finds(run, name)]
+        if len(found) == 1:
+            return found[0].uid
+        if found:
+            raise RunNotFoundError(_ambiguous(name, found))
+    known = {run.uid for run in runs}
+    uids = [uid for uid in source.resolve(name) if uid in known] if len(name) >= SHORTEST_PREFIX else []
+    if len(uids) == 1:
+        return uids[0]
+    if uids:
+        raise RunNotFoundError(_ambiguous(name, [run for run in runs if run.uid in uids]))
+    raise RunNotFoundError(_not_found(name, runs, source.carrier.label))
+
+
+_LOOKUPS: Final[tuple[Callable[[Named, str], bool], ...]] = (
     lambda run, name: run.uid == name,
     lambda run, name: f"{run.project}/{run.id}" == name,
     lambda run, name: run.id == name,
@@ -293,12 +372,12 @@ _LOOKUPS: Final[tuple[Callable[[Run, str], bool], ...]] = (
 """The ways to name a run; an earlier one wins."""
 
 
-def _ambiguous(name: str, runs: Sequence[Run]) -> str:
+def _ambiguous(name: str, runs: Sequence[Named]) -> str:
     options = "\n  ".join(f"{run.uid}  {run.project}/{run.name}" for run in runs[:8])
     return f"{name!r} is {len(runs)} runs; give the uid of one:\n  {options}"
 
 
-def _not_found(name: str, runs: Sequence[Run], path: str) -> str:
+def _not_found(name: str, runs: Sequence[Named], path: str) -> str:
     if not runs:
         return f"no run {name!r}: there are no runs in {path}"
     labels = {label: run for run in reversed(runs) for label in (run.id, run.name, f"{run.project}/{run.id}", run.uid)}

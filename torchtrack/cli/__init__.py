@@ -10,15 +10,19 @@ from torchtrack.cli.export import export
 from torchtrack.cli.findings import findings
 from torchtrack.cli.forward import forward
 from torchtrack.cli.fsck import fsck
+from torchtrack.cli.gc import gc
 from torchtrack.cli.import_ import import_
+from torchtrack.cli.keys import keys
 from torchtrack.cli.launch import launch
 from torchtrack.cli.list import ls
 from torchtrack.cli.login import login
+from torchtrack.cli.reindex import reindex
 from torchtrack.cli.server import server
 from torchtrack.cli.show import show
 from torchtrack.cli.status import status
 from torchtrack.cli.sync import sync
 from torchtrack.cli.ui import ui
+from torchtrack.cli.users import audit, users
 from torchtrack.cli.watch_run import watch_run
 from torchtrack.version import __version__
 
@@ -33,9 +37,8 @@ def main() -> None:
     """
 
 
-_COMMANDS = (
-    ls, show, findings, blackbox, diff, watch_run, export, import_, forward, fsck, launch, ui, server,
-    login, sync, status,
-)  # fmt: skip
-for _command in _COMMANDS:
+_RUNS = (ls, show, findings, blackbox, diff, watch_run, export, import_, forward, fsck, launch, ui)
+_SERVERS = (server, login, sync, status, reindex, gc)
+_TEAMS = (keys, users, audit)
+for _command in (*_RUNS, *_SERVERS, *_TEAMS):
     main.add_command(_command)

@@ -36,7 +36,7 @@ def blackbox(run: str, steps: int, rank: int | None, as_json: bool, folder: Path
     have grown most against their own median.
     """
     with common.friendly():
-        found = common.open_run(common.open_source(folder), run)
+        found = common.find_run(folder, run)
         files = [file for file in found.blackbox_files() if rank in (None, file.rank)]
         ranks = _ranks(found, rank, steps)
         if as_json:

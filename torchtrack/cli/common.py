@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import math
 import os
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TypeVar
+from urllib.parse import unquote
 
 import click
 
@@ -34,6 +36,8 @@ STATES: Final = {
 }
 """Sign and colour of a state; always with the word, so that colour alone says nothing."""
 
+_ADDRESS: Final = re.compile(r"(https?://.+?)/(?:#/p/[^/]+/r|runs)/([^/?#]+)")
+"""A run on a server: as the page shows it, or plainly."""
 _F = TypeVar("_F", bound=Callable[..., Any])
 
 
@@ -77,6 +81,20 @@ def open_run(api: Api, name: str) -> Run:
         if runs:
             return runs[0]
     return api.run(name)
+
+
+def find_run(folder: Path | None, name: str) -> Run:
+    """The run somebody typed: of a folder, or by its address on a server, as `run.url` gives it."""
+    found = _ADDRESS.match(name)
+    if found is None:
+        return open_run(open_source(folder), name)
+    from torchtrack import credentials
+    from torchtrack.api import Api
+    from torchtrack.api.remote import Server
+    from torchtrack.api.source import Source
+
+    address = credentials.check_url(found[1])
+    return open_run(Api.of(Source(Server(address, credentials.key_for(address)).shelf())), unquote(found[2]))
 
 
 def console() -> Console:

@@ -46,7 +46,7 @@ def export(run: str, output: Path, table: str, kind: str | None, force: bool, fo
     if output.exists() and not force:
         raise click.ClickException(f"{output} exists; --force overwrites it")
     with common.friendly():
-        rows = _rows(common.open_run(common.open_source(folder), run), table)
+        rows = _rows(common.find_run(folder, run), table)
         temporary = output.with_name(f".{output.name}.{os.getpid()}.tmp")
         try:
             _WRITERS[kind](rows, temporary)

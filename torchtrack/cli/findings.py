@@ -35,7 +35,7 @@ def findings(run: str, severity: str, as_json: bool, folder: Path | None) -> Non
     The rules are replayed over the rows. The exit code is 1 if a finding is critical.
     """
     with common.friendly():
-        found = common.open_run(common.open_source(folder), run)
+        found = common.find_run(folder, run)
         every = found.findings()
         shown = [finding for finding in every if _rank(finding.severity) >= _rank(severity)]
         if as_json:

@@ -15,8 +15,9 @@ from torchtrack.cli import common
 def login(url: str, no_check: bool) -> None:
     """Keep the key of the server at URL; from now on runs are sent there.
 
-    The key is asked for, or read from standard input: `torchtrack login URL < DATA/token`. It is never given on the
-    command line, where others could see it.
+    The key is the server's own, or one that was made for you by `torchtrack keys create`. It is asked for, or read from
+    standard input: `torchtrack login URL < DATA/token`. It is never given on the command line, where others could see
+    it.
     """
     from torchtrack import credentials
 
@@ -29,18 +30,21 @@ def login(url: str, no_check: bool) -> None:
         key = key.strip()
         if not key:
             raise click.ClickException("no key was given; the server's first one lies in its DATA/token")
-        if not no_check:
-            _check(address, key)
-        click.echo(f"logged in to {address}; the key is kept in {credentials.keep(address, key)}")
+        who = "" if no_check else f" as {_check(address, key)}"
+        click.echo(f"logged in to {address}{who}; the key is kept in {credentials.keep(address, key)}")
 
 
-def _check(url: str, key: str) -> None:
+def _check(url: str, key: str) -> str:
+    """Who the server says one is."""
     from torchtrack.sidecar.upload.transport import Http, UnreachableError
     from torchtrack.wire import API
 
     try:
-        reply = Http(url, lambda: key).ask("GET", f"{API}/handshake")
+        reply = Http(url, lambda: key).ask("GET", f"{API}/me")
     except UnreachableError as error:
         raise click.ClickException(f"{url} does not answer: {error}; --no-check keeps the key anyhow") from None
     if reply.status != 200:
         raise click.ClickException(f"{url}: {reply.problem()}; nothing was kept")
+    me = reply.json()
+    roles = ", ".join(f"{role} of {'all projects' if at == '*' else at}" for at, role in me.get("roles", {}).items())
+    return f"{me.get('name')} ({roles or 'no role yet'})"

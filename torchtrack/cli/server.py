@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -20,8 +22,28 @@ from torchtrack.cli import common
 @click.option("--host", default="127.0.0.1", show_default=True, help="Where it listens.")
 @click.option("--port", type=click.IntRange(0, 65535), default=7420, show_default=True, help="0 takes a free one.")
 @click.option("--allow-host", "hosts", multiple=True, metavar="NAME", help="A name under which it is asked; repeat it.")
-@click.option("--metrics", metavar="DSN", help="A ClickHouse server for the tables; by default they lie in DATA.")
-@click.option("--catalog", metavar="URL", help="A database for what people type; by default a file in DATA.")
+@click.option(
+    "--metrics",
+    metavar="DSN",
+    envvar="TORCHTRACK_METRICS",
+    help="A ClickHouse server for the tables; by default they lie in DATA.",
+)
+@click.option(
+    "--catalog",
+    metavar="URL",
+    envvar="TORCHTRACK_CATALOG",
+    help="A database for what people type; by default a file in DATA.",
+)
+@click.option("--oidc-issuer", metavar="URL", help="An identity provider by which people log in on the page.")
+@click.option("--oidc-client", metavar="ID", help="What it knows this server by; TORCHTRACK_OIDC_SECRET is its secret.")
+@click.option(
+    "--oidc-role",
+    type=click.Choice(["viewer", "editor", "admin", "none"]),
+    default="viewer",
+    show_default=True,
+    help="What somebody may in all projects after the first login.",
+)
+@click.option("--public-url", metavar="URL", help="The address people have this server under, for the provider.")
 @click.option("--no-token", is_flag=True, help="Let in everyone on this machine. Refused where others can connect.")
 def server(
     data: Path,
@@ -30,6 +52,10 @@ def server(
     hosts: tuple[str, ...],
     metrics: str | None,
     catalog: str | None,
+    oidc_issuer: str | None,
+    oidc_client: str | None,
+    oidc_role: str,
+    public_url: str | None,
     no_token: bool,
 ) -> None:
     """Take runs from many machines and keep them as their ranks wrote them.
@@ -46,7 +72,9 @@ def server(
             raise click.ClickException(
                 f"{error}; install what the server needs: pip install 'torchtrack[server]'"
             ) from None
-        config = Config(data=data, host=host, hosts=hosts, token=not no_token, metrics=metrics, catalog=catalog)
+        provider = _provider(oidc_issuer, oidc_client, oidc_role, public_url)
+        stores: dict[str, Any] = {"metrics": metrics, "catalog": catalog, "provider": provider}
+        config = Config(data=data, host=host, hosts=hosts, token=not no_token, **stores)
 
         def say(address: str, key: str | None) -> None:
             how = f"its key lies in {data / 'token'}" if key else "it needs no key, and only this machine reaches it"
@@ -54,3 +82,18 @@ def server(
             click.echo(f"runs are kept in {config.runs}", err=True)
 
         serve(config, port, say)
+
+
+def _provider(issuer: str | None, client: str | None, role: str, public_url: str | None) -> Any:
+    """By whom people log in, None if by nobody."""
+    if issuer is None:
+        return None
+    if client is None:
+        raise click.UsageError("--oidc-issuer needs --oidc-client: what the provider knows this server by")
+    try:
+        from torchtrack.server.oidc import Provider
+    except ImportError as error:
+        raise click.ClickException(f"{error}; install what logins need: pip install 'torchtrack[oidc]'") from None
+    secret = os.environ.get("TORCHTRACK_OIDC_SECRET") or None
+    given: Any = None if role == "none" else role
+    return Provider(issuer=issuer, client_id=client, client_secret=secret, role=given, public_url=public_url)

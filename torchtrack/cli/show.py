@@ -31,7 +31,7 @@ def show(run: str, params: int, kind: str, pattern: str | None, as_json: bool, f
     from torchtrack.cli import page, tensor_page
 
     with common.friendly():
-        found = common.open_run(common.open_source(folder), run)
+        found = common.find_run(folder, run)
         view = tensor_page.view(found, kind, pattern)
         if pattern and view is None:
             raise ValueError(

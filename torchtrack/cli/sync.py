@@ -41,22 +41,27 @@ def sync(runs: tuple[str, ...], folder: Path | None, url: str | None, timeout_s:
     What is there already is not sent again, and a run may be written meanwhile: then its rows so far are sent. The exit
     code is 0 only if the server confirms the number and the checksum of all frames there are.
     """
-    from torchtrack import credentials
-
     with common.friendly():
-        address = url or credentials.default_url()
-        if address is None:
-            raise click.ClickException("no server: give --url, set TORCHTRACK_URL, or use torchtrack login")
-        address = credentials.check_url(address)
+        address = server_address(url)
         place = folder or common.default_folder()
         paths = _paths(place, runs)
-        uploader = _uploader(place, address, paths)
+        uploader = uploader_of(place, address, paths)
         with _shown(uploader, quiet=as_json):
-            gave_up = _send(uploader, timeout_s)
-    report = _report(uploader, address, gave_up)
-    click.echo(json.dumps(report, indent=2) if as_json else _in_words(report))
-    if not report["synced"]:
+            gave_up = send(uploader, timeout_s)
+    told = report(uploader, address, gave_up)
+    click.echo(json.dumps(told, indent=2) if as_json else _in_words(told))
+    if not told["synced"]:
         raise SystemExit(1)
+
+
+def server_address(url: str | None) -> str:
+    """The server to use: this one, else TORCHTRACK_URL's, else the one logged in to."""
+    from torchtrack import credentials
+
+    address = url or credentials.default_url()
+    if address is None:
+        raise click.ClickException("no server: give --url, set TORCHTRACK_URL, or use torchtrack login")
+    return credentials.check_url(address)
 
 
 def _paths(place: Path, runs: Sequence[str]) -> list[Path]:
@@ -87,9 +92,11 @@ def _belongs(path: Path, uids: set[str]) -> bool:
     return stream.uid in uids
 
 
-def _uploader(place: Path, url: str, paths: Sequence[Path]) -> Uploader:
+def uploader_of(place: Path, url: str, paths: Sequence[Path]) -> Uploader:
+    """What sends these journals of a folder, and what their processes left."""
     from torchtrack import credentials
     from torchtrack.sidecar.upload.engine import Uploader
+    from torchtrack.sidecar.upload.left import left_in
     from torchtrack.sidecar.upload.progress import Progress
     from torchtrack.sidecar.upload.transport import Http
 
@@ -97,10 +104,13 @@ def _uploader(place: Path, url: str, paths: Sequence[Path]) -> Uploader:
     for path in paths:
         tail = uploader.follow(path, 0 if path.parent.name == "nodes" else 2)
         tail.hurried = True
+    names = {f"{number:016x}" for number in uploader.tails}
+    for folder in sorted({path.parent.parent for path in paths}):
+        uploader.files.want(path for stream, path in left_in(folder) if stream in names)
     return uploader
 
 
-def _send(uploader: Uploader, timeout_s: float) -> str | None:
+def send(uploader: Uploader, timeout_s: float) -> str | None:
     """Until there is nothing more to send; else why not."""
     good = time.monotonic()
     while True:
@@ -134,19 +144,21 @@ def _shown(uploader: Uploader, *, quiet: bool) -> Iterator[None]:
         yield
 
 
-def _report(uploader: Uploader, url: str, gave_up: str | None) -> dict[str, Any]:
+def report(uploader: Uploader, url: str, gave_up: str | None) -> dict[str, Any]:
+    """What was sent and what was not; `synced` if the server has all there is, `open` counts streams without an end."""
     problems: list[dict[str, str]] = [] if gave_up is None else [{"where": url, "why": gave_up}]
     for tail in uploader.tails.values():
         problems += [{"where": tail.path.name, "why": why} for why in _why(tail)]
-    media = [{"where": f"media/{name}", "why": why} for name, why in uploader.files_left.items()]
+    files = [{"where": name, "why": why} for name, why in uploader.files_left.items()]
     tails = uploader.tails.values()
     return {
-        "synced": not problems and not media,
+        "synced": not problems and not files,
         "url": url,
         "streams": len(tails),
+        "files": uploader.files.sent,
         "frames": sum(tail.at.frames for tail in tails),
         "open": sum(not tail.sealed for tail in tails),
-        "problems": problems + media,
+        "problems": problems + files,
     }
 
 

@@ -30,7 +30,7 @@ _METRICS: Final = 8
 def watch_run(run: str, once: bool, folder: Path | None) -> None:
     """Follow RUN until it ends: state, step, newest metrics, findings and alerts. Without RUN the newest."""
     with common.friendly():
-        found = common.open_run(common.open_source(folder), run)
+        found = common.find_run(folder, run)
         console = common.console()
         try:
             _follow(found, console, once=once)

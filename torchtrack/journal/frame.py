@@ -209,6 +209,11 @@ def segment_path(path: Path, segment: int) -> Path:
     return path.with_suffix(f".{segment}.ttj") if segment else path
 
 
+def first_path(path: Path) -> Path:
+    """The first file of the stream that a file, of whichever segment, belongs to."""
+    return path.with_name(f"{path.name.split('.')[0]}.ttj")
+
+
 def compress(payload: bytes | pa.Buffer) -> tuple[Codec, bytes | pa.Buffer]:
     """A payload as it is stored: zstd where that makes it smaller."""
     if memoryview(payload).nbytes < COMPRESS_FROM:

@@ -31,6 +31,8 @@ SILENCE_S: Final = 600.0
 _WINDOW: Final = 1 << 20
 _TAIL: Final = 4096
 _STREAM: Final = re.compile(r"[0-9a-f]{16}")
+PADDING: Final = "padding"
+"""The reason of a Damage that is something else than zeros behind a whole frame."""
 _KEPT: Final = ("opening", "joined", "ended", "seal", "gaps", "segment", "frames", "crc", "next_seq")
 """What a bookmark holds as it is."""
 
@@ -67,7 +69,8 @@ class Damage(NamedTuple):
 def find_streams(folder: Path) -> list[Path]:
     """The first file of every stream under a folder of runs, in one run's folder, or in one file.
 
-    Those that have been gathered are named as if they were in their own places.
+    Those that have been gathered are named as if they were in their own places, and so is one that was lost while later
+    ones of its stream are there.
     """
     if folder.is_file():
         return gathered.streams_in(folder) if folder.suffix == SUFFIX else [folder]
@@ -75,8 +78,7 @@ def find_streams(folder: Path) -> list[Path]:
     found = {path for pattern in patterns for path in folder.glob(pattern)}
     for run in {archive.parent.parent for archive in gathered.find_archives(folder)}:
         found.update(gathered.first_files(run))
-    names = {path: frame.FILE_NAME.fullmatch(path.name) for path in found}
-    return sorted(path for path, name in names.items() if name and name[2] is None)
+    return sorted({frame.first_path(path) for path in found if frame.FILE_NAME.fullmatch(path.name)})
 
 
 def writer_gone(opening: Mapping[str, Any], silent_s: float) -> bool:
@@ -279,7 +281,7 @@ class Stream:
                 between = data[self._offset - base : found.offset]
                 self._note(self._offset, len(between), self.next_seq, seq - 1, _reason(between))
             if any(found.padding):
-                self._note(base + found.end - len(found.padding), len(found.padding), seq, seq - 1, "padding")
+                self._note(base + found.end - len(found.padding), len(found.padding), seq, seq - 1, PADDING)
             self._offset = base + found.end
             self._head = self._head or data[:HEADER_SIZE]
             if seq >= self.next_seq:

@@ -17,6 +17,7 @@ import contextlib
 import json
 import mmap
 import os
+import re
 import shutil
 import stat
 import struct
@@ -31,6 +32,10 @@ if TYPE_CHECKING:
 
 MAGIC: Final = b"TTRING01"
 MAX_BYTES: Final = 64 << 20
+LEFT_NAME: Final = re.compile(
+    r"([0-9a-f]{16})-(?:[0-9]{1,6}|process)(?:-(?:spike|nonfinite|stall)-[0-9]{1,20})?\.(?:ttb|stacks|flight|flight\.json)"
+)
+"""Names of files that processes left in the `nodes` folder of their run; the first group is the stream."""
 HEAD_BYTES: Final = 8 << 20
 """A description is not longer."""
 STEPS: Final = 256

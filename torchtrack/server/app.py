@@ -8,23 +8,28 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import os
 import time
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING, Any
 
 from fastapi import APIRouter, Depends, FastAPI
 
 from torchtrack import wire
 from torchtrack.credentials import is_loopback
-from torchtrack.server import auth, curation, front, ingest, page, problems
+from torchtrack.server import access, auth, curation, front, ingest, left, page, problems
 from torchtrack.server.budget import Budget, Limits
 from torchtrack.server.catalog import Catalog
 from torchtrack.server.front import Worker
 from torchtrack.server.journals import Committer, JournalStore
 from torchtrack.server.media import MediaStore
+from torchtrack.server.rights import Scope
 from torchtrack.version import __version__
+
+if TYPE_CHECKING:
+    from torchtrack.server.oidc import Provider
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,6 +46,7 @@ class Config:
         queries: whether it shows the page and answers questions, beside taking uploads.
         metrics: DSN of a ClickHouse server for the tables; by default they lie in `data`.
         catalog: URL of a database for what people type; by default a file in `data`.
+        provider: by whom people can log in on the page.
     """
 
     data: Path
@@ -52,6 +58,7 @@ class Config:
     queries: bool = True
     metrics: str | None = None
     catalog: str | None = None
+    provider: Provider | None = None
 
     def __post_init__(self) -> None:
         """Refuse to stand open.
@@ -83,8 +90,8 @@ def create_app(config: Config) -> FastAPI:
         BlockingIOError: another server has this data folder.
         OSError: it cannot be written.
     """
-    lock = _take(config.data)
-    catalog = Catalog(config.catalog_url) if config.queries else None
+    lock = take_hold(config.data)
+    catalog = Catalog(config.catalog_url)
     worker = Worker(config.runs, config.data / "index", config.metrics, config.catalog_url) if config.queries else None
     store = None if config.shown else JournalStore(config.runs)
     committer = Committer(store) if store else None
@@ -100,6 +107,7 @@ def create_app(config: Config) -> FastAPI:
             if committer and store:
                 committer.stop()
                 store.close()
+            catalog.close()
             lock.close()
 
     app = FastAPI(
@@ -109,26 +117,44 @@ def create_app(config: Config) -> FastAPI:
     app.state.store = store
     app.state.committer = committer
     app.state.worker = worker
-    app.state.keys = auth.Keys(config.data, required=config.token)
+    app.state.keys = auth.Keys(config.data, catalog.people, required=config.token)
     app.state.budget = Budget(config.limits, time.monotonic)
     app.add_middleware(auth.Doorkeeper, hosts=_hosts(config))
     problems.install(app)
     if store and committer:
-        taking = ingest.Ingest(store, config.limits)
-        mount(app, ingest.frames_router(taking, committer, app.state.budget), scope="ingest")
-        mount(app, ingest.media_router(MediaStore(config.runs), app.state.budget, store), scope="ingest")
+        taking = ingest.Ingest(store, config.limits, catalog.homes)
+        mount(app, ingest.frames_router(taking, committer, app.state.budget), scope="write")
+        media = ingest.media_router(MediaStore(config.runs), app.state.budget, store, catalog.homes)
+        mount(app, media, scope="write")
+        taken = left.taking(left.LeftStore(config.runs), app.state.budget, store, catalog.homes)
+        mount(app, taken, scope="write")
     mount(app, _about(app), scope="read")
-    if worker and catalog:
-        page.mount(app)
-        mount(app, curation.router(catalog, lambda request: auth.key_of(request).name), scope="admin")
+    login = config.provider.issuer if config.provider else None
+    mount(app, access.about_me(login), scope=None)
+    mount(app, access.router(catalog, app.state.keys), scope="read")
+    mount(app, access.admin_router(catalog, app.state.keys), scope="admin")
+    mount(app, left.showing(left.LeftStore(config.runs), worker.where if worker else None), scope="read")
+    if worker:
+        page.mount(app, issuer=login)
+        if config.provider:
+            from torchtrack.server import oidc  # an extra
+
+            oidc.mount(app, config.provider)
+        mount(app, curation.router(catalog, worker.where), scope="write")
+        mount(app, curation.views_router(catalog), scope="read")
         mount(app, front.router(worker), scope="read")
     return app
 
 
-def _take(data: Path) -> IO[str]:
-    """Take hold of a data folder; it is let go when the file is closed."""
+def take_hold(data: Path) -> IO[str]:
+    """Take hold of a data folder; it is let go when the file is closed.
+
+    Raises:
+        BlockingIOError: another process has it.
+        OSError: it cannot be written.
+    """
     data.mkdir(0o700, parents=True, exist_ok=True)
-    lock = (data / "lock").open("a")
+    lock = os.fdopen(os.open(data / "lock", os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600), "a")
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
@@ -137,9 +163,10 @@ def _take(data: Path) -> IO[str]:
     return lock
 
 
-def mount(app: FastAPI, router: APIRouter, *, scope: auth.Scope) -> None:
-    """Add routes under /api/v1. All of them need a key with this scope."""
-    app.include_router(router, prefix=wire.API, dependencies=[Depends(auth.requires(scope))])
+def mount(app: FastAPI, router: APIRouter, *, scope: Scope | None) -> None:
+    """Add routes under /api/v1. All of them need a key with this scope; None: any key."""
+    needs = [Depends(auth.requires(scope))]
+    app.include_router(router, prefix=wire.API, dependencies=needs, responses=problems.RESPONSES)
 
 
 def _about(app: FastAPI) -> APIRouter:

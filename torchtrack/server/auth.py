@@ -1,140 +1,153 @@
-"""Who may: API keys, always; and from where: Host and Origin of each request.
+"""Who may: keys and sessions, always; and from where: Host and Origin of each request.
 
-The server's own token is made at its first start and lies in a file only its user can read. Of further keys only the
-SHA-256 is kept. This small file is to move into the catalog.
+The server's own token is made at its first start and lies in a file only its user can read: who has it is the owner,
+whatever becomes of the catalog. All other keys, users and sessions are in the catalog (`people`).
 """
 
 from __future__ import annotations
 
-import hashlib
 import hmac
-import json
 import os
-import secrets
+import re
+import time
+from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Collection, MutableMapping
-from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Any, Final
 
 from fastapi import Request
+from sqlalchemy.exc import SQLAlchemyError
 
+from torchtrack.server.people import Found, People, digest, new_key
 from torchtrack.server.problems import ApiError
+from torchtrack.server.rights import ANYONE, EVERYWHERE, OWNER, Scope, Who
+from torchtrack.server.tables import now
 
-Scope = Literal["ingest", "read", "admin"]
-_PREFIX: Final = "tt_"
+SESSION_LASTS: Final = timedelta(days=30)
+REMEMBERED_S: Final = 5.0
+"""How long a key that was revoked through another server on the same catalog may still let in."""
+MAX_QUESTION: Final = 4 << 20
+"""Bytes of the body of a request that is no upload."""
+_TOO_LARGE: Final = ApiError(413, "too_large", f"a request has at most {MAX_QUESTION} bytes")
+_UPLOADS: Final = re.compile(r"/api/v1/(frames|positions|runs/[^/]*/(media|files)/.*)")
+_REMEMBERED: Final = 10_000
 _SAFE: Final = frozenset({"GET", "HEAD", "OPTIONS"})
 
 ASGI = Callable[..., Awaitable[None]]
-
-
-@dataclass(frozen=True)
-class Key:
-    """Who asks. `admin` may all, the other scopes what they say."""
-
-    name: str
-    scopes: frozenset[str]
-
-    def may(self, scope: str) -> bool:
-        """Whether it may do this."""
-        return scope in self.scopes or "admin" in self.scopes
-
-
-ANYONE: Final = Key("anyone", frozenset({"admin"}))
+Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 
 
 class Keys:
-    """The keys of a server.
+    """What lets people and programs in. **Threads:** any.
 
     Args:
         folder: of the server's own files; the token's is made there if it is not yet.
+        people: the keys and users of the catalog.
         required: False lets everyone in: only for a server that nobody else can reach.
     """
 
-    def __init__(self, folder: Path, *, required: bool = True) -> None:
+    def __init__(self, folder: Path, people: People, *, required: bool = True) -> None:
         folder.mkdir(0o700, parents=True, exist_ok=True)
-        self._file = folder / "keys.json"
         self.token_file = folder / "token"
         self.required = required
         self.token = _token(self.token_file)
-        self.cookie = f"torchtrack-{_hash('cookie' + self.token)[:8]}"
+        self._own = digest(self.token)
+        self.cookie = f"torchtrack-{digest('cookie' + self.token)[:8]}"
         """Its own for each server: cookies are shared by all ports of a host."""
-        self._hashes: dict[str, Key] = {_hash(self.token): Key("token", frozenset({"admin"}))}
-        for entry in json.loads(self._file.read_text()) if self._file.exists() else []:
-            self._hashes[entry["sha256"]] = Key(entry["name"], frozenset(entry["scopes"]))
+        self.people = people
+        self._found: OrderedDict[str, tuple[float, Found]] = OrderedDict()
 
-    def add(self, name: str, scopes: Collection[Scope]) -> str:
-        """A new key; it is returned once and kept nowhere."""
-        key = _PREFIX + secrets.token_urlsafe(32)
-        self._hashes[_hash(key)] = Key(name, frozenset(scopes))
-        self._save()
-        return key
+    def find(self, given: str) -> Who | None:
+        """Whose key this is. A wrong one takes as long as a right one: both are one look-up by their hash."""
+        return self._by_hash(digest(given))
 
-    def revoke(self, name: str) -> bool:
-        """No longer let in the keys of this name; False if there is none."""
-        gone = [digest for digest, key in self._hashes.items() if key.name == name and name != "token"]
-        for digest in gone:
-            del self._hashes[digest]
-        if gone:
-            self._save()
-        return bool(gone)
+    def find_session(self, given: str) -> Who | None:
+        """Whose session this is; it ends with the key it was traded for."""
+        key, found = self.people.by_session(digest(given))
+        return self._by_hash(key) if key is not None else found and found.who
 
-    def find(self, given: str) -> Key | None:
-        """Whose key this is. Takes as long for a wrong one as for a right one."""
-        digest, found = _hash(given), None
-        for known, key in self._hashes.items():
-            if hmac.compare_digest(known, digest):
-                found = key
-        return found
+    def begin_session(self, *, key: str | None = None, user: str | None = None) -> str:
+        """What a browser is given in place of a key, which it does not tell, or once a user has logged in."""
+        return self.people.begin_session(SESSION_LASTS, key=None if key is None else digest(key), user=user)
 
-    def session_of(self, given: str) -> str:
-        """What a browser is given in place of a key: it ends with the key, and does not tell it."""
-        return _session(_hash(given), self.token)
+    def forget(self) -> None:
+        """Look everybody up anew: something about keys, users or roles has changed."""
+        self._found.clear()
 
-    def find_session(self, given: str) -> Key | None:
-        """Whose session this is."""
-        found = None
-        for digest, key in self._hashes.items():
-            if hmac.compare_digest(_session(digest, self.token).encode(), given.encode("utf-8", "surrogateescape")):
-                found = key
-        return found
-
-    def _save(self) -> None:
-        entries = [
-            {"sha256": digest, "name": key.name, "scopes": sorted(key.scopes)}
-            for digest, key in self._hashes.items()
-            if key.name != "token"
-        ]
-        temporary = self._file.with_name(f"{self._file.name}.{secrets.token_hex(4)}")
-        _write_private(temporary, json.dumps(entries))
-        temporary.rename(self._file)
+    def _by_hash(self, sha256: str) -> Who | None:
+        if hmac.compare_digest(sha256, self._own):
+            return OWNER
+        at, found = self._found.get(sha256, (0.0, None))
+        if found is None or time.monotonic() - at > REMEMBERED_S:
+            self._found.pop(sha256, None)
+            found = self.people.by_key(sha256)
+            if found is not None:
+                self._found[sha256] = time.monotonic(), found
+                while len(self._found) > _REMEMBERED:
+                    self._found.popitem(last=False)
+        if found is None or (found.expires is not None and found.expires <= now()):
+            return None
+        return found.who
 
 
-def key_of(request: Request) -> Key:
+def key_of(request: Request) -> Who:
     """Who makes a request that was let in."""
-    key: Key = request.state.key
-    return key
+    who: Who = request.state.key
+    return who
 
 
-def requires(scope: Scope) -> Callable[[Request], None]:
-    """A dependency for routes: lets in whose key has this scope, and answers 401 or 403 else."""
+class Requires:
+    """A dependency of routes: lets in who may do this in some project, and answers 401 or 403 else.
 
-    def check(request: Request) -> None:
+    Without a scope everybody is let in whom the server knows, whatever they may. Which project it is about is for the
+    route to find out: `need`.
+    """
+
+    def __init__(self, scope: Scope | None) -> None:
+        self.scope = scope
+
+    def __call__(self, request: Request) -> None:
+        """Find out who asks."""
         keys: Keys = request.app.state.keys
         if not keys.required:
             request.state.key = ANYONE
             return
         given = given_key(request)
-        key = keys.find(given) if given else keys.find_session(request.cookies.get(keys.cookie, ""))
-        if key is None:
+        session = request.cookies.get(keys.cookie, "")
+        try:
+            who = keys.find(given) if given else keys.find_session(session) if session else None
+        except SQLAlchemyError as error:
+            raise ApiError(503, "catalog", "the catalog does not answer; ask again", retry_after_s=5) from error
+        if who is None:
             message = (
                 "an API key is needed: torchtrack login, or TORCHTRACK_API_KEY" if not given else "a wrong API key"
             )
             raise ApiError(401, "no_key", message)
-        if not key.may(scope):
-            raise ApiError(403, "not_allowed", f"the key {key.name!r} has not the scope {scope!r}")
-        request.state.key = key
+        request.state.key = who
+        if self.scope is not None and not who.may(self.scope):
+            raise ApiError(
+                403, "not_allowed", f"{who.name!r} may not {self.scope} here; ask an admin for a role or key"
+            )
 
-    return check
+
+def requires(scope: Scope | None) -> Requires:
+    """A dependency for routes that need this scope, or only somebody whom the server knows."""
+    return Requires(scope)
+
+
+def need(who: Who, scope: Scope, project: str, what: str = "there is no such project") -> None:
+    """Refuse who may not do this in a project; to who may not even read there it does not exist.
+
+    Raises:
+        ApiError: 403, or 404 with `what`.
+    """
+    if who.may(scope, project):
+        return
+    if project == EVERYWHERE or who.may("read", project):
+        where = "in all projects" if project == EVERYWHERE else f"in {project!r}"
+        raise ApiError(403, "not_allowed", f"{who.name!r} may not {scope} {where}; ask an admin")
+    raise ApiError(404, "not_found", what)
 
 
 def given_key(request: Request) -> str:
@@ -155,15 +168,19 @@ class Doorkeeper:
         self._app = app
         self._hosts = {host.lower() for host in hosts}
 
-    async def __call__(self, scope: MutableMapping[str, Any], receive: ASGI, send: ASGI) -> None:
+    async def __call__(self, scope: MutableMapping[str, Any], receive: Receive, send: ASGI) -> None:
         """Serve one connection."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
         headers = {name.lower(): value.decode("latin-1") for name, value in scope["headers"]}
         problem = self._problem(scope["method"], headers.get(b"host", ""), headers.get(b"origin"))
+        if not _UPLOADS.match(scope["path"]):
+            said = headers.get(b"content-length", "")
+            problem = _TOO_LARGE if said.isdecimal() and int(said) > MAX_QUESTION else problem
+            receive = _limited(receive)
         if problem is not None:
-            await problem.response()(scope, receive, send)  # type: ignore[arg-type]  # ASGI's own types
+            await problem.response()(scope, receive, send)  # ASGI's own types
             return
 
         async def guarded(message: MutableMapping[str, Any]) -> None:
@@ -181,6 +198,21 @@ class Doorkeeper:
         return None
 
 
+def _limited(receive: Receive) -> Receive:
+    """What comes in, no more than a question is long. Uploads have limits of their own."""
+    size = 0
+
+    async def counted() -> MutableMapping[str, Any]:
+        nonlocal size
+        message = await receive()
+        size += len(message.get("body", b""))
+        if size > MAX_QUESTION:
+            raise _TOO_LARGE
+        return message
+
+    return counted
+
+
 _HEADERS: Final = ((b"x-content-type-options", b"nosniff"), (b"referrer-policy", b"no-referrer"))
 
 
@@ -189,14 +221,6 @@ def _name(host: str) -> str:
     if host.startswith("["):
         return host.partition("]")[0].strip("[").lower()
     return host.partition(":")[0].lower()
-
-
-def _session(digest: str, secret: str) -> str:
-    return hmac.new(secret.encode(), f"session {digest}".encode(), hashlib.sha256).hexdigest()
-
-
-def _hash(key: str) -> str:
-    return hashlib.sha256(key.encode("utf-8", "surrogateescape")).hexdigest()
 
 
 def _token(file: Path) -> str:
@@ -208,7 +232,7 @@ def _token(file: Path) -> str:
         if token:
             return token
         file.unlink()
-    token = _PREFIX + secrets.token_urlsafe(32)
+    token = new_key()
     _write_private(file, token + "\n")
     return token
 

@@ -6,10 +6,11 @@ says, also after the index was built anew. SQLite by default, PostgreSQL by URL;
 
 from __future__ import annotations
 
+import os
 import secrets
 import threading
 from collections.abc import Iterable, Mapping
-from datetime import datetime, timezone
+from datetime import datetime
 from pathlib import Path
 from typing import Any, Final
 
@@ -20,6 +21,10 @@ from alembic.script import ScriptDirectory
 from sqlalchemy.exc import IntegrityError
 
 from torchtrack.errors import TorchtrackError
+from torchtrack.server.audit import Audit
+from torchtrack.server.homes import Homes
+from torchtrack.server.people import People
+from torchtrack.server.tables import alert_rules, edits, homes, metadata, now, tombstones, views
 
 EDITABLE: Final[Mapping[str, type]] = {
     "name": str,
@@ -32,37 +37,9 @@ EDITABLE: Final[Mapping[str, type]] = {
 """Fields of a run that people may set, and what their values are."""
 MAX_TEXT: Final = 100_000
 MAX_TAGS: Final = 1000
+UNKNOWN_PROJECT: Final = "uncategorized"
+"""Of a run that came with a key of several projects and has not said which it is of."""
 _migrating: Final = threading.Lock()
-
-_metadata = sa.MetaData()
-_edits = sa.Table(
-    "edits",
-    _metadata,
-    sa.Column("uid", sa.String(64), primary_key=True),
-    sa.Column("field", sa.String(64), primary_key=True),
-    sa.Column("value", sa.JSON, nullable=False),
-    sa.Column("by", sa.String(256), nullable=False),
-    sa.Column("at", sa.DateTime(timezone=True), nullable=False),
-)
-_tombstones = sa.Table(
-    "tombstones",
-    _metadata,
-    sa.Column("uid", sa.String(64), primary_key=True),
-    sa.Column("by", sa.String(256), nullable=False),
-    sa.Column("at", sa.DateTime(timezone=True), nullable=False),
-)
-_views = sa.Table(
-    "views",
-    _metadata,
-    sa.Column("id", sa.String(32), primary_key=True),
-    sa.Column("project", sa.String(256), nullable=False, index=True),
-    sa.Column("name", sa.String(256), nullable=False),
-    sa.Column("content", sa.JSON, nullable=False),
-    sa.Column("version", sa.Integer, nullable=False),
-    sa.Column("by", sa.String(256), nullable=False),
-    sa.Column("at", sa.DateTime(timezone=True), nullable=False),
-    sa.UniqueConstraint("project", "name"),
-)
 
 
 class ConflictError(TorchtrackError):
@@ -74,15 +51,22 @@ class Catalog:
 
     Args:
         url: SQLAlchemy's, such as `sqlite:////srv/torchtrack/catalog.db` or `postgresql+psycopg://user@host/name`.
+        upto: the revision of the tables to make; an earlier one is for tests of what comes after it.
     """
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, *, upto: str = "head") -> None:
         self._engine = sa.create_engine(url)
         if self._engine.dialect.name == "sqlite":
+            _make_private(self._engine.url.database)
             sa.event.listen(self._engine, "connect", _prepare_sqlite)
             sa.event.listen(self._engine, "begin", _begin_immediate)
+        self.people = People(self._engine)
+        """Users and keys."""
+        self.audit = Audit(self._engine)
+        self.homes = Homes(self._engine)
+        """The projects of runs that came with a key of some projects only."""
         try:
-            self._migrate()
+            self._migrate(upto)
         except BaseException:
             self.close()
             raise
@@ -109,18 +93,23 @@ class Catalog:
             _check(field, value)
         with self._engine.begin() as connection:
             for field, value in changes.items():
-                where = (_edits.c.uid == uid) & (_edits.c.field == field)
-                connection.execute(sa.delete(_edits).where(where))
+                where = (edits.c.uid == uid) & (edits.c.field == field)
+                connection.execute(sa.delete(edits).where(where))
                 if value is not None:
-                    row = {"uid": uid, "field": field, "value": value, "by": by, "at": _now()}
-                    connection.execute(sa.insert(_edits).values(row))
+                    row = {"uid": uid, "field": field, "value": value, "by": by, "at": now()}
+                    connection.execute(sa.insert(edits).values(row))
 
     def edits(self, uids: Iterable[str] | None = None) -> dict[str, dict[str, Any]]:
-        """By run: the fields people set."""
-        query = sa.select(_edits.c.uid, _edits.c.field, _edits.c.value)
-        query = query if uids is None else query.where(_edits.c.uid.in_(list(uids)))
+        """By run: the fields people set, and the project its key belongs to, whatever the run says."""
+        query = sa.select(edits.c.uid, edits.c.field, edits.c.value)
+        home = sa.select(homes.c.uid, homes.c.project)
+        if uids is not None:
+            asked = list(uids)
+            query, home = query.where(edits.c.uid.in_(asked)), home.where(homes.c.uid.in_(asked))
         found: dict[str, dict[str, Any]] = {}
         with self._engine.connect() as connection:
+            for uid, project in connection.execute(home):
+                found[uid] = {"project": project or UNKNOWN_PROJECT}
             for uid, field, value in connection.execute(query):
                 found.setdefault(uid, {})[field] = value
         return found
@@ -128,34 +117,46 @@ class Catalog:
     def delete(self, uid: str, by: str) -> None:
         """Say that a run is deleted: it is shown no more, also if its journals arrive again."""
         with self._engine.begin() as connection:
-            connection.execute(sa.delete(_tombstones).where(_tombstones.c.uid == uid))
-            connection.execute(sa.insert(_tombstones).values(uid=uid, by=by, at=_now()))
+            connection.execute(sa.delete(tombstones).where(tombstones.c.uid == uid))
+            connection.execute(sa.insert(tombstones).values(uid=uid, by=by, at=now()))
 
     def restore(self, uid: str) -> None:
         """Take that back."""
         with self._engine.begin() as connection:
-            connection.execute(sa.delete(_tombstones).where(_tombstones.c.uid == uid))
+            connection.execute(sa.delete(tombstones).where(tombstones.c.uid == uid))
 
     def deleted(self) -> set[str]:
         """The runs that are deleted."""
         with self._engine.connect() as connection:
-            return set(connection.execute(sa.select(_tombstones.c.uid)).scalars())
+            return set(connection.execute(sa.select(tombstones.c.uid)).scalars())
+
+    def deleted_before(self, moment: datetime) -> set[str]:
+        """The runs that were deleted before then."""
+        with self._engine.connect() as connection:
+            return set(connection.execute(sa.select(tombstones.c.uid).where(tombstones.c.at < moment)).scalars())
 
     # -- saved views ---------------------------------------------------------------------------------------------------
 
-    def save_view(self, project: str, name: str, content: Any, by: str) -> dict[str, Any]:
+    def save_view(self, project: str, name: str, content: Any, by: str, owner: str = "") -> dict[str, Any]:
         """Save a new view.
 
+        Args:
+            project: where it is shown.
+            name: for people.
+            content: JSON of the page's.
+            by: who saves it.
+            owner: whose it is; empty: everybody's in the project.
+
         Raises:
-            ConflictError: the project has one of this name.
+            ConflictError: the owner has one of this name there.
         """
         row = {"id": secrets.token_hex(8), "project": project, "name": name, "content": content, "version": 1}
         try:
             with self._engine.begin() as connection:
-                connection.execute(sa.insert(_views).values(**row, by=by, at=_now()))
+                connection.execute(sa.insert(views).values(**row, owner=owner, by=by, at=now()))
         except IntegrityError as error:
             raise ConflictError(f"project {project!r} has a view {name!r} already; choose another name") from error
-        return row
+        return {**row, "owner": owner}
 
     def change_view(self, id_: str, content: Any, version: int, by: str) -> int:
         """Change a view that is still in the version one has seen; the new version.
@@ -163,8 +164,8 @@ class Catalog:
         Raises:
             ConflictError: it is not, or it is gone.
         """
-        where = (_views.c.id == id_) & (_views.c.version == version)
-        change = sa.update(_views).where(where).values(content=content, version=version + 1, by=by, at=_now())
+        where = (views.c.id == id_) & (views.c.version == version)
+        change = sa.update(views).where(where).values(content=content, version=version + 1, by=by, at=now())
         with self._engine.begin() as connection:
             if connection.execute(change).rowcount == 0:
                 raise ConflictError("somebody else changed or removed this view; load it again")
@@ -173,18 +174,56 @@ class Catalog:
     def remove_view(self, id_: str) -> None:
         """Remove a view; it may be gone already."""
         with self._engine.begin() as connection:
-            connection.execute(sa.delete(_views).where(_views.c.id == id_))
+            connection.execute(sa.delete(views).where(views.c.id == id_))
 
-    def views(self, project: str) -> list[dict[str, Any]]:
-        """The views of a project by name."""
-        columns = [_views.c[name] for name in ("id", "project", "name", "content", "version")]
-        query = sa.select(*columns).where(_views.c.project == project).order_by(_views.c.name)
+    def view(self, id_: str) -> dict[str, Any] | None:
+        """One view, None if there is none."""
+        return next(iter(self._views(views.c.id == id_)), None)
+
+    def views(self, project: str, owner: str = "") -> list[dict[str, Any]]:
+        """The views of a project, everybody's and this owner's, by name."""
+        return self._views((views.c.project == project) & views.c.owner.in_(["", owner]))
+
+    def _views(self, where: sa.ColumnElement[bool]) -> list[dict[str, Any]]:
+        columns = [views.c[name] for name in ("id", "project", "name", "content", "version", "owner", "by")]
+        query = sa.select(*columns).where(where).order_by(views.c.name, views.c.owner)
         with self._engine.connect() as connection:
+            return [dict(row) for row in connection.execute(query).mappings()]
+
+    # -- alert rules ---------------------------------------------------------------------------------------------------
+
+    def alert_rules(self, project: str) -> list[dict[str, Any]]:
+        """The rules of a project by name."""
+        return self._rules(alert_rules.c.project == project)
+
+    def alert_rule(self, id_: str) -> dict[str, Any] | None:
+        """One rule, None if there is none."""
+        return next(iter(self._rules(alert_rules.c.id == id_)), None)
+
+    def save_alert_rule(self, project: str, name: str, filter_: str, severity: str, by: str) -> dict[str, Any]:
+        """Save a rule; one of the same name in the project is replaced."""
+        row = {"id": secrets.token_hex(8), "project": project, "name": name, "filter": filter_, "severity": severity}
+        with self._engine.begin() as connection:
+            where = (alert_rules.c.project == project) & (alert_rules.c.name == name)
+            row["id"] = connection.execute(sa.select(alert_rules.c.id).where(where)).scalar() or row["id"]
+            connection.execute(sa.delete(alert_rules).where(where))
+            connection.execute(sa.insert(alert_rules).values(**row, by=by, at=now()))
+        return {**row, "by": by}
+
+    def remove_alert_rule(self, id_: str) -> None:
+        """Remove a rule; it may be gone already."""
+        with self._engine.begin() as connection:
+            connection.execute(sa.delete(alert_rules).where(alert_rules.c.id == id_))
+
+    def _rules(self, where: sa.ColumnElement[bool]) -> list[dict[str, Any]]:
+        columns = [alert_rules.c[name] for name in ("id", "project", "name", "filter", "severity", "by")]
+        with self._engine.connect() as connection:
+            query = sa.select(*columns).where(where).order_by(alert_rules.c.name)
             return [dict(row) for row in connection.execute(query).mappings()]
 
     # -- inside --------------------------------------------------------------------------------------------------------
 
-    def _migrate(self) -> None:
+    def _migrate(self, upto: str) -> None:
         """Apply what this version has and the tables do not, all or nothing; several at once wait for each other."""
         config = Config()
         config.set_main_option("script_location", str(Path(__file__).parent / "migrations").replace("%", "%%"))
@@ -192,7 +231,7 @@ class Catalog:
 
         def steps(revision: Any, context: Any) -> Any:
             del context
-            return script._upgrade_revs("head", revision)  # what alembic's own command does
+            return script._upgrade_revs(upto, revision)  # what alembic's own command does
 
         with (
             _migrating,  # alembic keeps what it is doing in a global
@@ -201,17 +240,13 @@ class Catalog:
         ):
             if self._engine.dialect.name == "postgresql":
                 connection.execute(sa.text("SELECT pg_advisory_xact_lock(7420)"))
-            environment.configure(connection=connection, target_metadata=_metadata)
+            environment.configure(connection=connection, target_metadata=metadata)
             environment.run_migrations()
 
 
 def overlaid(row: Mapping[str, Any], edits: Mapping[str, Any]) -> dict[str, Any]:
     """A run as people see it: what they set wins over what it says."""
     return {**row, **edits}
-
-
-def _now() -> datetime:
-    return datetime.now(timezone.utc)
 
 
 def _check(field: str, value: Any) -> None:
@@ -227,6 +262,12 @@ def _check(field: str, value: Any) -> None:
         raise ValueError(f"{field} is a list of at most {MAX_TAGS} texts")
     if any(isinstance(each, str) and (len(each) > MAX_TEXT or "\x00" in each) for each in texts):
         raise ValueError(f"{field} has at most {MAX_TEXT} characters, and no NUL")
+
+
+def _make_private(file: str | None) -> None:
+    """Make the file its user's alone before SQLite does; what SQLite puts beside it is like it."""
+    if file and file != ":memory:":
+        os.close(os.open(file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
 
 
 def _prepare_sqlite(connection: Any, record: Any) -> None:

@@ -1,24 +1,54 @@
-"""What people change: names, tags, notes of runs, runs they delete, views they save. It goes to the catalog alone."""
+"""What people change: names, tags, notes of runs, runs they delete, views, alert rules. The catalog alone has it.
+
+A route that names runs asks first which projects they are of, and whether whoever asks may write there.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Annotated, Any
+import json
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from typing import Annotated, Any, Final, Literal
 
 from fastapi import APIRouter, Header, Path, Query, Request
-from pydantic import BaseModel, ConfigDict, Field
+from fastapi.concurrency import run_in_threadpool
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
+from torchtrack.server.auth import key_of, need
 from torchtrack.server.catalog import Catalog, ConflictError
-from torchtrack.server.problems import ApiError
+from torchtrack.server.problems import ApiError, also
 
-Uid = Annotated[str, Path(pattern="^[0-9a-f]{16}$")]
-ViewId = Annotated[str, Path(pattern="^[0-9a-f]{16}$")]
+Uid = Annotated[str, Path(pattern="^[0-9a-f]{16}$", description="Of the run.")]
+Id = Annotated[str, Path(pattern="^[0-9a-f]{16}$", description="Its id.")]
+Project = Annotated[str, Query(min_length=1, max_length=256, pattern=r"^[^\x00]+$", description="Its name.")]
+Text = Annotated[str, Field(min_length=1, max_length=256, pattern=r"^[^\x00]+$")]
+MAX_VIEW: Final = 1 << 20
+"""Bytes of a view."""
 
 
-class Changes(BaseModel):
+def _plain(content: dict[str, Any]) -> dict[str, Any]:
+    """JSON as everybody reads it: no NaN, no half characters; and not too much of it."""
+    try:
+        size = len(json.dumps(content, allow_nan=False, ensure_ascii=False).encode())
+    except (ValueError, RecursionError):  # UnicodeEncodeError is one
+        raise ValueError("it holds what is no JSON: NaN, an infinity, half a character, or too many levels") from None
+    if size > MAX_VIEW:
+        raise ValueError(f"a view has at most {MAX_VIEW} bytes")
+    return content
+
+
+Content = Annotated[dict[str, Any], AfterValidator(_plain)]
+Where = Callable[[Sequence[str]], Awaitable[Mapping[str, str]]]
+"""By uid the project of runs that there are, deleted or not."""
+_GONE = "there is no such run"
+
+
+class _Body(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+
+class Changes(_Body):
     """Fields to set; null takes an edit back."""
 
-    model_config = ConfigDict(extra="forbid")
     name: str | None = None
     notes: str | None = None
     tags: list[str] | None = None
@@ -27,90 +57,178 @@ class Changes(BaseModel):
     colour: str | None = None
 
 
-class BulkChanges(BaseModel):
+class BulkChanges(_Body):
     """The same fields of several runs."""
 
-    model_config = ConfigDict(extra="forbid")
     uids: list[Annotated[str, Field(pattern="^[0-9a-f]{16}$")]] = Field(max_length=10_000)
     changes: Changes
 
 
-class NewView(BaseModel):
-    """A view to save."""
+class NewView(_Body):
+    """A view to save: one's own, or, `shared`, everybody's in the project, for which one has to be an editor."""
 
-    model_config = ConfigDict(extra="forbid")
-    project: str = Field(min_length=1, max_length=256)
-    name: str = Field(min_length=1, max_length=256)
-    content: dict[str, Any]
+    project: Text
+    name: Text
+    content: Content
+    shared: bool = False
 
 
-def router(catalog: Catalog, who: Callable[[Request], str]) -> APIRouter:
-    """The routes.
+class NewRule(_Body):
+    """A rule: which runs (a filter as in `runs/query`) somebody wants to know of, and how much it matters."""
+
+    project: Text
+    name: Text
+    filter: str = Field(min_length=1, max_length=1000, pattern=r"^[^\x00]+$")
+    severity: Literal["info", "warning", "critical"] = "warning"
+
+
+def router(catalog: Catalog, where: Where) -> APIRouter:
+    """The routes that change runs; for those who may write.
 
     Args:
         catalog: where it is kept.
-        who: the name of whoever asks.
+        where: which projects runs are of.
     """
     routes = APIRouter(tags=["curation"])
-    _of_runs(routes, catalog, who)
-    _of_views(routes, catalog, who)
+    _of_runs(routes, catalog, where)
+    _of_rules(routes, catalog)
     return routes
 
 
-def _of_runs(routes: APIRouter, catalog: Catalog, who: Callable[[Request], str]) -> None:
-    def edit(uids: list[str], changes: Changes, request: Request) -> None:
+def views_router(catalog: Catalog) -> APIRouter:
+    """The routes of saved views: who may read may save their own."""
+    routes = APIRouter(tags=["curation"])
+    _of_views(routes, catalog)
+    return routes
+
+
+def _of_runs(routes: APIRouter, catalog: Catalog, where: Where) -> None:
+    async def may(request: Request, uids: Sequence[str]) -> Mapping[str, str]:
+        who = key_of(request)
+        if who.may("write", "*"):
+            return {}
+        projects = await where(uids)
         for uid in uids:
-            catalog.edit(uid, changes.model_dump(exclude_unset=True), who(request))
+            if uid not in projects:
+                raise ApiError(404, "not_found", _GONE)
+            need(who, "write", projects[uid], _GONE)
+        return projects
+
+    async def edit(uids: Sequence[str], changes: Changes, request: Request) -> None:
+        projects, given = await may(request, uids), changes.model_dump(exclude_unset=True)
+        who = key_of(request)
+        for uid in uids:
+            try:
+                await run_in_threadpool(catalog.edit, uid, given, who.name)
+            except ValueError as error:
+                raise ApiError(422, "bad_request", str(error)) from None
+            note = catalog.audit.note
+            await run_in_threadpool(note, who, "run.edit", uid, projects.get(uid), fields=sorted(given))
 
     @routes.patch("/runs/{uid}", status_code=204)
-    def patch_run(uid: Uid, changes: Changes, request: Request) -> None:
+    async def patch_run(uid: Uid, changes: Changes, request: Request) -> None:
         """Set fields of a run."""
-        edit([uid], changes, request)
+        await edit([uid], changes, request)
 
     @routes.post("/runs/bulk", status_code=204)
-    def patch_runs(bulk: BulkChanges, request: Request) -> None:
+    async def patch_runs(bulk: BulkChanges, request: Request) -> None:
         """Set fields of several runs."""
-        edit(bulk.uids, bulk.changes, request)
+        await edit(bulk.uids, bulk.changes, request)
 
     @routes.delete("/runs/{uid}", status_code=204)
-    def delete_run(uid: Uid, request: Request) -> None:
+    async def delete_run(uid: Uid, request: Request) -> None:
         """Hide a run for good; its journals stay until `gc` removes them, and `restore` takes it back."""
-        catalog.delete(uid, who(request))
+        projects, who = await may(request, [uid]), key_of(request)
+        await run_in_threadpool(catalog.delete, uid, who.name)
+        await run_in_threadpool(catalog.audit.note, who, "run.delete", uid, projects.get(uid))
 
     @routes.post("/runs/{uid}/restore", status_code=204)
-    def restore_run(uid: Uid) -> None:
+    async def restore_run(uid: Uid, request: Request) -> None:
         """Show a deleted run again."""
-        catalog.restore(uid)
+        projects, who = await may(request, [uid]), key_of(request)
+        await run_in_threadpool(catalog.restore, uid)
+        await run_in_threadpool(catalog.audit.note, who, "run.restore", uid, projects.get(uid))
 
 
-def _of_views(routes: APIRouter, catalog: Catalog, who: Callable[[Request], str]) -> None:
+def _of_views(routes: APIRouter, catalog: Catalog) -> None:
+    def mine(id_: str, request: Request) -> dict[str, Any]:
+        """A view that whoever asks may change."""
+        who, view = key_of(request), catalog.view(id_)
+        if view is None or view["owner"] not in ("", who.person):
+            raise ApiError(404, "not_found", "there is no such view")
+        need(who, "read" if view["owner"] else "write", view["project"], "there is no such view")
+        return view
+
     @routes.get("/views")
-    def views(project: Annotated[str, Query(min_length=1, max_length=256)]) -> list[dict[str, Any]]:
-        """The saved views of a project."""
-        return catalog.views(project)
+    def views(project: Project, request: Request) -> list[dict[str, Any]]:
+        """The saved views of a project: everybody's, and one's own (`shared` is false)."""
+        who = key_of(request)
+        need(who, "read", project)
+        return [_shown(view) for view in catalog.views(project, who.person)]
 
-    @routes.post("/views", status_code=201)
+    @routes.post("/views", status_code=201, responses=also(conflict="The name is taken."))
     def save_view(view: NewView, request: Request) -> dict[str, Any]:
         """Save a view."""
+        who = key_of(request)
+        need(who, "write" if view.shared else "read", view.project)
+        owner = "" if view.shared else who.person
         try:
-            return catalog.save_view(view.project, view.name, view.content, who(request))
+            return _shown(catalog.save_view(view.project, view.name, view.content, who.name, owner))
         except ConflictError as error:
             raise ApiError(409, "conflict", str(error)) from error
 
-    @routes.put("/views/{id}")
+    @routes.put("/views/{id}", responses=also(conflict="Somebody else was first: load it again."))
     def change_view(
-        id: ViewId,  # noqa: A002
-        content: dict[str, Any],
+        id: Id,  # noqa: A002
+        content: Content,
         request: Request,
         if_match: Annotated[int, Header(ge=1, le=1 << 30)],
     ) -> dict[str, int]:
         """Change a view; If-Match is the version one has seen."""
+        mine(id, request)
         try:
-            return {"version": catalog.change_view(id, content, if_match, who(request))}
+            return {"version": catalog.change_view(id, content, if_match, key_of(request).name)}
         except ConflictError as error:
             raise ApiError(409, "conflict", str(error)) from error
 
     @routes.delete("/views/{id}", status_code=204)
-    def remove_view(id: ViewId) -> None:  # noqa: A002
+    def remove_view(id: Id, request: Request) -> None:  # noqa: A002
         """Remove a view."""
+        view = mine(id, request)
         catalog.remove_view(id)
+        if not view["owner"]:
+            catalog.audit.note(key_of(request), "view.remove", view["name"], view["project"])
+
+
+def _shown(view: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        **{name: view[name] for name in ("id", "project", "name", "content", "version")},
+        "shared": not view["owner"],
+    }
+
+
+def _of_rules(routes: APIRouter, catalog: Catalog) -> None:
+    @routes.get("/alert-rules")
+    def rules(project: Project, request: Request) -> list[dict[str, Any]]:
+        """The rules of a project. What matches one now, `runs/query` with its filter says."""
+        need(key_of(request), "write", project)
+        return catalog.alert_rules(project)
+
+    @routes.post("/alert-rules", status_code=201)
+    def save_rule(rule: NewRule, request: Request) -> dict[str, Any]:
+        """Save a rule; one of the same name is replaced."""
+        who = key_of(request)
+        need(who, "write", rule.project)
+        saved = catalog.save_alert_rule(rule.project, rule.name, rule.filter, rule.severity, who.name)
+        catalog.audit.note(who, "rule.save", rule.name, rule.project)
+        return saved
+
+    @routes.delete("/alert-rules/{id}", status_code=204)
+    def remove_rule(id: Id, request: Request) -> None:  # noqa: A002
+        """Remove a rule."""
+        who, rule = key_of(request), catalog.alert_rule(id)
+        if rule is None:
+            raise ApiError(404, "not_found", "there is no such rule")
+        need(who, "write", rule["project"], "there is no such rule")
+        catalog.remove_alert_rule(id)
+        catalog.audit.note(who, "rule.remove", rule["name"], rule["project"])

@@ -1,15 +1,16 @@
-"""Tensor statistics over steps as maps, in SQL: a colour for each layer and step, histograms that add exactly.
+"""Tensor statistics over steps as maps: a colour for each layer and step, histograms that add exactly.
 
 A row that counted the whole tensor, alone for its sample, counts as it stands; a first query proves that there are no
-others. Where ranks wrote parts, or the same sample twice, `Run.tensors` says what counts, and the same pooling is done
-on its rows.
+others, and only the columns that are needed are fetched. Where ranks wrote parts, or the same sample twice,
+`Run.tensors` says what counts. Either way the same code pools what it is given: an engine that groups a million rows
+into a million cells takes ten times as long as one that hands them over.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, Final, Literal
 
 import numpy as np
@@ -20,9 +21,10 @@ from torchtrack.api.run import Run
 from torchtrack.api.tensors import flat_buckets, one_stage
 from torchtrack.histogram import NUM_BUCKETS
 from torchtrack.server.answers import Answer
+from torchtrack.server.axes import STEPS
+from torchtrack.server.globs import glob_pattern
 from torchtrack.server.metrics import MetricsStore
-from torchtrack.server.placement import VISIBLE, Placed, arrays, lookup
-from torchtrack.server.series import bucket_width
+from torchtrack.server.placement import FOREVER, Placed, arrays, lookup
 
 Stat = Literal["norm", "rms", "mean", "absmax", "zeros", "nonfinite"]
 Norm = Literal["abs", "median"]
@@ -54,8 +56,17 @@ class Window:
     pixels: int = 500
 
 
-def _where(window: Window) -> str:
-    parts = [VISIBLE, "kind = {kind:String}", "(name = {name:String} OR match(name, {pattern:String}))"]
+MOST_ROWS: Final = 4_000_000
+MOST_HISTOGRAMS: Final = 200_000
+"""Rows that are fetched at once, so that memory does not grow with the run."""
+
+
+def _where(window: Window, streams: Sequence[Placed]) -> str:
+    parts = ["stream IN {streams:Array(UInt64)}", "kind = {kind:String}"]
+    if window.name != "*":
+        parts.append("(name = {name:String} OR match(name, {pattern:String}))")
+    if any(one.stop != FOREVER for one in streams):
+        parts.append(f"step < {lookup('stops')}")
     if window.stage is not None:
         parts.append("stage = {stage:String}")
     if window.start is not None:
@@ -75,71 +86,78 @@ def _parameters(window: Window, streams: Sequence[Placed]) -> dict[str, Any]:
     }
 
 
-def glob_pattern(glob: str) -> str:
-    """A regular expression for a pattern with `*`, `?` and `[...]` as fnmatch has them, in the engine's syntax."""
-    parts, at = [], 0
-    while at < len(glob):
-        end = glob.find("]", at + 2 + glob.startswith("!", at + 1)) if glob[at] == "[" else -1
-        if end > 0:
-            parts.append(_one_of(glob[at + 1 : end]))
-            at = end + 1
-            continue
-        parts.append({"*": ".*", "?": "."}.get(glob[at]) or _literal(glob[at]))
-        at += 1
-    return "(?s)^" + "".join(parts) + "$"
-
-
-def _one_of(inside: str) -> str:
-    """What stands in brackets; a range that runs backwards holds nothing."""
-    negated, inside = inside.startswith("!"), inside.removeprefix("!")
-    spans, at = [], 0
-    while at < len(inside):
-        low, is_range = inside[at], inside[at + 1 : at + 2] == "-" and at + 2 < len(inside)
-        high = inside[at + 2] if is_range else low
-        at += 3 if is_range else 1
-        if low <= high:
-            spans.append(f"{_literal(low)}-{_literal(high)}" if is_range else _literal(low))
-    if not spans:
-        return "." if negated else "[^\\x{0}-\\x{10FFFF}]"
-    return f"[{'^' if negated else ''}{''.join(spans)}]"
-
-
-def _literal(character: str) -> str:
-    return character if character.isalnum() or character == "_" else f"\\x{{{ord(character):x}}}"
-
-
-_BUCKET: Final = "toInt64(floor(step / {width:Int64})) AS bucket"
-
-
-def _survey(store: MetricsStore, window: Window, parameters: dict[str, Any]) -> tuple[int | None, bool]:
-    """The width of a column in steps, None if there are no rows; and whether the rows count just as they stand.
+@dataclass(frozen=True)
+class _Survey:
+    """What there is to draw: sorted names, steps, and whether rows count just as they stand.
 
     They do if each tells of a whole tensor, a tensor is written by one rank, a sample has one step on all ranks, and no
     (attempt, sample) comes twice.
     """
-    attempt = f"{_ATTEMPT}, " if len(set(parameters["attempts"])) > 1 else ""
-    found = store.query(
-        "SELECT min(first) AS low, max(final) AS high, sum(number) AS n, "
-        "max(number > samples OR parts > 0 OR ranks > 1) AS odd FROM (SELECT name, min(step) AS first, "
-        f"max(step) AS final, count() AS number, uniqExact({attempt}sample) AS samples, "
-        f"countIf(count != numel) AS parts, uniqExact({lookup('ranks')}) AS ranks {_where(window)} GROUP BY name)",
-        **parameters,
-    ).to_pylist()[0]
-    if not found["n"]:
-        return None, True
-    width = bucket_width(found["low"], found["high"], window.pixels)
-    if found["odd"]:
-        return width, False
-    if len(set(parameters["ranks"])) == 1:
-        return width, True
-    steps = store.query(
-        f"SELECT uniqExact({_ATTEMPT}, sample) = uniqExact({_ATTEMPT}, sample, step) AS one {_where(window)}",
-        **parameters,
-    )
-    return width, bool(steps["one"].to_pylist()[0])
+
+    names: list[str]
+    low: int
+    high: int
+    rows: int
+    plain: bool
+    pixels: int
+
+    @property
+    def exponent(self) -> int:
+        """Columns are 2 to this steps wide."""
+        return STEPS.exponent(self.low, self.high, self.pixels)
+
+    @property
+    def columns(self) -> int:
+        """How many columns there are from the first to the last, with those in which nothing is."""
+        return (self.high >> self.exponent) - (self.low >> self.exponent) + 1
+
+    def column(self, step: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        """The column of a step."""
+        return (step >> self.exponent) - (self.low >> self.exponent)
+
+    def starts(self, columns: npt.NDArray[np.intp]) -> npt.NDArray[np.int64]:
+        """The first step of columns."""
+        starts: npt.NDArray[np.int64] = (columns + (self.low >> self.exponent)) << self.exponent
+        return starts
+
+    def windows(self, most: int) -> Iterator[tuple[int, int]]:
+        """Steps, half-open, that end where columns do, of about so many rows each."""
+        first, width = self.low >> self.exponent, max(1, most * self.columns // max(self.rows, 1))
+        for start in range(first, first + self.columns, width):
+            yield start << self.exponent, min(start + width, first + self.columns) << self.exponent
 
 
-_ATTEMPT: Final = lookup("attempts")
+def _survey(store: MetricsStore, window: Window, streams: Sequence[Placed]) -> _Survey:
+    where, parameters = _where(window, streams), _parameters(window, streams)
+    attempt = f"{lookup('attempts')}, " if len({one.attempt for one in streams}) > 1 else ""
+    several = len({one.rank for one in streams}) > 1
+    ranks = f"uniqExact({lookup('ranks')})" if several else "1"
+    rows = store.query(
+        f"SELECT name, min(step) AS low, max(step) AS high, count() AS number, uniqExact({attempt}sample) AS samples, "
+        f"countIf(count != numel) AS parts, {ranks} AS ranks {where} GROUP BY name",
+        **parameters,
+    ).to_pylist()
+    if not rows:
+        return _Survey([], 0, 0, 0, plain=True, pixels=window.pixels)
+    plain = all(row["number"] == row["samples"] and not row["parts"] and row["ranks"] == 1 for row in rows)
+    if plain and several:
+        same = f"uniqExact({attempt}sample) = uniqExact({attempt}sample, step)"
+        plain = bool(store.query(f"SELECT {same} AS one {where}", **parameters)["one"].to_pylist()[0])
+    low, high = min(row["low"] for row in rows), max(row["high"] for row in rows)
+    number = sum(row["number"] for row in rows)
+    return _Survey(sorted(row["name"] for row in rows), low, high, number, plain, window.pixels)
+
+
+def _pieces(
+    store: MetricsStore, streams: Sequence[Placed], window: Window, survey: _Survey, columns: str, most: int
+) -> Iterator[pa.Table]:
+    """Columns of the rows that count as they stand, about so many rows at a time."""
+    where, parameters = _where(window, streams), _parameters(window, streams)
+    for start, stop in survey.windows(most):
+        inside = "" if survey.rows <= most else f" AND step >= {start} AND step < {stop}"
+        yield store.query(f"SELECT {columns} {where}{inside}", **parameters)
+        if not inside:
+            return
 
 
 def heatmap(
@@ -148,25 +166,93 @@ def heatmap(
     """One statistic of each tensor over steps.
 
     Columns of the answer: `x` (f64, first step of each column), `cells` (f4, row by row, NaN where nothing was),
-    `flags` (u1: 1 not finite, 2 missing, 4 pooled from several samples). The header names the rows, sorted.
+    `flags` (u1: 1 not finite, 2 missing, 4 pooled from several samples). The header names the rows, in the order of
+    the model's modules.
     """
-    parameters = _parameters(window, streams)
-    width, plain = _survey(store, window, parameters)
-    if width is None:
-        return _map([], np.zeros(0, np.int64), pa.table({}), 1, norm)
-    aggregate = "argMax(v, abs(v))" if pool == "max" else "avg(v)"
-    if not plain:
-        rows = _pooled(_exact(run, window), stat, width, pool)
-        return _map(sorted(rows["name"].unique().to_pylist()), np.unique(rows["bucket"].to_numpy()), rows, width, norm)
-    rows = store.query(
-        f"SELECT name, {_BUCKET}, {aggregate} AS value, count() AS samples, max(bad) AS bad "
-        f"FROM (SELECT name, step, nans + pos_infs + neg_infs > 0 AS bad, "
-        f"{_STATS[stat]} AS v {_where(window)}) GROUP BY name, bucket ORDER BY name, bucket",
-        width=width,
-        **parameters,
-    )
-    names = sorted(rows["name"].unique().to_pylist())
-    return _map(names, np.unique(rows["bucket"].to_numpy()), rows, width, norm)
+    survey = _survey(store, window, streams)
+    survey = replace(survey, names=in_model_order(run, survey.names))
+    if survey.plain:
+        columns = f"name, step, {_STATS[stat]} AS value, nans + pos_infs + neg_infs > 0 AS bad"
+        pieces = _pieces(store, streams, window, survey, columns, MOST_ROWS)
+    else:
+        pieces = iter([_valued(_exact(run, window), stat)])
+    cells = _Cells(survey, pool)
+    for piece in pieces:
+        cells.add(piece)
+    return cells.answer(norm)
+
+
+class _Cells:
+    """A map that is filled piece by piece; what falls into one cell must be in one piece."""
+
+    def __init__(self, survey: _Survey, pool: Pool) -> None:
+        self._survey = survey
+        self._pool = pool
+        self._place = {name: at for at, name in enumerate(survey.names)}
+        size = len(survey.names) * survey.columns
+        self._value = np.full(size, np.nan)
+        self._flags = np.full(size, MISSING, np.uint8)
+
+    def add(self, rows: pa.Table) -> None:
+        """Rows of name, step, value, bad."""
+        if not rows.num_rows:
+            return
+        name = rows["name"].unify_dictionaries().combine_chunks()
+        name = name if pa.types.is_dictionary(name.type) else name.dictionary_encode()
+        place = np.array([self._place.get(each, -1) for each in name.dictionary.to_pylist()], np.int64)
+        row, column = place[name.indices.to_numpy()], self._survey.column(rows["step"].to_numpy())
+        value, bad = rows["value"].to_numpy(), rows["bad"].to_numpy().astype(np.bool_)
+        known = (
+            (row >= 0) & (column >= 0) & (column < self._survey.columns)
+        )  # what came since the survey may lie outside
+        if not known.all():
+            row, column, value, bad = row[known], column[known], value[known], bad[known]
+        cell = row * self._survey.columns + column
+        samples = np.bincount(cell, minlength=len(self._value))
+        there = samples > 0
+        self._flags[there] = (samples[there] > 1) * np.uint8(POOLED)
+        self._flags[cell[bad]] |= NONFINITE
+        if samples.max(initial=0) <= 1:
+            self._value[cell] = value
+        elif self._pool == "mean":
+            with np.errstate(all="ignore"):
+                self._value[there] = np.bincount(cell, value, len(self._value))[there] / samples[there]
+        else:
+            self._value[there] = _furthest(cell, value, len(self._value))[there]
+
+    def answer(self, norm: Norm) -> Answer:
+        """The map, without columns in which nothing is."""
+        shape = len(self._survey.names), self._survey.columns
+        cells, flags = self._value.reshape(shape), self._flags.reshape(shape)
+        there = np.flatnonzero((flags != MISSING).any(axis=0))
+        if len(there) < shape[1]:
+            cells, flags = cells[:, there], flags[:, there]
+        cells = _against_median(cells) if norm == "median" else cells
+        return _map(self._survey.names, self._survey.starts(there), cells, flags, 1 << self._survey.exponent)
+
+
+def _furthest(cell: npt.NDArray[np.int64], value: Floats, size: int) -> Floats:
+    """The value furthest from 0 of each cell; NaN only where there is no other."""
+    high, low = np.full(size, np.nan), np.full(size, np.nan)
+    np.fmax.at(high, cell, value)
+    np.fmin.at(low, cell, value)
+    furthest: Floats = np.where(np.abs(low) > np.abs(high), low, high)
+    return furthest
+
+
+def in_model_order(run: Run, names: Sequence[str]) -> list[str]:
+    """Names of tensors and modules as the model lists them; those that it does not list come last, by name."""
+    places: dict[str, int] = {}
+    wanted = set(names)
+    for event in run.events("model"):
+        for module in event.data.get("modules", ()):
+            path = str(module.get("name", ""))
+            places.setdefault(path, len(places))
+            for parameter in module.get("parameters", ()):
+                places.setdefault(f"{path}.{parameter.get('name')}".lstrip("."), len(places))
+        if wanted <= places.keys():  # each rank tells its part, most of them the same
+            break
+    return sorted(names, key=lambda name: (places.get(name, len(places)), name))
 
 
 def _exact(run: Run, window: Window) -> pa.Table:
@@ -174,8 +260,8 @@ def _exact(run: Run, window: Window) -> pa.Table:
     return one_stage(run.tensors(window.kind, window.name, window.start, window.stop), window.stage)
 
 
-def _pooled(rows: pa.Table, stat: Stat, width: int, pool: Pool) -> pa.Table:
-    """The same as the query, of rows that were combined first."""
+def _valued(rows: pa.Table, stat: Stat) -> pa.Table:
+    """Name, step, value, bad of rows that were combined first: what `_STATS` says in SQL."""
     column = {
         name: rows.column(name).to_numpy()
         for name in ("count", "nans", "pos_infs", "neg_infs", "sum", "sum_sq", "zeros", "min", "max")
@@ -190,38 +276,15 @@ def _pooled(rows: pa.Table, stat: Stat, width: int, pool: Pool) -> pa.Table:
         "zeros": lambda: column["zeros"] / np.maximum(column["count"], 1),
         "nonfinite": lambda: bad.astype(np.float64),
     }[stat]()
-    cells: dict[tuple[str, int], list[int]] = {}
-    for at, key in enumerate(zip(rows["name"].to_pylist(), (rows["step"].to_numpy() // width).tolist(), strict=True)):
-        cells.setdefault(key, []).append(at)
-    found = []
-    for (name, bucket), places in sorted(cells.items()):
-        values = value[places]
-        chosen = values[np.argmax(np.abs(values))] if pool == "max" else values.mean()
-        found.append((name, bucket, float(chosen), len(places), bool(bad[places].any())))
-    columns = list(zip(*found, strict=True)) or [()] * 5
-    kinds = [pa.string(), pa.int64(), pa.float64(), pa.int64(), pa.bool_()]
-    names = ["name", "bucket", "value", "samples", "bad"]
-    return pa.table([pa.array(c, k) for c, k in zip(columns, kinds, strict=True)], names=names)
+    names = rows["name"].cast(pa.string())
+    return pa.table({"name": names, "step": rows["step"], "value": pa.array(value), "bad": pa.array(bad > 0)})
 
 
-def _map(names: Sequence[str], grid: npt.NDArray[np.int64], rows: pa.Table, width: int, norm: Norm) -> Answer:
-    cells = np.full((len(names), len(grid)), np.nan)
-    flags = np.full(cells.shape, MISSING, np.uint8)
-    if rows.num_rows:
-        encoded = rows["name"].combine_chunks()
-        encoded = encoded if pa.types.is_dictionary(encoded.type) else encoded.dictionary_encode()
-        place = {name: at for at, name in enumerate(names)}
-        row = np.array([place.get(name, -1) for name in encoded.dictionary.to_pylist()])[encoded.indices.to_numpy()]
-        column = np.searchsorted(grid, rows["bucket"].to_numpy())
-        cells[row, column] = rows["value"].to_numpy()
-        bad = rows["bad"].to_numpy().astype(np.uint8)
-        flags[row, column] = bad * NONFINITE + (rows["samples"].to_numpy() > 1) * np.uint8(POOLED)
-    if norm == "median":
-        cells = _against_median(cells)
-    x = grid * width
-
+def _map(
+    names: Sequence[str], x: npt.NDArray[np.int64], cells: Floats, flags: npt.NDArray[np.uint8], width: int
+) -> Answer:
     def table() -> pa.Table:
-        name = pa.array(np.repeat(np.arange(len(names), dtype=np.int32), len(grid)))
+        name = pa.array(np.repeat(np.arange(len(names), dtype=np.int32), len(x)))
         return pa.table(
             {
                 "name": pa.DictionaryArray.from_arrays(name, pa.array(list(names), pa.string())),
@@ -255,33 +318,25 @@ def histogram(store: MetricsStore, run: Run, streams: Sequence[Placed], window: 
     Columns of the answer: `x` (f64), `counts` (u8, 328 buckets a column of the chart), `edges` are those of
     `torchtrack.histogram`.
     """
-    parameters = _parameters(window, streams)
-    width, plain = _survey(store, window, parameters)
-    if width is None:
-        return _counts(np.zeros(0, np.int64), np.zeros((0, NUM_BUCKETS), np.uint64), 1)
-    if plain:
-        rows = store.query(
-            f"SELECT {_BUCKET}, sumMap(buckets, counts) AS merged, merged.1 AS ids, merged.2 AS sums "
-            f"{_where(window)} GROUP BY bucket ORDER BY bucket",
-            width=width,
-            **parameters,
-        )
-        grid, (ids, sums) = rows["bucket"].to_numpy(), (rows[name].combine_chunks() for name in ("ids", "sums"))
-        row = np.repeat(np.arange(len(grid)), np.diff(ids.offsets.to_numpy()))
-        bucket, count = ids.flatten().to_numpy(), sums.flatten().to_numpy()
+    survey = _survey(store, window, streams)
+    if survey.plain:
+        pieces = _pieces(store, streams, window, survey, "step, buckets, counts", MOST_HISTOGRAMS)
     else:
-        exact = _exact(run, window)
-        at = exact["step"].to_numpy() // width
-        grid = np.unique(at)
-        owner, bucket, count = flat_buckets(exact)
-        row = np.searchsorted(grid, at)[owner]
-    cells = np.zeros((len(grid), NUM_BUCKETS), np.uint64)
-    np.add.at(cells, (row, bucket), count)
-    return _counts(grid, cells, width)
+        pieces = iter([_exact(run, window)])
+    cells = np.zeros(survey.columns * NUM_BUCKETS if survey.rows else 0, np.uint64)
+    there = np.zeros(survey.columns, np.bool_)
+    for piece in pieces:
+        column = survey.column(piece["step"].to_numpy())
+        known = (column >= 0) & (column < survey.columns)
+        piece, column = piece.filter(pa.array(known)), column[known]
+        there[column] = True
+        row, bucket, count = flat_buckets(piece)
+        np.add.at(cells, column[row] * NUM_BUCKETS + bucket, count)
+    kept = np.flatnonzero(there)
+    return _counts(survey.starts(kept), cells.reshape(-1, NUM_BUCKETS)[kept], 1 << survey.exponent)
 
 
-def _counts(grid: npt.NDArray[np.int64], cells: npt.NDArray[np.uint64], width: int) -> Answer:
-    x = grid * width
+def _counts(x: npt.NDArray[np.int64], cells: npt.NDArray[np.uint64], width: int) -> Answer:
 
     def table() -> pa.Table:
         column, bucket = np.nonzero(cells)

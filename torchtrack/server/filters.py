@@ -7,15 +7,16 @@ Comparisons: = != < <= > >=, `~` for a pattern with * and ?, `in` for a list or 
 
 from __future__ import annotations
 
-import fnmatch
 import functools
-import operator
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Final
 
 import lark
 
 from torchtrack.errors import TorchtrackError
+from torchtrack.server.globs import glob_pattern
+from torchtrack.server.ledger import as_text, element
 
 _GRAMMAR: Final = r"""
     ?start: either
@@ -40,17 +41,24 @@ _GRAMMAR: Final = r"""
 """
 MAX_LENGTH: Final = 1000
 """Characters of a filter."""
-_MISSING: Final = object()
-
-Predicate = Callable[[Mapping[str, Any]], bool]
+STATE: Final = "if(lost_at = 0, texts['state'], if({now_us:Int64} > lost_at, 'lost', 'running'))"
+"""SQL for the state of a run now: time alone may have changed it."""
 
 
 class FilterError(TorchtrackError, ValueError):
     """A filter is not one; the message shows where, and what could stand there."""
 
 
+@dataclass(frozen=True)
+class Condition:
+    """SQL that holds for the rows of `ledger`'s table that match, and its parameters."""
+
+    sql: str
+    parameters: Mapping[str, Any]
+
+
 @functools.lru_cache(maxsize=256)
-def compile_filter(text: str, fields: tuple[str, ...] = ()) -> Predicate:
+def compile_filter(text: str, fields: tuple[str, ...] = ()) -> Condition:
     """What tells whether a run matches.
 
     Args:
@@ -61,38 +69,19 @@ def compile_filter(text: str, fields: tuple[str, ...] = ()) -> Predicate:
         FilterError: it is no filter.
     """
     if not text.strip():
-        return lambda run: True  # noqa: ARG005
+        return Condition("true", {})
     if len(text) > MAX_LENGTH:
         raise FilterError(f"a filter has at most {MAX_LENGTH} characters, this one {len(text)}")
+    build = _Build(fields)
     try:
-        predicate: Predicate = _Build(fields).transform(_parser().parse(text))
+        sql: str = build.transform(_parser().parse(text))
     except lark.exceptions.VisitError as error:
         if isinstance(error.orig_exc, FilterError):
             raise error.orig_exc from None
         raise
     except lark.UnexpectedInput as error:
         raise FilterError(_explain(text, error)) from None
-    return predicate
-
-
-def lookup(run: Mapping[str, Any], field: str) -> Any:
-    """The value of a field of a run as `RunTable` has it; `_MISSING` if the run has none."""
-    if field in run:
-        return run[field]
-    head, _, key = field.partition(".")
-    inside = run.get(head)
-    if not key or not isinstance(inside, Mapping):
-        return _MISSING
-    if key in inside:
-        return inside[key]
-    for part in key.split("."):
-        inside = inside.get(part, _MISSING) if isinstance(inside, Mapping) else _MISSING
-    return inside
-
-
-def is_missing(value: Any) -> bool:
-    """Whether `lookup` found nothing."""
-    return value is _MISSING or value is None
+    return Condition(sql, build.parameters)
 
 
 @functools.lru_cache(maxsize=1)
@@ -130,25 +119,22 @@ def _explain(text: str, error: lark.UnexpectedInput) -> str:
     return f"the filter cannot be read {where}{hope}\n  {text}\n  {' ' * at}^"
 
 
-_COMPARE: Final[Mapping[str, Callable[[Any, Any], bool]]] = {
-    "=": operator.eq,
-    "==": operator.eq,
-    "!=": operator.ne,
-    "<": operator.lt,
-    "<=": operator.le,
-    ">": operator.gt,
-    ">=": operator.ge,
-    "~": lambda value, pattern: fnmatch.fnmatchcase(str(value), str(pattern)),
-}
+_SIGNS: Final = {"==": "="}
 _CONSTANTS: Final = {"true": True, "false": False}
 
 
 class _Build(lark.Transformer[Any, Any]):
-    """From a parse tree to a predicate."""
+    """From a parse tree to SQL; texts and numbers of the filter become parameters."""
 
     def __init__(self, fields: Sequence[str]) -> None:
         super().__init__()
         self._fields = fields
+        self.parameters: dict[str, Any] = {}
+
+    def _given(self, value: Any, kind: str = "String") -> str:
+        name = f"filter_{len(self.parameters)}"
+        self.parameters[name] = value
+        return f"{{{name}:{kind}}}"
 
     def field(self, tokens: list[Any]) -> str:
         name = str(tokens[0]).strip("`")
@@ -169,46 +155,47 @@ class _Build(lark.Transformer[Any, Any]):
     def choices(self, values: list[Any]) -> list[Any]:
         return values
 
-    def comparison(self, parts: list[Any]) -> Predicate:
+    def comparison(self, parts: list[Any]) -> str:
         field, sign, wanted = parts
-        return functools.partial(_holds, str(field), _COMPARE[str(sign)], wanted)
+        return self._holds(field, _SIGNS.get(str(sign), str(sign)), wanted)
 
-    def among(self, parts: list[Any]) -> Predicate:
+    def _holds(self, field: str, sign: str, wanted: Any) -> str:
+        """Words are compared with words, numbers with numbers; what differs in kind is different, and not ordered."""
+        name = self._given(field)
+        text = STATE if field == "state" else f"texts[{name}]"
+        there, number, truth = (f"mapContains({each}, {name})" for each in ("texts", "numbers", "bools"))
+        if sign == "~":
+            other = number if isinstance(wanted, bool) else truth
+            return f"({there} AND NOT {other} AND match({text}, {self._given(glob_pattern(as_text(wanted)))}))"
+        if isinstance(wanted, str):
+            return f"({there} AND NOT {truth} AND {text} {sign} {self._given(wanted)})"
+        if isinstance(wanted, bool):
+            same = f"{truth} AND bools[{name}] {sign} {self._given(int(wanted), 'UInt8')}"
+        else:
+            same = f"{number} AND numbers[{name}] {sign} {self._given(wanted, 'Float64')}"
+        unlike = f" OR ({there} AND NOT {number} AND NOT {truth})" if sign == "!=" else ""
+        return f"(({same}){unlike})"
+
+    def among(self, parts: list[Any]) -> str:
         field, wanted = parts
-        return lambda run: any(_holds(field, operator.eq, value, run) for value in wanted)
+        return "(" + " OR ".join(["false", *(self._holds(field, "=", value) for value in wanted)]) + ")"
 
-    def contains(self, parts: list[Any]) -> Predicate:
+    def contains(self, parts: list[Any]) -> str:
         wanted, field = parts
-        return lambda run: _contains(lookup(run, field), wanted)
+        name = self._given(field)
+        words = f"position(texts[{name}], {self._given(as_text(wanted))}) > 0"
+        number, truth, several = (f"mapContains({each}, {name})" for each in ("numbers", "bools", "lists"))
+        listed = f"has(lists[{name}], {self._given(element(wanted))})"
+        return f"if({several}, {listed}, mapContains(texts, {name}) AND NOT {number} AND NOT {truth} AND {words})"
 
-    def exists(self, parts: list[Any]) -> Predicate:
-        return lambda run: not is_missing(lookup(run, parts[0]))
+    def exists(self, parts: list[Any]) -> str:
+        return f"mapContains(texts, {self._given(parts[0])})"
 
-    def negation(self, parts: list[Any]) -> Predicate:
-        return lambda run: not parts[0](run)
+    def negation(self, parts: list[Any]) -> str:
+        return f"(NOT {parts[0]})"
 
-    def conjunction(self, parts: list[Predicate]) -> Predicate:
-        return lambda run: all(part(run) for part in parts)
+    def conjunction(self, parts: list[str]) -> str:
+        return "(" + " AND ".join(parts) + ")"
 
-    def disjunction(self, parts: list[Predicate]) -> Predicate:
-        return lambda run: any(part(run) for part in parts)
-
-
-def _holds(field: str, compare: Callable[[Any, Any], bool], wanted: Any, run: Mapping[str, Any]) -> bool:
-    value = lookup(run, field)
-    if is_missing(value):
-        return False
-    if isinstance(value, bool) != isinstance(wanted, bool) and isinstance(value, int | float):
-        return False
-    if isinstance(wanted, str) and not isinstance(value, str):
-        value = str(value)
-    try:
-        return bool(compare(value, wanted))
-    except TypeError:
-        return False
-
-
-def _contains(value: Any, wanted: Any) -> bool:
-    if is_missing(value) or not isinstance(value, str | list | tuple):
-        return False
-    return str(wanted) in value if isinstance(value, str) else wanted in value
+    def disjunction(self, parts: list[str]) -> str:
+        return "(" + " OR ".join(parts) + ")"

@@ -11,20 +11,25 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import logging
 import os
 import sys
 import tempfile
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Final
+from urllib.parse import quote
 
 import httpx
 from fastapi import APIRouter, Request, Response
 from fastapi.responses import StreamingResponse
+from starlette.requests import ClientDisconnect
 
+from torchtrack.server.auth import key_of
 from torchtrack.server.problems import ApiError
+from torchtrack.server.tenancy import header
 
 MODULE: Final = "torchtrack.server.worker"
 ROUTES: Final = (
@@ -44,6 +49,8 @@ ROUTES: Final = (
 FIRST_PAUSE_S: Final = 0.2
 LONGEST_PAUSE_S: Final = 30.0
 STOP_S: Final = 10.0
+_GONE: Final = 499
+"""Whoever asked has left: nobody reads this answer."""
 _SENT_ON: Final = ("accept", "content-type", "last-event-id", "if-none-match")
 _SENT_BACK: Final = ("content-type", "retry-after", "cache-control", "etag", "x-accel-buffering")
 _log = logging.getLogger("torchtrack.server")
@@ -67,8 +74,7 @@ class Worker:
         self._command = [sys.executable, "-m", MODULE, "--runs", str(runs), "--socket", str(self.socket)]
         self._command.append("--attached")  # it ends when the pipe to it does, however this process ends
         self._command += ["--index", str(index)] if index else []
-        self._command += ["--dsn", dsn] if dsn else []
-        self._command += ["--catalog", catalog] if catalog else []
+        self._secrets = json.dumps({"dsn": dsn, "catalog": catalog}).encode() + b"\n"  # they may hold passwords
         self._task: asyncio.Task[None] | None = None
         self.process: asyncio.subprocess.Process | None = None
         self.starts = 0
@@ -103,6 +109,8 @@ class Worker:
             self.process = await asyncio.create_subprocess_exec(
                 *self._command, stdin=asyncio.subprocess.PIPE, env=os.environ
             )
+            if self.process.stdin is not None:
+                self.process.stdin.write(self._secrets)
             self.starts += 1
             code = await self.process.wait()
             pause = FIRST_PAUSE_S if loop.time() - began > LONGEST_PAUSE_S else min(2 * pause, LONGEST_PAUSE_S)
@@ -128,6 +136,19 @@ class Worker:
             return {"paths": {}}
         return described
 
+    async def where(self, uids: Sequence[str]) -> Mapping[str, str]:
+        """The projects of those runs that there are, deleted or not.
+
+        Raises:
+            ApiError: there is no worker just now.
+        """
+        try:
+            answer = await self.client.post("/where", json=list(uids))
+        except httpx.TransportError as error:
+            raise _starting() from error
+        found: dict[str, str] = answer.json()
+        return found
+
     async def ask(self, request: Request) -> Response:
         """Pass a request on, and the answer back as it comes.
 
@@ -135,21 +156,40 @@ class Worker:
             ApiError: there is no worker just now.
         """
         headers = {name: request.headers[name] for name in _SENT_ON if name in request.headers}
+        headers |= header(key_of(request).projects("read"))
+        try:
+            content = await request.body()
+        except ClientDisconnect:
+            return Response(status_code=_GONE)
         sent = self.client.build_request(
             request.method,
-            request.url.path,
-            params=request.url.query.encode(),
+            _as_asked(request),
             headers=headers,
-            content=await request.body(),
+            content=content,
         )
         try:
             answer = await self.client.send(sent, stream=True)
         except httpx.TransportError as error:
-            raise ApiError(
-                503, "starting", "the index is being opened; ask again in a moment", retry_after_s=1
-            ) from error
+            raise _starting() from error
         back = {name: answer.headers[name] for name in _SENT_BACK if name in answer.headers}
         return StreamingResponse(_pieces(answer), answer.status_code, back)
+
+
+def _as_asked(request: Request) -> httpx.URL:
+    """The address in the worker: byte by byte what was asked for, so that both sides read the same name in it.
+
+    Raises:
+        ApiError: it climbs, and httpx would climb with it.
+    """
+    path: bytes = request.scope.get("raw_path") or quote(request.url.path).encode()
+    if any(part in (".", "..") for part in request.url.path.split("/")):
+        raise ApiError(404, "not_found", "there is no such address")
+    query: bytes = request.scope["query_string"]
+    return httpx.URL("http://worker").copy_with(raw_path=path.split(b"?")[0] + (b"?" + query if query else b""))
+
+
+def _starting() -> ApiError:
+    return ApiError(503, "starting", "the index is being opened; ask again in a moment", retry_after_s=1)
 
 
 async def _pieces(answer: httpx.Response) -> AsyncIterator[bytes]:

@@ -41,6 +41,10 @@ class Tail:
         self.heartbeats: list[dict[str, Any]] = []
         self.damages: list[list[Any]] = []
         self.last_mono_ns: int | None = None
+        self.touched: set[str] = set()
+        """What rows came of that no record speaks of yet: names of tables, and `findings`."""
+        self.tables: dict[str, int] = {}
+        """Of each, the counter of the newest record that speaks of such rows."""
         self.stored: dict[Table, int] = {}
         """The newest seq of each table that was in the store when it was asked for the stream `asked`."""
         self.asked = -1
@@ -57,6 +61,7 @@ class Tail:
     def start_over(self) -> None:
         """Forget what was read: the file is another one."""
         self.exits, self.heartbeats, self.damages = [], [], []
+        self.touched, self.tables = set(), {}
         self.last_mono_ns, self.last_seq, self.stored, self.asked = None, -1, {}, -1
 
     def record(self) -> dict[str, Any]:
@@ -74,6 +79,7 @@ class Tail:
             "heartbeats": self.heartbeats,
             "last_mono_ns": self.last_mono_ns,
             "next_seq": self.last_seq + 1,
+            "tables": self.tables,
         }
 
     def bookmark(self) -> dict[str, Any]:
@@ -84,13 +90,16 @@ class Tail:
         """Go on where a row of `streams` was written."""
         self.exits, self.heartbeats = list(record["exits"]), list(record["heartbeats"])
         self.damages = list(bookmark["damages"])
+        self.tables = dict(record["tables"])
         self.last_mono_ns, self.last_seq = record["last_mono_ns"], record["next_seq"] - 1
         self.journal.resume(bookmark["journal"])
         self.number = self.journal.stream
         self._told = record
 
-    def changed(self) -> dict[str, Any] | None:
-        """The record, if it is another than the last time this was asked."""
+    def changed(self, batch: int) -> dict[str, Any] | None:
+        """The record, to be written with this counter, if it is another than the last time this was asked."""
+        self.tables = {**self.tables, **dict.fromkeys(sorted(self.touched), batch)}
+        self.touched.clear()
         record = self.record()
         if record == self._told:
             return None
@@ -113,6 +122,8 @@ class Indexer:
         self.folder = Path(folder)
         self.store = store
         self.on_change = on_change
+        self.on_followed: Callable[[], None] = lambda: None
+        """Told after each stream that was looked at."""
         self.batch = -1
         """Grows with every write of records: the cursor of those who follow. -1 until the store was asked."""
         self._tails: dict[Path, Tail] = {}
@@ -153,6 +164,7 @@ class Indexer:
                 for tail in list(self._tails.values()):
                     if not tail.done:
                         rows += self._follow(tail)
+                        self.on_followed()
                 self._flush()
             except BaseException:
                 self._loaded = False
@@ -281,6 +293,9 @@ class Indexer:
             return 0
         if frame.seq <= tail.stored.get(table, -1):
             return 0
+        tail.touched.add(table.name.lower())
+        if table is Table.EVENTS and "finding" in rows["type"].to_pylist():
+            tail.touched.add("findings")
         month = schema.month_of(int(tail.journal.opening.get("start_time_ns", 0)))
         rows = schema.to_store(table, rows, month=month, stream=tail.number, seq=frame.seq)
         if rows.num_rows:
@@ -309,7 +324,8 @@ class Indexer:
             self.store.insert(schema.NAMES[table], pa.concat_tables(parts).unify_dictionaries())
         self._pending.clear()
         self._rows = self._bytes = 0
-        changed = [(self._tails[path], record) for path in self._dirty if (record := self._tails[path].changed())]
+        tails = [self._tails[path] for path in self._dirty]
+        changed = [(tail, record) for tail in tails if (record := tail.changed(self.batch + 1))]
         self._dirty.clear()
         if changed:
             self._tell(changed)

@@ -12,7 +12,7 @@ import json
 import secrets
 import shutil
 import threading
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from typing import Any, Final
 
 from fastapi import APIRouter, Request, Response
@@ -22,13 +22,15 @@ from torchtrack import wire
 from torchtrack.journal.frame import TooLargeError
 from torchtrack.server.auth import key_of
 from torchtrack.server.budget import Budget, BusyError, Limits
+from torchtrack.server.homes import Homes, RefusedRunError
 from torchtrack.server.journals import Committer, JournalStore
 from torchtrack.server.media import MediaStore
-from torchtrack.server.problems import ApiError
+from torchtrack.server.problems import UPLOAD_RESPONSES, ApiError
+from torchtrack.server.rights import OWNER, Who
 from torchtrack.server.stream_log import Position, RefusedError, StorageError
 from torchtrack.version import __version__
 
-_STATUS: Final = {"storage": 503, "full": 507, "conflict": 409, "gap": 409, "invalid": 422}
+_STATUS: Final = {"storage": 503, "full": 507, "conflict": 409, "gap": 409, "refused": 422, "invalid": 422}
 """HTTP status by what happened to a stream; of several the worst, in this order."""
 _RETRY_S: Final = {503: 5, 507: 30}
 _PIECE_S: Final = 20.0
@@ -42,10 +44,12 @@ class Ingest:
     Args:
         store: where frames go.
         limits: of a body.
+        homes: who may write which runs; None: everybody who is let in.
     """
 
-    def __init__(self, store: JournalStore, limits: Limits) -> None:
+    def __init__(self, store: JournalStore, limits: Limits, homes: Homes | None = None) -> None:
         self.store = store
+        self.homes = homes
         self.limits = limits
         self.instance = secrets.token_hex(8)
         """Another one after each start: clients then ask anew how far their streams are."""
@@ -91,13 +95,20 @@ class Ingest:
         except ValueError as error:
             raise ApiError(400, "bad_body", f"this is no body of frames: {error}") from None
 
-    def take(self, sections: Sequence[wire.Section]) -> dict[int, dict[str, Any]]:
+    def take(self, sections: Sequence[wire.Section], who: Who = OWNER) -> dict[int, dict[str, Any]]:
         """Append the frames of each stream. Not durable before the store commits.
+
+        Args:
+            sections: the frames.
+            who: sends them.
 
         Returns:
             What was wrong, for the streams that were not taken.
         """
         problems: dict[int, dict[str, Any]] = {}
+        if self.homes is not None:
+            refused = self.homes.check(who, sections, self.store.run_of, self.store.has_run)
+            problems = {stream: {"code": "refused", "message": why} for stream, why in refused.items()}
         for each in sections:
             if each.stream in problems:
                 continue
@@ -141,7 +152,7 @@ def _storage(error: StorageError) -> dict[str, Any]:
 
 def frames_router(ingest: Ingest, committer: Committer, budget: Budget) -> APIRouter:
     """The routes by which journals come in."""
-    routes = APIRouter(tags=["upload"])
+    routes = APIRouter(tags=["upload"], responses=UPLOAD_RESPONSES)
     limits = budget.limits
 
     @routes.get("/handshake")
@@ -152,7 +163,7 @@ def frames_router(ingest: Ingest, committer: Committer, budget: Budget) -> APIRo
     @routes.post("/positions", openapi_extra=_json_body("streams"))
     async def positions(request: Request) -> dict[str, Any]:
         """How far streams are durable here: `{"streams": ["9a8b...", ...]}`."""
-        names = _list_of(await _json(request, limits), "streams", wire.MAX_STREAMS)
+        names = _list_of(await json_of(request, limits), "streams", wire.MAX_STREAMS)
         try:
             streams = [wire.stream_of(name) for name in names]
         except ValueError as error:
@@ -167,22 +178,22 @@ def frames_router(ingest: Ingest, committer: Committer, budget: Budget) -> APIRo
         The body of every answer says where each stream is, whatever the status.
         """
         try:
-            _check_space(ingest.store, limits)
-            budget.enter(key_of(request).name)
+            check_space(ingest.store, limits)
+            budget.enter(key_of(request).id)
             with budget.hold() as held:
-                pieces = []
-                async for piece in _pieces(request, limits.body_bytes):
+                came = []
+                async for piece in pieces(request, limits.body_bytes):
                     held.grow(len(piece))
-                    pieces.append(piece)
-                body = b"".join(pieces)
+                    came.append(piece)
+                body = b"".join(came)
                 encoding = request.headers.get("content-encoding")
                 head, sections = await run_in_threadpool(ingest.unpack, body, encoding)
                 held.grow(sum(len(each.frames) for each in sections) if encoding else 0)
-                problems = await run_in_threadpool(ingest.take, sections)
+                problems = await run_in_threadpool(ingest.take, sections, key_of(request))
                 failed = await asyncio.wrap_future(committer.durable())
                 status, answer = await run_in_threadpool(ingest.answer, sections, problems, failed)
         except BusyError as error:
-            raise _busy(error) from None
+            raise busy(error) from None
         except StorageError as error:
             raise ApiError(503, "storage", str(error), retry_after_s=5) from None
         named = head.get("jobs")
@@ -196,58 +207,87 @@ def frames_router(ingest: Ingest, committer: Committer, budget: Budget) -> APIRo
     return routes
 
 
-def media_router(media: MediaStore, budget: Budget, store: JournalStore) -> APIRouter:
+def admission(store: JournalStore, homes: Homes | None) -> Callable[[str, Request], Awaitable[None]]:
+    """What raises ApiError if the key of a request may not write to a run, or to a new one."""
+
+    async def check(uid: str, request: Request) -> None:
+        who = key_of(request)
+        if homes is None or who.projects("write") is None:
+            return
+        try:
+            await run_in_threadpool(homes.settle, who, uid, None, there=store.has_run(uid))
+        except RefusedRunError as error:
+            raise ApiError(403, "not_allowed", str(error)) from None
+
+    return check
+
+
+def media_router(media: MediaStore, budget: Budget, store: JournalStore, homes: Homes | None = None) -> APIRouter:
     """The routes by which files come in."""
-    routes = APIRouter(tags=["upload"])
+    routes = APIRouter(tags=["upload"], responses=UPLOAD_RESPONSES)
     limits = budget.limits
+
+    check = admission(store, homes)
 
     @routes.post("/runs/{uid}/media/missing", openapi_extra=_json_body("sha256"))
     async def missing(uid: str, request: Request) -> dict[str, Any]:
         """Which of these files the run has not yet: `{"sha256": [...]}`. They come before the rows that name them."""
-        names = _list_of(await _json(request, limits), "sha256", wire.MAX_STREAMS)
+        names = _list_of(await json_of(request, limits), "sha256", wire.MAX_STREAMS)
+        await check(uid, request)
         try:
             return {"missing": await run_in_threadpool(media.missing, uid, [str(name) for name in names])}
         except ValueError as error:
             raise ApiError(400, "bad_name", str(error)) from None
 
-    @routes.put("/runs/{uid}/media/{sha256}", status_code=201, openapi_extra=_FILE)
+    @routes.put("/runs/{uid}/media/{sha256}", status_code=201, openapi_extra=FILE)
     async def put_media(uid: str, sha256: str, request: Request) -> dict[str, Any]:
         """One file, named by the SHA-256 of its content. 422 if it is not that."""
         try:
-            _check_space(store, limits)
-            budget.enter(key_of(request).name)
+            check_space(store, limits)
+            budget.enter(key_of(request).id)
+            await check(uid, request)
             with media.receive(uid, sha256) as part:
                 digest = hashlib.sha256()
-                async for piece in _pieces(request, limits.media_bytes):
+                async for piece in pieces(request, limits.media_bytes):
                     digest.update(piece)
                     await run_in_threadpool(part.write, piece)
                 if digest.hexdigest() != sha256:
                     raise ApiError(422, "damaged", "the content does not have this SHA-256; send it again")
                 await run_in_threadpool(part.keep)
         except BusyError as error:
-            raise _busy(error) from None
+            raise busy(error) from None
         except ValueError as error:
             raise ApiError(400, "bad_name", str(error)) from None
         except OSError as error:
-            problem = StorageError.of(error)
-            status = 507 if problem.full else 503
-            raise ApiError(status, "storage", str(problem), retry_after_s=_RETRY_S[status]) from None
+            raise not_stored(StorageError.of(error)) from None
         return {"stored": sha256}
 
     return routes
 
 
-def _busy(error: BusyError) -> ApiError:
+def not_stored(problem: StorageError) -> ApiError:
+    """What to answer when the disk did not take a file."""
+    status = 507 if problem.full else 503
+    return ApiError(status, "storage", str(problem), retry_after_s=_RETRY_S[status])
+
+
+def busy(error: BusyError) -> ApiError:
+    """What to answer when there is too much to do."""
     return ApiError(429 if error.flooding else 503, "busy", str(error), retry_after_s=error.retry_after_s)
 
 
-def _check_space(store: JournalStore, limits: Limits) -> None:
+def check_space(store: JournalStore, limits: Limits) -> None:
+    """Whether there is room for more.
+
+    Raises:
+        ApiError: there is not.
+    """
     free = shutil.disk_usage(store.folder).free
     if free < limits.free_bytes:
         raise ApiError(507, "full", "the server's disk is full; nothing is lost, it is sent later", retry_after_s=30)
 
 
-async def _pieces(request: Request, most: int) -> AsyncIterator[bytes]:
+async def pieces(request: Request, most: int) -> AsyncIterator[bytes]:
     """A body as it comes, no longer than allowed and no slower.
 
     Raises:
@@ -273,10 +313,15 @@ async def _pieces(request: Request, most: int) -> AsyncIterator[bytes]:
             yield piece
 
 
-async def _json(request: Request, limits: Limits) -> Mapping[str, Any]:
+async def json_of(request: Request, limits: Limits) -> Mapping[str, Any]:
+    """A body that is a JSON object.
+
+    Raises:
+        ApiError: it is none.
+    """
     if not request.headers.get("content-type", "").startswith("application/json"):
         raise ApiError(415, "bad_type", "send application/json")
-    body = b"".join([piece async for piece in _pieces(request, min(limits.body_bytes, wire.MAX_HEAD))])
+    body = b"".join([piece async for piece in pieces(request, min(limits.body_bytes, wire.MAX_HEAD))])
     try:
         value = json.loads(body)
     except (ValueError, RecursionError):
@@ -301,4 +346,4 @@ def _json_body(name: str) -> dict[str, Any]:
 
 _BINARY: Final = {"schema": {"type": "string", "format": "binary"}}
 _BODY: Final = {"requestBody": {"required": True, "content": {wire.FRAMES_TYPE: _BINARY}}}
-_FILE: Final = {"requestBody": {"required": True, "content": {"application/octet-stream": _BINARY}}}
+FILE: Final = {"requestBody": {"required": True, "content": {"application/octet-stream": _BINARY}}}

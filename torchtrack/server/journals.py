@@ -55,6 +55,16 @@ class JournalStore:
         with self._lock:
             return dict(self._paths)
 
+    def run_of(self, stream: int) -> str | None:
+        """The uid under which a stream lies, None for one that is not known."""
+        with self._lock:
+            path = self._paths.get(stream)
+        return None if path is None else path.relative_to(self.folder).parts[0]
+
+    def has_run(self, uid: str) -> bool:
+        """Whether journals of a run are there."""
+        return next((self.folder / uid).glob("*/*.ttj"), None) is not None
+
     def append(self, stream: int, first: int, frames: memoryview, lost: Sequence[tuple[int, int]] = ()) -> Position:
         """Verify and append frames; those that are there already are compared and skipped. Durable after `commit`.
 

@@ -59,13 +59,13 @@ class MediaStore:
 
 
 class Part:
-    """A file under another name until it is whole and durable."""
+    """A file under another name, which begins with a dot, until it is whole and durable."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
         flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
         self._directory = os.open(path.parent, flags)
-        self._name = f"{path.name}.{secrets.token_hex(8)}"
+        self._name = f".{path.name}.{secrets.token_hex(8)}"
         new = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
         try:
             self._fd = os.open(self._name, new, 0o600, dir_fd=self._directory)

@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import re
 import threading
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
 import clickhouse_connect
+import numpy as np
 import pyarrow as pa
 from clickhouse_connect.driver.client import Client
 from clickhouse_connect.driver.exceptions import ClickHouseError
@@ -52,6 +53,8 @@ class MetricsStore:
         self._dsn = dsn
         self._free = threading.BoundedSemaphore(CLIENTS)
         self._idle: list[Client] = []  # append and pop are atomic
+        self.generation = 0
+        """How often it was emptied."""
         self._create()
 
     @classmethod
@@ -109,6 +112,20 @@ class MetricsStore:
         stop = (1 << 64) - 1 if stop_seq is None else stop_seq
         return schema.from_store(table, self.query(sql, streams=list(streams), first=first_seq, stop=stop))
 
+    def rows_of_each(self, table: Table, frames: Mapping[int, int]) -> dict[int, pa.Table]:
+        """The rows of each stream in its first so many frames, in the order written; none for one without any."""
+        found = self.query(
+            f"SELECT stream AS of_stream, {schema.selected(table)} FROM {schema.NAMES[table]} WHERE stream IN "
+            "{streams:Array(UInt64)} AND seq < transform(stream, {streams:Array(UInt64)}, {stops:Array(UInt64)}, "
+            "toUInt64(0)) ORDER BY stream, seq, row",
+            streams=list(frames),
+            stops=list(frames.values()),
+        )
+        owner, rows = found["of_stream"].to_numpy(), schema.from_store(table, found)
+        numbers, starts, sizes = np.unique(owner, return_index=True, return_counts=True)
+        places = zip(numbers.tolist(), starts.tolist(), sizes.tolist(), strict=True)
+        return {number: rows.slice(start, size) for number, start, size in places}
+
     def newest_seqs(self, table: Table, streams: Iterable[int]) -> dict[int, int]:
         """The last frame of each stream of which the table has rows."""
         found = self.query(
@@ -132,6 +149,7 @@ class MetricsStore:
         """Remove everything, for an index that is built anew."""
         self.close()
         self._create(anew=True)
+        self.generation += 1
 
     def _create(self, *, anew: bool = False) -> None:
         client = self._connect(None)

@@ -5,11 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Final
 
-from fastapi import APIRouter, FastAPI, Request, Response
+from fastapi import APIRouter, Depends, FastAPI, Request, Response
 from fastapi.responses import FileResponse, HTMLResponse
 from starlette.staticfiles import StaticFiles
 
 from torchtrack.server import auth
+from torchtrack.server.people import digest
+from torchtrack.server.problems import RESPONSES
 from torchtrack.wire import API
 
 BUILT: Final = Path(__file__).parent / "_web"
@@ -25,10 +27,21 @@ _MISSING: Final = """<!doctype html><html lang="en"><title>torchtrack</title>
 Every other command works without.</p></html>"""
 
 
-def mount(app: FastAPI, built: Path = BUILT) -> None:
-    """Serve the page at the root. Its files hold nothing of anybody's: what they ask for needs a key."""
-    app.include_router(_session(), prefix=API)
+def mount(app: FastAPI, built: Path = BUILT, *, issuer: str | None = None) -> None:
+    """Serve the page at the root. Its files hold nothing of anybody's: what they ask for needs a key.
+
+    Args:
+        app: of the server.
+        built: the page's files.
+        issuer: the identity provider one can log in by.
+    """
+    app.include_router(_session(), prefix=API, dependencies=[Depends(auth.requires(None))], responses=RESPONSES)
     headers = {"Cache-Control": "no-cache", "Content-Security-Policy": POLICY}
+
+    @app.get(f"{API}/login", tags=["about"], responses=RESPONSES)
+    def login() -> dict[str, str | None]:
+        """How one gets in, for who has no key yet: the identity provider if there is one, and where that begins."""
+        return {"issuer": issuer, "url": "oidc/login" if issuer else None}
 
     @app.get("/", include_in_schema=False)
     def index() -> Response:
@@ -59,12 +72,34 @@ def _session() -> APIRouter:
     @routes.post("/session", status_code=204)
     def begin(request: Request) -> Response:
         """Trade a key for a cookie, which scripts of a page cannot read."""
-        auth.requires("read")(request)
         keys: auth.Keys = request.app.state.keys
         response = Response(status_code=204)
-        response.set_cookie(
-            keys.cookie, keys.session_of(auth.given_key(request)), httponly=True, samesite="strict", path="/"
-        )
+        key = auth.given_key(request)
+        if keys.required and key:
+            set_session(response, request, keys.begin_session(key=key))
+        return response
+
+    @routes.delete("/session", status_code=204)
+    def end(request: Request) -> Response:
+        """Log out: the session ends and its cookie goes."""
+        keys: auth.Keys = request.app.state.keys
+        keys.people.end_session(digest(request.cookies.get(keys.cookie, "")))
+        response = Response(status_code=204)
+        response.delete_cookie(keys.cookie, path="/", httponly=True, samesite="strict")
         return response
 
     return routes
+
+
+def set_session(response: Response, request: Request, session: str) -> None:
+    """Have a browser show the session from now on, to this server alone, and not when another site sends it here."""
+    keys: auth.Keys = request.app.state.keys
+    response.set_cookie(
+        keys.cookie,
+        session,
+        max_age=int(auth.SESSION_LASTS.total_seconds()),
+        httponly=True,
+        samesite="strict",
+        secure=request.url.scheme == "https",
+        path="/",
+    )

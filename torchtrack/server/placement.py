@@ -29,6 +29,8 @@ class Placed:
     rank: int
     world_size: int
     stop: int = FOREVER
+    frames: int = 0
+    """How many frames of it are in the store by its record; 0 if nothing says so."""
 
 
 def placed(store: MetricsStore, run: Run) -> list[Placed]:
@@ -37,7 +39,9 @@ def placed(store: MetricsStore, run: Run) -> list[Placed]:
     attempts = {number: list(group) for number, group in itertools.groupby(streams, key=lambda stream: stream.attempt)}
     cuts = history.cuts(_first_steps(store, attempts)) if len(attempts) > 1 else {}
     sizes = {number: facts.world_size(group) for number, group in attempts.items()}
-    return [Placed(s.number, s.attempt, s.rank, sizes[s.attempt], cuts.get(s.attempt, FOREVER)) for s in streams]
+    return [
+        Placed(s.number, s.attempt, s.rank, sizes[s.attempt], cuts.get(s.attempt, FOREVER), s.frames) for s in streams
+    ]
 
 
 def _first_steps(store: MetricsStore, attempts: Mapping[int, Sequence[HeldRows]]) -> dict[int, int | None]:

@@ -5,25 +5,23 @@ Charts come as binary frames unless another `format` is asked for: see `answers`
 
 from __future__ import annotations
 
-import math
-import statistics
-from collections.abc import Callable, Mapping, Sequence
 from typing import Annotated, Any, Final, Literal
 
 import pyarrow.compute as pc
 from fastapi import APIRouter, Path, Query, Response
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from torchtrack.records import Table
-from torchtrack.server import distributions, series
+from torchtrack.server import axes, distributions, overview, series
 from torchtrack.server.answers import Format, jsonable, table_response
-from torchtrack.server.filters import compile_filter, is_missing, lookup
+from torchtrack.server.filters import compile_filter
 from torchtrack.server.problems import ApiError
 from torchtrack.server.reading import FIELDS, Reader
 from torchtrack.server.stored import changes
 
 _FAR: Final = 1 << 62
 Step = Annotated[int, Field(ge=-_FAR, le=_FAR)]
+Edge = Annotated[float, Field(ge=-_FAR, le=_FAR, allow_inf_nan=False)]
 Pixels = Annotated[int, Field(ge=1, le=8192)]
 Name = Annotated[str, Field(min_length=1, max_length=1024)]
 Uid = Annotated[str, Path(min_length=1, max_length=256)]
@@ -43,8 +41,26 @@ class Steps(_Body):
     stop: Step | None = Field(default=None, alias="to")
 
 
+class X(_Body):
+    """The x axis, and what is shown of it: half-open, in its units.
+
+    Steps; seconds since the run began (`relative`); seconds since 1970 (`time`); or another metric, at the same step.
+    """
+
+    mode: axes.Mode = "step"
+    metric: Name | None = None
+    start: Edge | None = Field(default=None, alias="from")
+    stop: Edge | None = Field(default=None, alias="to")
+
+    @model_validator(mode="after")
+    def _check(self) -> X:
+        if (self.mode == "metric") != (self.metric is not None):
+            raise ValueError('`metric` names the x axis of mode "metric", and of no other')
+        return self
+
+
 class Smooth(_Body):
-    """A time-decayed mean: a value tau steps back counts 1/e."""
+    """A decayed mean: a value that lies tau back on the x axis, in its units, counts 1/e."""
 
     kind: Literal["ema"] = "ema"
     tau: float = Field(gt=0, le=1e9)
@@ -62,7 +78,7 @@ class SeriesQuery(_Body):
     """The lines of the charts in view."""
 
     items: list[Line] = Field(max_length=MAX_ITEMS)
-    x: Steps = Steps()
+    x: X = X()
     px: Pixels = 1000
     smooth: Smooth | None = None
 
@@ -119,43 +135,30 @@ def _about_runs(routes: APIRouter, reader: Reader) -> None:
     @routes.get("/projects")
     def projects() -> list[dict[str, Any]]:
         """The projects: runs, those that are running or did not end well, and when the newest began."""
-        found: dict[str, dict[str, Any]] = {}
-        for row in reader.rows():
-            empty = {"project": row["project"], "runs": 0, "running": 0, "failed": 0, "newest": row["created"]}
-            one = found.setdefault(row["project"], empty)
-            one["runs"] += 1
-            one["running"] += row["state"] == "running"
-            one["failed"] += row["state"] in ("failed", "killed", "crashed")
-            one["newest"] = max(one["newest"], row["created"])
-        return sorted(found.values(), key=lambda project: str(project["project"]))
+        return overview.projects(reader.store, reader.scope())
 
     @routes.post("/projects/{project}/runs/query")
     def query_runs(project: Uid, query: RunsQuery) -> dict[str, Any]:
         """A table of runs, filtered, sorted, grouped: a list a column. `-` as the project asks for all of them."""
-        matches = compile_filter(query.filter, FIELDS)
-        rows = [row for row in reader.rows(None if project == "-" else project) if matches(row)]
-        for key in reversed(query.sort):
-            rows = _sorted(rows, key)
-        page = rows[query.cursor : query.cursor + query.limit]
-        more = query.cursor + query.limit < len(rows)
-        columns = {name: [_value(row, name) for row in page] for name in query.columns}
+        where = compile_filter(query.filter, FIELDS)
+        scope = reader.scope(None if project == "-" else project)
+        n, rows = overview.page(reader.store, scope, where, query.sort, query.limit, query.cursor)
+        more = query.cursor + query.limit < n
+        groups = None
+        if query.group:
+            groups = overview.groups(reader.store, scope, where, query.sort, query.group, query.columns, query.agg)
         return {
-            "n": len(rows),
-            "columns": columns,
-            "groups": _groups(rows, query) if query.group else None,
+            "n": n,
+            "columns": {name: [overview.value(row, name) for row in rows] for name in query.columns},
+            "groups": groups,
             "cursor": query.cursor + query.limit if more else None,
+            "pending": reader.pending,
         }
 
     @routes.get("/projects/{project}/keys")
     def keys(project: Uid, q: str = Query("", max_length=256)) -> dict[str, Any]:
-        """Which metrics, and keys of configurations, runs of the project have, with how many runs have them."""
-        counts: dict[str, dict[str, int]] = {"metric": {}, "config": {}}
-        for row in reader.rows(None if project == "-" else project):
-            for kind, name in (("metric", "summary"), ("config", "config")):
-                for key in row[name]:
-                    if q in key:
-                        counts[kind][key] = counts[kind].get(key, 0) + 1
-        return {kind: [{"key": key, "runs": n} for key, n in sorted(of.items())] for kind, of in counts.items()}
+        """What runs of the project have, and how many: metrics, those of the machine, settings, tensors, logs."""
+        return overview.keys(reader.store, reader.scope(None if project == "-" else project), q)
 
     @routes.get("/compare")
     def compare(runs: str = Query(max_length=20_000)) -> dict[str, Any]:
@@ -246,12 +249,13 @@ def _exports(routes: APIRouter, reader: Reader) -> None:
 def _charts(routes: APIRouter, reader: Reader) -> None:
     @routes.post("/series", response_class=Response)
     def post_series(query: SeriesQuery, format: Format = "frame") -> Response:  # noqa: A002
-        """Lines on one grid of steps that keep every spike."""
+        """Lines on one grid that keep every spike."""
         items = [item for line in query.items for item in reader.items(line.run, line.metric, line.rank)]
         if len(items) > MAX_ITEMS:
             raise ApiError(422, "too_many", f"{len(items)} lines are asked for, at most {MAX_ITEMS} at once")
-        span = series.Span(query.x.start, query.x.stop, query.px, query.smooth.tau if query.smooth else None)
-        return series.series(reader.store, items, span).response(format)
+        axis, tau = axes.Axis(query.x.mode, query.x.metric), query.smooth.tau if query.smooth else None
+        span = series.Span(query.x.start, query.x.stop, query.px, tau, axis)
+        return series.series(reader.store, items, span, reader.surveys).response(format)
 
     @routes.post("/heatmap", response_class=Response)
     def post_heatmap(query: HeatmapQuery, format: Format = "frame") -> Response:  # noqa: A002
@@ -279,6 +283,8 @@ def _for_scripts(routes: APIRouter, reader: Reader) -> None:
     def streams(since: int = Query(0, ge=0, le=_FAR)) -> dict[str, Any]:
         """The records of all streams that changed after a cursor: what `Api("http://...")` builds its runs from."""
         cursor, changed = changes(reader.store, since)
+        mine = reader.streams()
+        changed = changed if mine is None else [each for each in changed if each["stream"] in mine]
         return {"cursor": cursor, "streams": changed}
 
     @routes.get("/streams/{stream}/{table}", response_class=Response)
@@ -289,55 +295,15 @@ def _for_scripts(routes: APIRouter, reader: Reader) -> None:
         stop: int = Query(_FAR, ge=0, le=_FAR),
     ) -> Response:
         """Rows of a stream as they were written, frames `first` to `stop`, as an Arrow stream."""
+        mine = reader.streams()
+        if mine is not None and stream not in mine:
+            raise ApiError(404, "not_found", "there is no such stream")
         found = reader.store.rows(Table[table.upper()], [int(stream, 16)], first, stop)
         return table_response(found, "arrow")
 
 
 def _window(query: TensorQuery) -> distributions.Window:
     return distributions.Window(query.kind, query.name, query.stage, query.x.start, query.x.stop, query.px)
-
-
-def _value(row: Mapping[str, Any], name: str) -> Any:
-    value = lookup(row, name)
-    return None if is_missing(value) else jsonable(value)
-
-
-def _sorted(rows: list[dict[str, Any]], key: str) -> list[dict[str, Any]]:
-    """Sorted by one field, what lacks it at the end: numbers before words."""
-    name, backwards = key.removeprefix("-"), key.startswith("-")
-    there = [(value, row) for row in rows if (value := _value(row, name)) is not None]
-    missing = [row for row in rows if _value(row, name) is None]
-    there.sort(key=lambda pair: _rank_of(pair[0]), reverse=backwards)
-    return [row for _, row in there] + missing
-
-
-def _rank_of(value: Any) -> tuple[int, float, str]:
-    return (0, float(value), "") if isinstance(value, int | float) else (1, 0.0, str(value))
-
-
-def _groups(rows: Sequence[Mapping[str, Any]], query: RunsQuery) -> list[dict[str, Any]]:
-    """How many runs have the same values in some fields, and what their numbers are together."""
-    reduces: dict[str, Callable[[Sequence[float]], float]] = {"mean": statistics.fmean, "min": min, "max": max}
-    reduce = reduces[query.agg]
-    found: dict[str, list[Mapping[str, Any]]] = {}
-    for row in rows:
-        found.setdefault(repr([_value(row, name) for name in query.group]), []).append(row)
-    groups = []
-    for members in found.values():
-        values = {name: [_value(row, name) for row in members] for name in query.columns}
-        numbers = {name: [v for v in each if _is_number(v)] for name, each in values.items()}
-        groups.append(
-            {
-                "values": [_value(members[0], name) for name in query.group],
-                "n": len(members),
-                "columns": {name: jsonable(reduce(each)) for name, each in numbers.items() if each},
-            }
-        )
-    return groups
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 __all__ = ["router"]

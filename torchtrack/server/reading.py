@@ -3,19 +3,29 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Final, Literal
 
+from torchtrack.api.held import HeldRows
 from torchtrack.api.run import Run
-from torchtrack.api.source import Api
+from torchtrack.api.source import Api, find_uid
+from torchtrack.api.streams import Rows
 from torchtrack.errors import RunNotFoundError
-from torchtrack.server.catalog import Catalog, overlaid
+from torchtrack.records import SCHEMAS, Table
+from torchtrack.server import overview
+from torchtrack.server.catalog import Catalog
+from torchtrack.server.ledger import Entry, Ledger
 from torchtrack.server.metrics import MetricsStore
+from torchtrack.server.overview import Scope
 from torchtrack.server.placement import Placed, placed
+from torchtrack.server.rollup import Rollup, rollups
 from torchtrack.server.series import Item
 from torchtrack.server.stored import open_source
+from torchtrack.server.surveys import Surveys
+from torchtrack.server.tenancy import readable
 
 FIELDS: Final = (
     "uid",
@@ -40,7 +50,13 @@ FIELDS: Final = (
 """What a row of the table of runs has, and what it can be filtered by."""
 HELD_RUNS: Final = 16
 """Runs whose rows stay in memory once they were asked for."""
-_ENDED: Final = ("finished", "failed", "killed", "crashed")
+
+
+CHUNK: Final = 64
+"""Runs that are brought up to date in the table of runs at a time, while nobody else reads runs."""
+BACKLOG: Final = 256
+"""Of so many runs a question does not wait until the table has them: it is told that they are missing."""
+PATIENCE_S: Final = 10.0
 
 
 class Reader:
@@ -61,24 +77,70 @@ class Reader:
         self._source = open_source(store, batch)
         self._api = Api.of(self._source)
         self._held: OrderedDict[str, Run] = OrderedDict()
+        self.surveys = Surveys(store)
         self._lock = threading.RLock()
-        self._rows: dict[str, tuple[Any, dict[str, Any]]] = {}
+        self._ledger = Ledger(store)
+        self._updating = threading.Lock()
+        self._seen: tuple[int, int] | None = None
+        self.pending = 0
+        """Runs that the table of runs does not have as they are now."""
 
     @contextmanager
     def run(self, name: str) -> Iterator[Run]:
         """A run by uid, or whatever else `Api.run` takes; no other thread reads runs meanwhile.
 
         Raises:
-            RunNotFoundError: there is none, or it was deleted.
+            RunNotFoundError: there is none, it may not be read, or it was deleted.
         """
         with self._lock:
-            run = self._api.run(name)
-            if self._catalog is not None and run.uid in self._catalog.deleted():
+            run = self._api.with_uid(name)
+            if run is None or not self._may_read(run):
+                run = self._called(name)
+            if run.uid in self._deleted():
                 raise RunNotFoundError(f"run {run.uid} was deleted")
             try:
                 yield run
             finally:
                 self._hold(run)
+
+    def _may_read(self, run: Run) -> bool:
+        seen = readable()
+        if seen is None:
+            return True
+        return self._edits_of(run.uid).get("project", run.project) in seen and run.uid not in self._deleted()
+
+    def _deleted(self) -> frozenset[str]:
+        return frozenset() if self._catalog is None else frozenset(self._catalog.deleted())
+
+    def _edits_of(self, uid: str) -> dict[str, Any]:
+        return {} if self._catalog is None else self._catalog.edits([uid]).get(uid, {})
+
+    def _called(self, name: str) -> Run:
+        """A run by another name than its uid, among those that may be read."""
+        self.update()
+        seen = readable()
+        # Who may read everything is told that a run was deleted; to others no error names one.
+        known = overview.names(
+            self.store, Scope(readable=seen, deleted=self._deleted() if seen is not None else frozenset())
+        )
+        run = self._api.with_uid(find_uid(name, known, self._source))
+        if run is None:
+            raise RunNotFoundError(f"run {name!r} is gone")
+        return run
+
+    def projects(self) -> dict[str, str]:
+        """The project of every run by uid, deleted ones too."""
+        self.update()
+        return {each.uid: each.project for each in overview.names(self.store, Scope())}
+
+    def streams(self) -> set[str] | None:
+        """The streams of the runs that may be read, in hex digits; None: all of them."""
+        seen = readable()
+        if seen is None:
+            return None
+        projects = self.projects()
+        with self._lock, self._source.still() as groups:
+            return {row.key for uid, rows in groups.items() if projects.get(uid) in seen for row in rows}
 
     def _hold(self, run: Run) -> None:
         """Keep the rows of the runs that were asked for last, and no others."""
@@ -87,31 +149,17 @@ class Reader:
         while len(self._held) > HELD_RUNS:
             self._held.popitem(last=False)[1].release()
 
-    def placed(self, name: str) -> tuple[str, list[Placed]]:
-        """The uid and the streams of a run.
-
-        Raises:
-            RunNotFoundError: there is none.
-        """
-        with self.run(name) as run:
-            return run.uid, self.where(run)
-
     def items(self, name: str, metric: str, rank: int | Literal["mean", "all"]) -> list[Item]:
         """The lines of a metric of a run: one, or one a rank."""
-        uid, streams = self.placed(name)
-        if rank == "all":
-            each = sorted({one.rank for one in streams})
-            return [Item(uid, metric, n, tuple(one for one in streams if one.rank == n)) for n in each]
-        return [Item(uid, metric, rank, tuple(one for one in streams if rank in ("mean", one.rank)))]
+        with self.run(name) as run:
+            uid, streams, start_us = run.uid, self.where(run), int(run.created.timestamp() * 1e6)
+        each = sorted({one.rank for one in streams}) if rank == "all" else [rank]
+        return [Item(uid, metric, n, tuple(s for s in streams if n in ("mean", s.rank)), start_us) for n in each]
 
-    def rows(self, project: str | None = None) -> list[dict[str, Any]]:
-        """A row for each run, newest first, with the keys of `FIELDS`."""
-        with self._lock, self._source.still():
-            rows = [self._row(run) for run in self._api.runs()]
-        if self._catalog is not None:
-            deleted, edits = self._catalog.deleted(), self._catalog.edits()
-            rows = [overlaid(row, edits.get(row["uid"], {})) for row in rows if row["uid"] not in deleted]
-        return [row for row in rows if project in (None, row["project"])]
+    def scope(self, project: str | None = None) -> Scope:
+        """The runs that whoever asks sees, of a project or of all; the table of runs has them."""
+        self.update()
+        return Scope(project, self._deleted(), readable())
 
     def where(self, run: Run) -> list[Placed]:
         """The streams of a run."""
@@ -119,21 +167,86 @@ class Reader:
 
     def row(self, run: Run) -> dict[str, Any]:
         """A run as a row of the table."""
-        edits = {} if self._catalog is None else self._catalog.edits([run.uid]).get(run.uid, {})
-        return overlaid(self._row(run), edits)
+        entry = self._entries([run])[0]
+        return {**entry.said, **self._edits_of(run.uid), "state": run.state}
 
-    def _row(self, run: Run) -> dict[str, Any]:
-        version = run.version
-        known = self._rows.get(run.uid)
-        if known is not None and known[0] == version:
-            if known[1]["state"] not in _ENDED:
-                known[1]["state"] = run.state  # time alone may have changed it
-            return known[1]
-        row = {name: _FIELDS[name](run) for name in FIELDS}
-        self._rows[run.uid] = version, row
+    # -- the table of runs ---------------------------------------------------------------------------------------------
+
+    def update(self, budget_s: float | None = None) -> bool:
+        """Bring the table of runs up to date.
+
+        Args:
+            budget_s: how long that may take; without, all is done unless that is more than a question should wait for.
+
+        Returns:
+            Whether it is.
+        """
+        if budget_s is None and self.pending > BACKLOG:
+            return False
+        if not self._updating.acquire(timeout=PATIENCE_S if budget_s is None else budget_s):
+            return False
+        try:
+            return self._update(budget_s)
+        finally:
+            self._updating.release()
+
+    def _update(self, budget_s: float | None) -> bool:
+        self._ledger.load()
+        state = self.store.generation, self.batch()
+        edits = {} if self._catalog is None else self._catalog.edits()
+        if state != self._seen or state[1] < 0:
+            with self._lock, self._source.still() as groups:
+                own = [
+                    uid for uid in groups if self._source.resolve(uid, whole=True) == [uid]
+                ]  # not another's at first
+                now = {uid: _newest(groups[uid]) for uid in own}
+            stale = self._ledger.stale(now)
+            self.pending = len(stale)
+            ends = None if budget_s is None else time.monotonic() + budget_s
+            while stale and (len(stale) <= BACKLOG if ends is None else time.monotonic() < ends):
+                chunk, stale = stale[:CHUNK], stale[CHUNK:]
+                with self._lock, self._source.still() as groups:
+                    entries = self._entries(
+                        [run for uid in chunk if uid in groups and (run := self._api.with_uid(uid))]
+                    )
+                self._ledger.put(entries, edits)
+                self.pending = len(stale)
+            if stale:
+                return False
+            self._seen = state
+        self._ledger.edit(edits)
+        return True
+
+    def _entries(self, runs: Sequence[Run]) -> list[Entry]:
+        """Rows of the table; what is needed for them is fetched for all runs together."""
+        streams = [stream for run in runs for stream in run.every_stream() if isinstance(stream, HeldRows)]
+        events = self.store.rows_of_each(Table.EVENTS, {stream.number: stream.frames for stream in streams})
+        for stream in streams:
+            stream.give(Table.EVENTS, events.get(stream.number, SCHEMAS[Table.EVENTS].empty_table()))
+        found = rollups(self.store, [self.where(run) for run in runs])
+        return [self._entry(run, rollup) for run, rollup in zip(runs, found, strict=True)]
+
+    def _entry(self, run: Run, rollup: Rollup) -> Entry:
+        summary = run.summary_of(rollup.last) if rollup.whole else None
+        said = {name: _FIELDS[name](run) for name in FIELDS if name not in ("summary", "last_step")}
+        said |= {"summary": run.summary if summary is None else summary, "last_step": rollup.last_step}
+        lost_at = run.lost_at_ns
+        upto, streams = _newest(run.every_stream())
         if run.uid not in self._held:
             run.release()
-        return row
+        return Entry(
+            {name: said[name] for name in FIELDS},
+            upto,
+            streams,
+            0 if lost_at is None else lost_at // 1000,
+            {kind: sorted(names) for kind, names in rollup.tensors.items()},
+            sorted(rollup.sources),
+        )
+
+
+def _newest(streams: Sequence[Rows]) -> tuple[int, int]:
+    """What changes when something new of a run is in the store."""
+    return max((stream.batch for stream in streams if isinstance(stream, HeldRows)), default=0), len(streams)
 
 
 _FIELDS: Final[Mapping[str, Callable[[Run], Any]]] = {

@@ -16,7 +16,7 @@ import pyarrow.compute as pc
 
 from torchtrack.records import SCHEMAS, Table
 
-VERSION: Final = 1
+VERSION: Final = 2
 """Of the store's layout; a store of another version is built anew from the journals."""
 MADE_BY: Final = f"torchtrack {VERSION}"
 """The comment on the table `streams`, which says so."""
@@ -72,7 +72,15 @@ def statements() -> list[str]:
         "attempt UInt32, rank Int32, gone Bool, record String CODEC(ZSTD), bookmark String CODEC(ZSTD)) "
         f"ENGINE = ReplacingMergeTree(version) ORDER BY stream SETTINGS {_DURABLE} COMMENT '{MADE_BY}'"
     )
-    return [*tables, streams]
+    runs = (
+        "CREATE TABLE IF NOT EXISTS runs (uid String, version UInt64, upto UInt64, streams UInt32, gone Bool, "
+        "lost_at Int64, said String CODEC(ZSTD), edits String CODEC(ZSTD), shown String CODEC(ZSTD), "
+        "texts Map(LowCardinality(String), String), numbers Map(LowCardinality(String), Float64), "
+        "bools Map(LowCardinality(String), Bool), lists Map(LowCardinality(String), Array(String)), "
+        "tensors Map(LowCardinality(String), Array(LowCardinality(String))), sources Array(LowCardinality(String))) "
+        "ENGINE = ReplacingMergeTree(version) ORDER BY uid"
+    )
+    return [*tables, streams, runs]
 
 
 def month_of(time_ns: int) -> int:

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Callable
+from typing import Final
 
 import uvicorn
 
 from torchtrack.server.app import Config, create_app
+
+KEEP_ALIVE_S: Final = 75
+"""How long a connection stays on which nothing comes: a node has something to say every five seconds."""
 
 
 def serve(config: Config, port: int, say: Callable[[str, str | None], None]) -> None:
@@ -27,7 +31,13 @@ def serve(config: Config, port: int, say: Callable[[str, str | None], None]) -> 
         keys = app.state.keys
         say(address, keys.token if keys.required else None)
         settings = uvicorn.Config(
-            app, log_level="warning", access_log=False, server_header=False, timeout_graceful_shutdown=10, lifespan="on"
+            app,
+            log_level="warning",
+            access_log=False,
+            server_header=False,
+            timeout_graceful_shutdown=10,
+            timeout_keep_alive=KEEP_ALIVE_S,
+            lifespan="on",
         )
         uvicorn.Server(settings).run(sockets=[bound])
 

@@ -15,7 +15,7 @@ from typing import Any, Final, NamedTuple
 from torchtrack.errors import JournalError
 from torchtrack.journal import frame
 from torchtrack.journal.frame import HEADER_SIZE, Found, Kind
-from torchtrack.journal.reader import Stream
+from torchtrack.journal.reader import PADDING, Damage, Stream
 from torchtrack.server.healing import heal
 
 _NEW: Final = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -146,18 +146,20 @@ class StreamLog:
         for number, file in _files(path).items():
             if number > stream.segment:
                 file.unlink()
-        self._make_durable(path)
+        self._make_durable(path, stream.damages)
         missing = tuple((damage.first_seq, damage.last_seq) for damage in stream.damages if damage.lost > 0)
         self._now = Position(stream.next_seq, stream.frames, stream.crc, stream.seal is not None, missing)
         self.durable, self._kept = self._now, (self._segment, self._offset)
 
-    def _make_durable(self, path: Path) -> None:
+    def _make_durable(self, path: Path, damages: Sequence[Damage]) -> None:
         """What a crash left may not be on the disk yet: the last file without its torn end, the others, their names."""
         for number, file in _files(path).items():
             fd = os.open(file, _OLD)
             try:
                 if number == self._segment and os.fstat(fd).st_size > self._offset:
                     os.ftruncate(fd, self._offset)
+                for damage in (each for each in damages if each.path == file and each.reason == PADDING):
+                    _zero(file, damage.offset, damage.length)
                 _fdatasync(fd)
             finally:
                 os.close(fd)
@@ -403,9 +405,8 @@ class StreamLog:
         error = self._sync_unlocked()
         if error is not None:
             raise error
-        files = [file for _, file in sorted(_files(path).items())]
         try:
-            if heal(files, self._stream, came, lambda found: _is_opening(found, self._stream), _fdatasync):
+            if heal(path, _files(path), self._stream, came, lambda each: _is_opening(each, self._stream), _fdatasync):
                 _sync_folder(path.parent)
             self._recover(path)
         except OSError as failure:
@@ -473,6 +474,12 @@ def _headers(path: Path, offset: int, end: int | None) -> Iterator[tuple[int, by
             offset += frame.frame_size(header.length)
     finally:
         os.close(fd)
+
+
+def _zero(path: Path, offset: int, length: int) -> None:
+    with path.open("r+b") as file:
+        file.seek(offset)
+        file.write(bytes(length))
 
 
 def _make(folder: Path, top: Path) -> list[Path]:

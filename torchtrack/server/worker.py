@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import json
 import logging
 import os
 import signal
@@ -30,12 +31,15 @@ from torchtrack.server.indexer import Indexer
 from torchtrack.server.metrics import MetricsStore
 from torchtrack.server.problems import ApiError
 from torchtrack.server.reading import Reader
+from torchtrack.server.tenancy import Tenancy
 from torchtrack.version import __version__
 
 API: Final = "/api/v1"
 PATIENCE: Final = 5
 """Errors of the store in a row after which the process ends, for another one to begin."""
 PAUSE_S: Final = 0.5
+UPDATE_S: Final = 2.0
+"""How long the table of runs is brought up to date before the journals are looked at again."""
 _log = logging.getLogger("torchtrack.server")
 
 
@@ -59,7 +63,7 @@ def create_app(store: MetricsStore, runs: Path, catalog: Catalog | None = None) 
 
     @contextlib.asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        thread = threading.Thread(target=_follow, args=(indexer, stop), name="torchtrack indexer")
+        thread = threading.Thread(target=_follow, args=(indexer, reader, stop), name="torchtrack indexer")
         thread.start()
         try:
             yield
@@ -70,9 +74,17 @@ def create_app(store: MetricsStore, runs: Path, catalog: Catalog | None = None) 
 
     app = FastAPI(title="torchtrack", version=__version__, docs_url=None, redoc_url=None, lifespan=lifespan)
     app.state.indexer, app.state.reader = indexer, reader
-    app.include_router(query.router(reader), prefix=API)
-    app.include_router(live.router(reader), prefix=API)
+    app.include_router(query.router(reader), prefix=API, responses=problems.RESPONSES)
+    app.include_router(live.router(reader), prefix=API, responses=problems.RESPONSES)
+    app.add_middleware(Tenancy)
     install(app)
+
+    @app.post("/where", include_in_schema=False)
+    def where(uids: list[str]) -> dict[str, str]:
+        """For the front: the projects of those runs that there are."""
+        projects = reader.projects()
+        return {uid: projects[uid] for uid in uids if uid in projects}
+
     return app
 
 
@@ -97,12 +109,13 @@ def install(app: FastAPI) -> None:
     problems.install(app)
 
 
-def _follow(indexer: Indexer, stop: threading.Event) -> None:
+def _follow(indexer: Indexer, reader: Reader, stop: threading.Event) -> None:
     """Poll until told to stop; a store that keeps failing ends the process."""
-    failed = 0
+    failed, done = 0, True
     while not stop.is_set():
         try:
             indexer.poll()
+            done = reader.update(UPDATE_S)
             failed = 0
         except FileNotFoundError as error:
             _log.warning("%s; looking again", error)
@@ -112,7 +125,19 @@ def _follow(indexer: Indexer, stop: threading.Event) -> None:
             if failed == PATIENCE:
                 os.kill(os.getpid(), signal.SIGTERM)
                 return
-        stop.wait(PAUSE_S * (1 + failed))
+        stop.wait(PAUSE_S * (1 + failed) if done or failed else 0)
+
+
+def _first_line() -> dict[str, str | None]:
+    """What whoever holds the input says at first: addresses that hold passwords stand on no command line."""
+    line = b""
+    while not line.endswith(b"\n"):
+        piece = os.read(0, 1)
+        if not piece:
+            raise SystemExit(0)
+        line += piece
+    told: dict[str, str | None] = json.loads(line)
+    return told
 
 
 def _end_with_input() -> None:
@@ -126,13 +151,16 @@ def _end_with_input() -> None:
 @click.option("--index", type=click.Path(path_type=Path), help="Where the index lies; by default in the user's cache.")
 @click.option("--dsn", help="A ClickHouse server instead: clickhouse://user:password@host:port.")
 @click.option("--catalog", help="What people typed: a URL of SQLAlchemy's.")
-@click.option("--attached", is_flag=True, help="End when standard input does: whoever holds it is gone then.")
+@click.option("--attached", is_flag=True, help="Input begins with a line of JSON with further options.")
 @click.option("--socket", "path", type=click.Path(path_type=Path), required=True, help="The Unix socket to listen on.")
 def main(runs: Path, index: Path | None, dsn: str | None, catalog: str | None, attached: bool, path: Path) -> None:
     """Index a folder of runs and answer questions about it."""
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)s %(message)s")
-    store = MetricsStore(dsn) if dsn else MetricsStore.in_folder(index or index_folder(runs))
     os.umask(0o077)
+    if attached:
+        told = _first_line()
+        dsn, catalog = told.get("dsn") or dsn, told.get("catalog") or catalog
+    store = MetricsStore(dsn) if dsn else MetricsStore.in_folder(index or index_folder(runs))
     if attached:
         threading.Thread(target=_end_with_input, name="torchtrack input", daemon=True).start()
     app = create_app(store, runs, Catalog(catalog) if catalog else None)

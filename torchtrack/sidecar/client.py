@@ -21,6 +21,9 @@ from typing import Final
 import torchtrack
 from torchtrack.sidecar.process import address, peer_is_ours
 
+LAUNCH_VARIABLE: Final = "TORCHTRACK_LAUNCHED"
+"""Holds the number of the launch that this process is below."""
+_LONGEST_LAUNCH: Final = 32
 _START_AGAIN_S: Final = 5.0
 _FIRST_PAUSE_S: Final = 0.005
 
@@ -82,6 +85,8 @@ class Sidecar:
             world_size: ranks of the run: above some hundreds the sidecar gathers their finished journal files.
         """
         place: dict[str, object] = {"rank": rank, "world_size": world_size, **self._wishes}
+        if launch := os.environ.get(LAUNCH_VARIABLE):  # somebody waits until what is below it is sent
+            place["launch"] = launch[:_LONGEST_LAUNCH]
         return self._call({"do": "register", "stream": stream, "uid": uid, "pid": pid, **place}, start=True)
 
     def joined(self, stream: str, uid: str) -> bool:

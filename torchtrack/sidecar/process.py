@@ -42,6 +42,8 @@ _TERM_GRACE_S: Final = 1.0
 _KEEP_AFTER_S: Final = 1.0
 _KEEP_AGAIN_S: Final = 30.0
 """How long after it is asked for what ranks have written is kept, and for how long it is not kept again."""
+_ANY_RANK: Final = 1
+"""Of a stream of which only the number is known: it is looked for under that."""
 _HEX: Final = re.compile(r"[0-9a-f]{16}")
 
 
@@ -112,6 +114,8 @@ class Sidecar:
         """By what the user calls them; each is a process, since it may hang."""
         self._keeps: dict[str, tuple[float, str]] = {}
         self._kept: dict[str, float] = {}
+        self._swept: dict[str, list[str]] = {}
+        """By run, the streams of processes that ended while no sidecar was there."""
 
     def run(self) -> None:
         """Serve until no registered process is left, or SIGTERM."""
@@ -170,6 +174,7 @@ class Sidecar:
             if not (isinstance(pid, int) and _HEX.fullmatch(uid) and self._register(stream, uid, pid)):
                 return False
             watched = self._watched[stream]
+            guard.attempt("leaving an earlier run", self._leave_earlier, stream)
         if watched is None:
             return False
         rank, world_size = request.get("rank"), request.get("world_size")
@@ -205,8 +210,12 @@ class Sidecar:
             self._courier.follow(stream, {**place, **alerts, "lookout": lookout})
         if isinstance(upload, dict):
             self._upload = upload
-            self._uploads.follow(stream, {**place, **upload})
+            launch = {"launch": str(request["launch"])} if request.get("launch") else {}
+            self._uploads.follow(stream, {**place, **upload, **launch, "lookout": lookout})
             self._send_own(watched.uid)
+            for left in self._swept.pop(watched.uid, ()):  # by an earlier attempt, when no sidecar was there
+                self._uploads.follow(left, {**place, **upload, "rank": _ANY_RANK})
+                self._uploads.ended(left)
 
     def _send_own(self, uid: str) -> None:
         """The sidecar's own stream of a run is sent too."""
@@ -237,20 +246,35 @@ class Sidecar:
                 if end is not None:
                     ended.append((stream, watched, end))
         for stream, watched, end in ended:
-            del self._watched[stream]
-            if watched.pidfd is not None:
-                self._poll.unregister(watched.pidfd)
-                os.close(watched.pidfd)
-            self._write_exit(stream, watched, end)
-            guard.attempt("the last findings", self._lookout.ended, stream)
-            guard.attempt("the last alerts", self._courier.ended, stream)
-            for sink in self._sinks.values():
-                guard.attempt("the last steps", sink.ended, stream)
-            guard.attempt("the last rows", self._uploads.ended, stream)
-            for written in _gathered(stream, watched):
-                self._gathering.ended(written)
+            self._let_go(stream, watched, end)
         if ended and not self._watched:
             self._leave_at = time.monotonic() + (LINGER_S if self._stop_at is None else 0.0)
+
+    def _let_go(self, stream: str, watched: _Watched, end: _Exit | None) -> None:
+        """Nothing more is written to a stream: its process has ended, or (without `end`) has gone on to another run."""
+        del self._watched[stream]
+        if watched.pidfd is not None:
+            self._poll.unregister(watched.pidfd)
+            os.close(watched.pidfd)
+        if end is not None:
+            self._write_exit(stream, watched, end)
+        else:
+            guard.attempt("removing a black box", ring.discard, stream)
+            self._seal_if_unused(watched.uid)
+        guard.attempt("the last findings", self._lookout.ended, stream)
+        guard.attempt("the last alerts", self._courier.ended, stream)
+        for sink in self._sinks.values():
+            guard.attempt("the last steps", sink.ended, stream)
+        guard.attempt("the last rows", self._uploads.ended, stream)
+        for written in _gathered(stream, watched):
+            self._gathering.ended(written)
+
+    def _leave_earlier(self, stream: str) -> None:
+        """A process that has finished a run and begun another: how it ends is the other run's alone."""
+        pid = self._watched[stream].pid
+        for other, watched in list(self._watched.items()):
+            if other != stream and watched.pid == pid and not watched.live and watched.why == "finish":
+                self._let_go(other, watched, None)
 
     def _write_exit(self, stream: str, watched: _Watched, end: _Exit) -> None:
         status = {"code": end.code, "signal": end.signal, "time_ns": end.time_ns}
@@ -273,6 +297,7 @@ class Sidecar:
         for uid, stream in salvage.left_in(self._directory):
             if _HEX.fullmatch(uid) and _HEX.fullmatch(stream):
                 guard.attempt("salvaging a black box", self._salvage, stream, uid)
+                self._swept.setdefault(uid, []).append(stream)
                 self._seal_if_unused(uid)
 
     def _order_keep(self, uid: str, why: str) -> bool:

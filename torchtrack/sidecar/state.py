@@ -63,6 +63,15 @@ def run_state(streams: Sequence[StreamFacts], now_ns: int) -> State:
     return State("crashed", None, "nothing was recorded")
 
 
+def lost_at_ns(streams: Sequence[StreamFacts]) -> int | None:
+    """When a run will be lost unless there is a sign of life; None if it runs no more, and time changes nothing."""
+    if run_state(streams, 0).name != "running":
+        return None
+    latest = max(stream.attempt for stream in streams)
+    open_ = [s for s in streams if s.attempt == latest and _stream_state(s, 0).name == "running"]
+    return max(_last_sign(stream) or 0 for stream in open_) + LOST_AFTER_NS
+
+
 def _stream_state(stream: StreamFacts, now_ns: int) -> State:
     rank = stream.rank
     if stream.ended_reason == "exception":

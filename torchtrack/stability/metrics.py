@@ -14,6 +14,8 @@ _VALIDATION: Final = re.compile(rf"(?:^|[_/.]){_OTHER}[_/.]", re.IGNORECASE)
 _VALIDATION_LOSS: Final = re.compile(rf"^(?:.*/)?(?:{_OTHER}[_/.])*{_LOSS}", re.IGNORECASE)
 _GRADIENT_NORM: Final = re.compile(r"(?:^|/)(?:grad|gradient|grads|total)_?norm$", re.IGNORECASE)
 LOCAL_NORM: Final = "watch/local_grad_norm"
+UPDATE_LOST: Final = "watch/update_lost_bf16"
+UPDATE_UNCHANGED: Final = "watch/update_unchanged"
 MEMORY: Final = frozenset(
     {
         "system/process/memory_rss_bytes",

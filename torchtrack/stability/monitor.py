@@ -4,7 +4,8 @@
 
 A key (a tensor, a metric, a rank) opens a finding once the rule has seen it `patience` times in a row, and leaves it
 after `calm` looks that saw nothing. Keys of a rule that open near each other share a finding. A finding that follows
-within `horizon` steps of one that may cause it is folded into that one.
+within `horizon` steps of one that may cause it is folded into that one. A rule may be `distinct`: what it finds is
+grave by itself, and near enough to share or fold is only what is still going on, or the same in the same place again.
 
 Memory is bounded: a state for each key that is not calm, and at most a fixed number of findings a rule.
 """
@@ -29,7 +30,10 @@ _LR_CHANGE: Final = 2.0
 
 
 class Rule(Protocol):
-    """Something to look for. One instance sees one run, step by step, in order."""
+    """Something to look for. One instance sees one run, step by step, in order.
+
+    One that also has `distinct = True` stands for itself: its findings are folded only into a cause that goes on.
+    """
 
     name: str
     patience: int
@@ -100,6 +104,14 @@ class _Draft:
             self.names.update(dict.fromkeys(sign.names))
             self.ranks.update(dict.fromkeys(sign.ranks))
         self.see(sign, step)
+
+    def is_where(self, sign: Sign) -> bool:
+        """Whether this began with the same tensor on the same ranks."""
+        return sign.names[:1] == self.sign.names[:1] and self.ranks.keys() == set(sign.ranks)
+
+    def lasts(self, into: str) -> bool:
+        """Whether this, or what followed from it, is going on and may cause findings of that rule."""
+        return any(draft.keys and into in draft.rule.causes for draft in (self, *self.consequences))
 
     @property
     def id(self) -> str:
@@ -234,6 +246,8 @@ class Monitor:
         keys = {key for _, key, _ in opening}
         alike = [d for d in own if not any(_graver(sign, d.severity) for _, _, sign in opening)]
         near = [d for d in alike if first - (d.last_step if keys <= d.ever else d.first_step) <= self._horizon()]
+        if _is_distinct(rule, worst(*(sign.severity for _, _, sign in opening))):
+            near = [d for d in near if d.keys or d.is_where(opening[0][2])]
         draft = near[-1] if near else own[-1] if len(own) >= _MAX_FINDINGS else None
         fresh = draft is None
         if draft is None:
@@ -259,8 +273,11 @@ class Monitor:
             The others that this changed.
         """
         horizon, changed = self._horizon(), []
+        distinct = _is_distinct(fresh.rule, fresh.severity)
         for draft in self._drafts:
             if draft is fresh or draft.cause is not None or draft.first_step > fresh.first_step:
+                continue
+            if distinct and not draft.lasts(fresh.rule.name):
                 continue
             reach = max([draft.first_step, *(c.first_step for c in draft.consequences)])
             grave = SEVERITIES.index(draft.severity) > 0 or fresh.severity == "info"
@@ -268,7 +285,9 @@ class Monitor:
                 self._adopt(draft, fresh)
                 return [draft]
         for draft in self._drafts:
-            follows = 0 <= draft.first_step - fresh.first_step <= horizon and draft.rule.name in fresh.rule.causes
+            later = draft.first_step - fresh.first_step
+            first = 1 if _is_distinct(draft.rule, draft.severity) else 0
+            follows = first <= later <= horizon and draft.rule.name in fresh.rule.causes
             if draft is not fresh and draft.cause is None and follows:
                 self._adopt(fresh, draft)
                 changed.append(draft)
@@ -301,6 +320,11 @@ class Monitor:
         near = [text for at, text in self._events if step - _HINT_STEPS <= at <= step]
         fresh = [text for text in near if text.partition(" ")[0] not in sign.names]
         return tuple({text.partition(" ")[2]: text for text in fresh[::-1]}.values())[::-1]
+
+
+def _is_distinct(rule: Rule, severity: Severity) -> bool:
+    """Whether what a rule found stands for itself unless its cause is going on; notes do not."""
+    return severity != "info" and bool(getattr(rule, "distinct", False))
 
 
 def _graver(sign: Sign, severity: Severity) -> bool:

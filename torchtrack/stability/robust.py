@@ -8,10 +8,12 @@ from typing import Final
 
 import numpy as np
 
-from torchtrack.stability.step import Floats, Ints
+from torchtrack.stability.step import Bools, Floats, Ints
 
 SIGMA: Final = 1.4826
 """The median absolute deviation of a normal distribution times this is its standard deviation."""
+SIGMA_OF_MEAN: Final = 1.2533
+"""The same of the mean absolute deviation, which says more where values are few, and is less robust."""
 
 
 def center_and_scale(values: Floats) -> tuple[float, float]:
@@ -106,15 +108,16 @@ class Steps:
         """Add a step."""
         self._steps.append(step)
 
-    def since(self, ring: Floats, limit: float) -> int:
-        """The first step of the stretch up to now in which the values lie above a limit, but for single ones."""
+    def since(self, ring: Floats, middle: float) -> int:
+        """The step at which the values of a ring most likely rose: the change point of least squares.
+
+        Args:
+            ring: the values, the newest last; NaN where there is none.
+            middle: half way between what they were and what they are.
+        """
         steps = list(self._steps)
-        values = ring[-len(steps) :]
-        below = values < limit
-        pairs = np.flatnonzero(below[1:] & below[:-1])
-        start = int(pairs[-1]) + 2 if len(pairs) else 0
-        inside = [at for at in range(start, len(steps)) if values[at] >= limit]
-        return steps[inside[0]] if inside else steps[-1]
+        above = np.nan_to_num(ring[len(ring) - len(steps) :] - middle)
+        return steps[int(np.argmax(np.cumsum(above[::-1])[::-1]))]
 
 
 def log2(values: Floats) -> Floats:
@@ -133,3 +136,27 @@ def quiet_median(rings: Floats) -> Floats:
     low, high = np.maximum(counts - 1, 0) // 2, np.minimum(counts // 2, rings.shape[1] - 1)
     medians: Floats = (ordered[rows, low] + ordered[rows, high]) / 2
     return medians
+
+
+def rest_median(values: Floats, pool: Bools) -> Floats:
+    """Of each value the median of those in its column that are in the pool, without itself.
+
+    Args:
+        values: [things, columns]; NaN where there is none.
+        pool: [things]: which of them are compared with.
+
+    Returns:
+        [things, columns], NaN where there is nothing to compare with.
+    """
+    things, columns = values.shape
+    pooled = np.where(pool[:, None], values, np.nan)
+    ordered = np.concatenate([np.sort(pooled, axis=0), np.full((1, columns), np.nan)])  # NaNs come last
+    place = np.argsort(np.argsort(pooled, axis=0, kind="stable"), axis=0, kind="stable")
+    inside = np.isfinite(pooled)
+    place = np.where(inside, place, things)  # one that is not in the pool takes nothing out of it
+    rest = inside.sum(axis=0) - inside
+    low, high = np.maximum(rest - 1, 0) // 2, rest // 2
+    column = np.arange(columns)
+    # without the value at `place` the sorted others are `ordered` with that place skipped
+    medians: Floats = (ordered[low + (low >= place), column] + ordered[high + (high >= place), column]) / 2
+    return np.where(rest > 0, medians, np.nan)

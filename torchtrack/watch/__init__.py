@@ -129,7 +129,7 @@ def describe(models: Sequence[tuple[str, nn.Module]]) -> dict[str, Any]:
     for prefix, model in models:
         inner = layout.unwrap(model)
         for name, module in inner.named_modules():  # a wrapper comes before what it wraps
-            path = layout.strip(f"{prefix}{name}".rstrip("/"))
+            path = f"{prefix}{layout.strip(name)}".rstrip("/")
             tree[path] = {"name": path, "class": layout.class_name(module), "parameters": []}
         for held in layout.held_by(model, prefix):
             owner, _, leaf = held.name[len(prefix) :].rpartition(".")

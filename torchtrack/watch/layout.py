@@ -224,7 +224,7 @@ def held_by(model: nn.Module, prefix: str = "") -> Iterator[Held]:
             if isinstance(module, fully_sharded.FSDPModule):
                 sharded |= _sharded_parameters(module)
             elif isinstance(module, fully_sharded.FullyShardedDataParallel):
-                yield from _inside_flat(module, prefix + path, told)
+                yield from _inside_flat(module, prefix, path, told)
     for path, module in modules:
         if not module._parameters:
             continue
@@ -274,7 +274,7 @@ def sharded_groups(module: Any) -> list[Any]:
     return list(groups)
 
 
-def _inside_flat(module: Any, path: str, told: set[int]) -> Iterator[Held]:
+def _inside_flat(module: Any, prefix: str, path: str, told: set[int]) -> Iterator[Held]:
     """What this rank holds of the parameters inside the flat parameter of an FSDP1 module."""
     handle = module._handle
     if handle is None:
@@ -289,7 +289,7 @@ def _inside_flat(module: Any, path: str, told: set[int]) -> Iterator[Held]:
             told.add(id(original))
         if not shard.in_shard:
             continue
-        name = strip(".".join(filter(None, (path, info.module_name, info.param_name))))
+        name = prefix + strip(".".join(filter(None, (path, info.module_name, info.param_name))))
         if original is not None:
             yield Held(name, original, None, shape, shard.intra_param_start_idx)
         else:

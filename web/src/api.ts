@@ -32,14 +32,18 @@ async function turn<T>(work: () => Promise<T>): Promise<T> {
   }
 }
 
-function request(path: string, body: unknown, signal?: AbortSignal): Promise<Response> {
+interface How {
+  method?: string;
+  headers?: Record<string, string>;
+}
+
+function request(path: string, body: unknown, signal?: AbortSignal, { method = body === undefined ? "GET" : "POST", headers = {} }: How = {}): Promise<Response> {
   return turn(async () => {
     signal?.throwIfAborted();
-    const init: RequestInit = { credentials: "same-origin", signal: signal ?? null };
+    const init: RequestInit = { method, headers, credentials: "same-origin", signal: signal ?? null };
     if (body !== undefined) {
-      init.method = "POST";
       init.body = JSON.stringify(body);
-      init.headers = { "content-type": "application/json" };
+      init.headers = { ...headers, "content-type": "application/json" };
     }
     let response = await fetch(new URL(path, root), init);
     while (response.status === STARTING) {
@@ -78,6 +82,18 @@ export async function post<T>(path: string, body: unknown, signal?: AbortSignal)
 
 export async function frame<H>(path: string, body: unknown, signal?: AbortSignal): Promise<Frame<H>> {
   return decode<H>(await (await request(path, body, signal)).arrayBuffer());
+}
+
+/** Change something; the answer, if there is one. */
+export async function change<T = unknown>(method: "POST" | "PUT" | "PATCH" | "DELETE", path: string, body?: unknown, headers: Record<string, string> = {}): Promise<T | undefined> {
+  const response = await request(path, body, undefined, { method, headers });
+  const text = await response.text();
+  return text ? (JSON.parse(text) as T) : undefined;
+}
+
+/** The bytes of an answer, to be saved. */
+export async function raw(path: string, body?: unknown): Promise<Blob> {
+  return (await request(path, body)).blob();
 }
 
 /** The address of something to download. */

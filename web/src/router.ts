@@ -41,6 +41,34 @@ export function set(changes: Record<string, string | undefined>, { push = false 
     location.hash = next;
     return;
   }
+  replace(next);
+}
+
+/** Places of this page before a change of what is seen; a move to another page forgets them. */
+const before: string[] = [];
+const MOST_STEPS = 100;
+/** Changes that follow each other so quickly are one: typing, dragging a slider. */
+const ONE_CHANGE_MS = 600;
+let changed = 0;
+
+/** Be somewhere else without an entry in the history of the browser; `back` undoes it. */
+export function replace(next: string): void {
+  const here = location.hash;
+  if (here === next) return;
+  if (performance.now() - changed > ONE_CHANGE_MS && before.at(-1) !== here) before.push(here);
+  if (before.length > MOST_STEPS) before.shift();
+  changed = performance.now();
   history.replaceState(null, "", next);
   place.value = parse(next);
+}
+
+/** Undo the last change of what is seen, on this page. */
+export function back(): boolean {
+  const last = before.pop();
+  changed = 0;
+  if (last === undefined || last === location.hash) return false;
+  if (parse(last).path.join("/") !== place.value.path.join("/")) return false;
+  history.replaceState(null, "", last);
+  place.value = parse(last);
+  return true;
 }

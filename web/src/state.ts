@@ -36,6 +36,7 @@ function listen(): void {
   stream = new EventSource(address("live"));
   stream.onopen = () => {
     connection.value = "live";
+    news.value += 1; // what came before the stream was open was told to nobody
   };
   stream.onerror = () => {
     connection.value = "away";
@@ -43,7 +44,7 @@ function listen(): void {
     stream = undefined;
     setTimeout(listen, AGAIN_MS);
   };
-  for (const type of ["run", "points", "alert", "log"]) {
+  for (const type of ["run", "points", "findings", "logs"]) {
     stream.addEventListener(type, () => {
       news.value += 1;
     });

@@ -3,7 +3,7 @@ import { describe, expect, test, vi } from "vitest";
 vi.mock("../src/state", () => ({ theme: { value: "light" } }));
 vi.mock("../src/charts/host", () => ({ Host: () => null }));
 
-const { traces } = await import("../src/charts/line");
+const { threshold, traces } = await import("../src/charts/line");
 const { columnAt, stretches } = await import("../src/charts/heat");
 const { BUCKETS, bucketLabels, edge, fractions } = await import("../src/charts/buckets");
 const { robust } = await import("../src/charts/limits");
@@ -18,14 +18,30 @@ describe("a line", () => {
   });
 
   test("of single values is these values", () => {
-    const { data } = traces([40], 1, [line], false);
+    const { data } = traces([40], 0, [line], false);
     expect([...(data[1] ?? [])]).toEqual([3]);
   });
 
-  test("has gaps where there is no number, and on a logarithmic axis where there is none above zero", () => {
-    const broken = { ...line, mean: [Number.NaN, -1, 4] };
-    expect([...(traces([0, 1, 2], 1, [broken], false).data[1] ?? [])]).toEqual([null, -1, 4]);
-    expect([...(traces([0, 1, 2], 1, [broken], true).data[1] ?? [])]).toEqual([null, null, 4]);
+  test("is broken where it is NaN, and on a logarithmic axis where it is not above zero; it goes on where it was not logged", () => {
+    const broken = { ...line, mean: [Number.NaN, -1, 4, Number.NaN], nonfinite: [1, 0, 0, 0] };
+    expect([...(traces([0, 1, 2, 3], 0, [broken], false).data[1] ?? [])]).toEqual([null, -1, 4, undefined]);
+    expect([...(traces([0, 1, 2, 3], 0, [broken], true).data[1] ?? [])]).toEqual([null, null, 4, undefined]);
+  });
+
+  test("has its trend at the last step of a bucket, which it is the value at", () => {
+    const { data } = traces([40], 4, [{ ...line, smooth: [7] }], false);
+    expect([...(data[2] ?? [])]).toEqual([undefined, undefined, undefined, 7]);
+  });
+
+  test("of a group is its mean, and a band from the smallest to the largest", () => {
+    const { data, bands } = traces([40], 4, [{ ...line, members: [3] }], false);
+    expect(data.slice(1).map((values) => [...(values ?? [])])).toEqual([[99], [0.5], [3]]);
+    expect(bands).toEqual([{ series: [1, 2], line: 0 }]);
+  });
+
+  test("on a symmetric logarithm begins to be one at a thousandth of its largest magnitude", () => {
+    expect(threshold([{ min: [-4000, Number.NaN], max: [20, Number.NaN] }])).toBe(1);
+    expect(threshold([])).toBe(1);
   });
 });
 

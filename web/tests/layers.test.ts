@@ -1,5 +1,5 @@
 import { expect, test } from "vitest";
-import { againstMedian, againstOthers, pooled, rowsAt, rowsWithin } from "../src/charts/layers";
+import { againstMedian, againstOthers, opened, pooled, rowsAt, rowsWithin } from "../src/charts/layers";
 
 const names = ["blocks.0.fc.weight", "blocks.0.fc.bias", "blocks.1.fc.weight", "head.weight"];
 
@@ -25,4 +25,16 @@ test("a row against its own median, a row against the others", () => {
   const values = Float64Array.from([1, 2, 8, 4, 4, 4]);
   expect([...againstMedian(values, 3)]).toEqual([-1, 0, 2, 0, 0, 0]);
   expect(againstOthers(Float64Array.from([1, 2, 4]), 1)[2]).toBe(1);
+});
+
+test("a part that is opened has its own parts below it, and stays", () => {
+  const rows = opened(names, rowsAt(names, 1), new Set(["blocks", "blocks.0"]));
+  expect(rows.map(({ path, level, open }) => [path, level, open])).toEqual([
+    ["blocks", 0, true],
+    ["blocks.0", 1, true],
+    ["blocks.0.fc", 2, false],
+    ["blocks.1", 1, false],
+    ["head", 0, false],
+  ]);
+  expect(opened(names, rowsAt(names, 9), new Set()).every(({ open }) => open === undefined)).toBe(true);
 });

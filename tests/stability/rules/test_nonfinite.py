@@ -65,3 +65,46 @@ def test_a_nan_that_some_ranks_alone_hold_after_the_average_is_blamed_on_them(te
     seen = [Seen(rank, "nonfinite_held", said) for rank in tellers]
     found = steps.run([Step(7, {}, of_all, tensors=rows, seen=seen)])
     assert [(one.severity, one.names, one.ranks) for one in found] == ([("critical", ("b",), named)] if named else [])
+
+
+def test_a_nan_after_a_spike_that_is_over_is_a_finding_of_its_own_with_tensor_and_rank() -> None:
+    broken = np.where(np.arange(400) == 7, np.nan, WEIGHT)
+    norms = [1.0 + 0.01 * (at % 3) + 500.0 * (at == 30) for at in range(60)]
+    rows = [
+        Step(at, {"watch/grad_norm": norm}, tensors={"gradient": steps.tensors({"a": WEIGHT})})
+        for at, norm in enumerate(norms)
+    ]
+    said = Seen(2, "nonfinite", {"kind": "gradient", "first": "a", "names": ["a"], "count": 1})
+    rows.append(
+        Step(60, {"watch/grad_norm": math.nan}, tensors={"gradient": steps.tensors({"a": broken})}, seen=[said])
+    )
+    spike, nan = steps.run(rows)
+    assert (spike.rule, spike.severity, spike.consequences) == ("gradient_spike", "warning", ())
+    assert (nan.rule, nan.severity, nan.first_step, nan.names, nan.ranks) == (
+        "non_finite",
+        "critical",
+        60,
+        ("a",),
+        (2,),
+    )
+
+
+def test_a_nan_that_a_growing_norm_ends_in_is_folded_into_the_spike() -> None:
+    rows = scalars_of([1.0 + 0.01 * (at % 3) for at in range(30)] + [1e3, 1e6, 1e12, math.nan, math.nan])
+    (one,) = steps.run(rows)
+    assert (one.rule, one.severity, one.first_step) == ("gradient_spike", "critical", 30)
+    assert [(part["rule"], part["first_step"]) for part in one.consequences] == [("non_finite", 33)]
+
+
+def test_nans_of_other_tensors_at_other_times_are_findings_of_their_own_and_what_follows_from_one_is_not() -> None:
+    broken = np.where(np.arange(400) == 7, np.nan, WEIGHT)
+    sound = {"a": WEIGHT, "b": WEIGHT}
+    bad = {10: {**sound, "a": broken}, 40: {**sound, "b": broken}, 50: {**sound, "b": broken}}
+    rows = samples("gradient", [bad.get(at, sound) for at in range(60)])
+    rows = [Step(at, {"loss": math.nan if at == 11 else 1.0}, tensors=row.tensors) for at, row in enumerate(rows)]
+    found = steps.run(rows)
+    assert [(one.first_step, one.last_step, one.names) for one in found] == [(10, 11, ("a", "loss")), (40, 50, ("b",))]
+
+
+def scalars_of(norms: list[float]) -> list[Step]:
+    return steps.scalars("watch/grad_norm", norms)

@@ -11,11 +11,12 @@ import pytest
 from tests.stability import steps
 from tests.stability.steps import RNG, by_rank, rules_of
 from torchtrack.stability import Facts, Step
+from torchtrack.stability.rules.rank_skew import RankSkew
 
 
 @pytest.mark.parametrize("ranks", [2, 4, 8])
 def test_a_rank_with_twice_the_loss_is_named_with_the_step_it_began(ranks: int) -> None:
-    losses = np.exp(RNG.normal(0, 0.2, (60, ranks)))
+    losses = np.exp(np.random.default_rng(ranks).normal(0, 0.2, (60, ranks)))
     losses[30:, 1] *= 2
     (one,) = steps.run(by_rank("loss", losses[:50]))
     assert (one.rule, one.ranks) == ("rank_skew", (1,))
@@ -80,3 +81,43 @@ def test_ranks_that_hold_other_parameters_are_not_compared() -> None:
     norms[:, 3] *= 4
     (one,) = steps.run(replace(step, facts=stages) for step in by_rank("watch/local_grad_norm", norms))
     assert one.ranks == (3,)
+
+
+@pytest.mark.parametrize("ranks", [2, 3, 4, 8, 16, 64])
+def test_the_odd_rank_alone_is_named_among_any_number_of_ranks(ranks: int) -> None:
+    for seed in range(8):
+        random = np.random.default_rng([ranks, seed])
+        odd, at, factor = (
+            int(random.integers(ranks)),
+            int(random.integers(12, 24)),
+            float(random.choice([0.4, 2.0, 3.0])),
+        )
+        metrics = {name: np.exp(random.normal(0, 0.15, (48, ranks))) for name in ("loss", "watch/local_grad_norm")}
+        for values in metrics.values():
+            values[at:, odd] *= factor
+        rows = [
+            Step(step, {}, {name: dict(enumerate(own[step].tolist())) for name, own in metrics.items()})
+            for step in range(48)
+        ]
+        (one,) = steps.run(rows, [RankSkew()])
+        assert one.ranks == (odd if ranks > 2 or factor > 1 else 1 - odd,), (seed, odd, at, factor)
+        assert abs(one.first_step - at) <= 3, (seed, odd, at, factor)
+
+
+def test_two_ranks_of_five_that_are_odd_are_both_named_and_no_sound_one() -> None:
+    losses = np.exp(RNG.normal(0, 0.1, (40, 5)))
+    losses[10:, 1] *= 2
+    losses[10:, 4] *= 8
+    (one,) = steps.run(by_rank("loss", losses))
+    assert one.ranks == (1, 4)
+
+
+def test_a_rank_that_logs_seldom_is_compared_at_the_steps_it_logged() -> None:
+    losses = np.exp(RNG.normal(0, 0.1, (80, 3)))
+    losses[:, 2] *= 2
+    rows = by_rank("loss", losses)
+    for at, step in enumerate(rows):
+        if at % 2:
+            del step.ranks["loss"][2]  # type: ignore[attr-defined]
+    (one,) = steps.run(rows)
+    assert one.ranks == (2,)

@@ -44,3 +44,27 @@ def test_a_fifth_of_the_step_has_to_be_waited_for(surplus_s: float, found: bool)
         backward = {rank: 0.02 + surplus_s * (rank != 1) for rank in range(3)}
         made.append(Step(at, {}, {"phase/data_s": data, "phase/backward_s": backward}))
     assert rules_of(steps.run(made)) == ["straggler"] * found
+
+
+@pytest.mark.parametrize("ranks", [2, 4])
+def test_a_machine_that_others_use_too_has_no_straggler(ranks: int) -> None:
+    random = np.random.default_rng(ranks)
+    made = []
+    for at in range(400):
+        seconds = {name: 0.01 * np.exp(random.normal(0, 0.2, ranks)) for name in ("data", "forward", "backward")}
+        for own in (seconds["data"], seconds["forward"]):  # a rank loses its processor for a while; rank 1 more often
+            own += 0.04 * (random.random(ranks) < np.where(np.arange(ranks) == 1, 0.7, 0.4))
+        made.append(Step(at, {}, {f"phase/{name}_s": dict(enumerate(own.tolist())) for name, own in seconds.items()}))
+    assert steps.run(made) == []
+
+
+def test_a_rank_that_is_slow_on_such_a_machine_is_found_within_twenty_steps() -> None:
+    random = np.random.default_rng(0)
+    made = []
+    for at in range(50):
+        seconds = {name: 0.01 * np.exp(random.normal(0, 0.4, 4)) for name in ("data", "forward", "backward")}
+        seconds["data"] += 0.02 * (random.random(4) < 0.1)
+        seconds["data"][2] += 0.03 * (at >= 30)
+        made.append(Step(at, {}, {f"phase/{name}_s": dict(enumerate(own.tolist())) for name, own in seconds.items()}))
+    (one,) = steps.run(made)
+    assert (one.rule, one.ranks, abs(one.first_step - 30) <= 3) == ("straggler", (2,), True)

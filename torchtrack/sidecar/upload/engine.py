@@ -20,6 +20,7 @@ from typing import Any, Final
 
 from torchtrack import guard, wire
 from torchtrack.errors import FormatVersionError, JournalError
+from torchtrack.sidecar.upload.left import LeftSender
 from torchtrack.sidecar.upload.media import MediaSender
 from torchtrack.sidecar.upload.pace import Pace, retry_after
 from torchtrack.sidecar.upload.progress import Progress
@@ -72,6 +73,8 @@ class Uploader:
         self._one = False  # the last request was refused as a whole: one stream at a time, to find which
         self._flight: list[wire.Section] = []
         self._media = MediaSender(transport)
+        self.files = LeftSender(transport)
+        """Files that no row names: those that processes left."""
         self._waiting = False
         self._idle = False
         self._turn = 0
@@ -99,18 +102,20 @@ class Uploader:
 
     @property
     def files_left(self) -> dict[str, str]:
-        """Files that rows name and that could not be sent, and why."""
-        return self._media.not_sent
+        """Files that could not be sent, and why: `media/...` that rows name, `nodes/...` that processes left."""
+        named = {f"media/{name}": why for name, why in self._media.not_sent.items()}
+        return {**named, **{f"nodes/{name}": why for name, why in self.files.left.items()}}
 
     @property
     def idle(self) -> bool:
         """Whether the last look found nothing to send and nothing is unanswered."""
-        return self._idle and not self._flight
+        return self._idle and not self._flight and not self.files.waiting
 
     @property
     def done(self) -> bool:
         """Whether the server has every stream to its end, but for those it refuses."""
-        return not self._flight and all(tail.done or tail.problem for tail in self.tails.values())
+        sent = not self._flight and not self.files.waiting
+        return sent and all(tail.done or tail.problem for tail in self.tails.values())
 
     def step(self) -> float:
         """Send at most one request, if one may be sent now. Returns the seconds until it makes sense to call again."""
@@ -136,6 +141,10 @@ class Uploader:
         if unknown:
             self._ask_positions(unknown[:_ASK_AT_ONCE])
             return
+        if self.files.waiting and not self.files.send():
+            if self.files.refusal is not None:
+                self._refused(self.files.refusal)
+            return
         if not self._flight:
             self._flight = self._gather()
         self._idle = not self._flight
@@ -151,6 +160,7 @@ class Uploader:
             said = reply.json()
             self._hello = True
             self._zstd = "zstd" in said.get("capabilities", ())
+            self.files.available = "files" in said.get("capabilities", ())
             self._media.available = "media" in said.get("capabilities", ())
             self._take_budget({**said, "max_bytes": min(_FIRST_BYTES, int(said.get("max_bytes", _FIRST_BYTES)))})
             self._succeeded(0.0)
@@ -250,6 +260,8 @@ class Uploader:
                 left.append(section)
             elif code == "conflict":
                 self._give_up(tail, f"the server has something else under the same numbers: {why}", answer)
+            elif code == "refused":
+                self._give_up(tail, f"the server refuses it: {why}", answer)
             else:
                 if code == "invalid":
                     tail.damaged_on_the_way += 1

@@ -13,7 +13,7 @@ import os
 import secrets
 import socket
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
@@ -61,6 +61,18 @@ class Progress:
             self._state.update(state=state, problem=problem)
             self._changed = True
 
+    def follow(self, following: Mapping[str, Mapping[str, object]], launches: Iterable[str]) -> None:
+        """What is being sent, and all launches of which something was.
+
+        Args:
+            following: by stream: `uid`, `launch`, `path`, `acked`.
+            launches: by their numbers.
+        """
+        fresh = {"following": dict(following), "launches": sorted(launches)}
+        if any(self._state.get(name) != value for name, value in fresh.items()):
+            self._state.update(fresh)
+            self._changed = True
+
     def count(self, **more: int) -> None:
         """Add to the counters."""
         for name, value in more.items():
@@ -91,6 +103,11 @@ class Progress:
             raise
         _sync_folder(self.path.parent)
         self._changed = False
+
+
+def read_file(path: Path) -> dict[str, Any]:
+    """What one node has written; empty if there is no such file, or it is none."""
+    return _read(path)
 
 
 def read(directory: Path) -> list[dict[str, Any]]:

@@ -22,6 +22,7 @@ from torchtrack.stability.rules.rank_skew import RankSkew
 from torchtrack.stability.rules.replayed_batches import ReplayedBatches
 from torchtrack.stability.rules.replica_divergence import ReplicaDivergence
 from torchtrack.stability.rules.straggler import Straggler
+from torchtrack.stability.rules.update_lost import UpdateLost
 from torchtrack.stability.rules.update_ratio import UpdateRatio
 
 ENTRY_POINT: Final = "torchtrack.rules"
@@ -35,6 +36,7 @@ _OWN: Final[tuple[type[Rule], ...]] = (
     DeadLayer,
     FormatHeadroom,
     UpdateRatio,
+    UpdateLost,
     LossScale,
     GradientSpike,
     LossSpike,

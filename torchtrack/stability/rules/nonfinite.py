@@ -6,6 +6,8 @@ it arose. In parameters, activations and updates the first of the forward pass i
 
 Default: a single element is enough. A step that a gradient scaler left out is only noted: scalers probe for overflow.
 One that `watch(on_nonfinite=)` left out is a warning, also between two samples.
+A finding of its own, unless one that leads to it is still going on (a gradient that explodes), or the same tensor of
+the same ranks was not finite shortly before.
 Evidence: how many elements of which tensors.
 """
 
@@ -38,6 +40,7 @@ class NonFinite:
     name = "non_finite"
     patience = 1
     calm = 3
+    distinct = True
     causes = frozenset(
         {
             *("non_finite", "loss_scale", "gradient_spike", "loss_spike", "loss_divergence", "exploding_trend"),

@@ -17,14 +17,15 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Final
 
 import numpy as np
 
 from torchtrack.stability.finding import Sign
 from torchtrack.stability.metrics import LOCAL_NORM, MEMORY, is_amount, is_gradient_norm, is_training_loss
-from torchtrack.stability.robust import SIGMA, Rings, Steps, quiet_median
-from torchtrack.stability.step import Floats, Step
+from torchtrack.stability.robust import SIGMA, SIGMA_OF_MEAN, Rings, Steps, log2, quiet_median, rest_median
+from torchtrack.stability.step import Bools, Floats, Step
 
 _WINDOW: Final = 16
 _LEAST: Final = 10
@@ -35,6 +36,26 @@ _MEMORY: Final = 1.0
 _OVER: Final = 0.6
 _ERRORS: Final = 5.0
 _ERROR_OF_MEDIAN: Final = 1.25
+_LOWER: Final = 0.8
+"""Of ranks that are equally far apart the higher one is called odd."""
+_ROUNDS: Final = 8
+
+
+@dataclass(slots=True)
+class _Compared:
+    """What is known of a metric on ranks that are compared."""
+
+    logs: Rings = field(default_factory=lambda: Rings(_WINDOW))
+    steps: Steps = field(default_factory=lambda: Steps(_WINDOW))
+    last: dict[int, int] = field(default_factory=dict)
+    """Of each rank the number of the look at which it had a value."""
+    looks: int = 0
+
+    def is_complete(self, values: Mapping[int, float]) -> bool:
+        """Whether all have a value but for those that have had none for a window."""
+        self.looks += 1
+        self.last.update(dict.fromkeys(values, self.looks))
+        return not any(0 < self.looks - at < _WINDOW for at in self.last.values())
 
 
 class RankSkew:
@@ -46,7 +67,7 @@ class RankSkew:
     causes = frozenset({"rank_skew", "loss_spike", "gradient_spike", "loss_divergence"})
 
     def __init__(self) -> None:
-        self._ratios: dict[tuple[str, str], tuple[Rings, Steps]] = {}
+        self._compared: dict[tuple[str, str], _Compared] = {}
         self._told: dict[str, dict[int, float]] = {}
 
     def update(self, step: Step) -> Mapping[str, Sign | None]:
@@ -80,29 +101,67 @@ class RankSkew:
         looked: dict[str, Sign | None],
     ) -> None:
         name, _ = key
-        own = np.array(list(values.values()), np.float64)
-        rest = others_median(own)
-        with np.errstate(all="ignore"):
-            logs = np.log2(own / rest)
-        logs[~np.isfinite(logs) | (own <= 0) | (rest <= 0)] = np.nan
-        ratios, steps = self._ratios.setdefault(key, (Rings(_WINDOW), Steps(_WINDOW)))
-        steps.push(step.step)
-        rings = ratios.push(tuple(map(str, values)), logs)
-        spreads = SIGMA * quiet_median(np.abs(rings - quiet_median(rings)[:, None]))
-        spread = float(np.nanmax(np.append(spreads, 0.0)))  # of the widest: one window may be narrow by chance
-        for i, rank in enumerate(values):
-            thing = f"{name}:{rank}"
-            known = rings[i][np.isfinite(rings[i])]
-            if len(known) < _LEAST:
+        compared = self._compared.setdefault(key, _Compared())
+        if not compared.is_complete(values):
+            return
+        compared.steps.push(step.step)
+        ranks = list(compared.last)
+        own = np.array([values.get(rank, math.nan) for rank in ranks], np.float64)
+        window = compared.logs.push(tuple(map(str, ranks)), log2(own))
+        found, known = _odd(window, limit)
+        for i, rank in enumerate(ranks):
+            if rank not in values or not known[i]:
                 continue
-            median = float(np.median(known))
-            error = _ERROR_OF_MEDIAN * spread / math.sqrt(len(known))
-            size = abs(median) if len(values) > 2 and name not in MEMORY else median
-            looked[thing] = None
-            if size >= _OVER * limit and size >= _ERRORS * error:
-                since = steps.since(rings[i] * math.copysign(1.0, median), size / 2)
-                evidence = {"ratio": 2.0**median, "error": error, "own": float(own[i]), "others": float(rest[i])}
-                looked[thing] = _sign(name, rank, evidence, step, since, opens=size >= limit)
+            looked[f"{name}:{rank}"] = None
+            if i in found:
+                ratios, error = found[i]
+                median = float(np.nanmedian(ratios))
+                if median < 0 and name in MEMORY:
+                    continue
+                since = compared.steps.since(ratios * math.copysign(1.0, median), abs(median) / 2)
+                rest = float(own[i] / 2.0 ** ratios[-1])
+                evidence = {"ratio": 2.0**median, "error": error, "own": float(own[i]), "others": rest}
+                looked[f"{name}:{rank}"] = _sign(name, rank, evidence, step, since, opens=abs(median) >= limit)
+
+
+def _odd(window: Floats, limit: float) -> tuple[dict[int, tuple[Floats, float]], Bools]:
+    """The rows that differ from the others.
+
+    What differs most is found first and no longer compared with: the median of two others, of which one is odd, would
+    lie in the middle between them, and every sound one below.
+
+    Args:
+        window: [ranks, steps] of logarithms, NaN where a rank had no value.
+        limit: how far off a rank is odd; of two ranks the higher is.
+
+    Returns:
+        Of each odd one its log ratios to the sound ones and the standard error of their median; and who was judged.
+    """
+    sound = np.ones(len(window), np.bool_)
+    for _ in range(_ROUNDS):
+        ratios, medians, errors = _compared(window, sound)
+        sizes = np.abs(medians) if len(window) > 2 else medians
+        with np.errstate(invalid="ignore"):
+            odd = sound & (sizes >= np.maximum(_OVER * limit, _ERRORS * errors))
+        if not odd.any() or sound.sum() == 2 < len(window):
+            break
+        weights = np.where(odd, np.where(medians < 0, _LOWER, 1.0) * sizes, 0.0)
+        sound &= ~(odd & (np.sign(medians) == np.sign(medians[np.argmax(weights)])))
+    ratios, _, errors = _compared(window, sound)
+    found = {i: (ratios[i], float(errors[i])) for i in np.flatnonzero(~sound).tolist()}
+    return found, np.isfinite(window).sum(axis=1) >= _LEAST
+
+
+def _compared(window: Floats, sound: Bools) -> tuple[Floats, Floats, Floats]:
+    """Log ratios of all rows to the sound ones, their medians, and the standard errors of these; NaN of too few."""
+    ratios = window - rest_median(window, sound)
+    known = np.isfinite(ratios).sum(axis=1)
+    medians = np.where(known >= _LEAST, quiet_median(ratios), np.nan)
+    apart = np.abs(ratios - medians[:, None])
+    usual = quiet_median(apart[sound].reshape(1, -1))  # one window may be narrow by chance
+    mean = np.nansum(apart, axis=1) / np.maximum(known, 1)
+    spreads = np.fmax(SIGMA * np.fmax(quiet_median(apart), usual), SIGMA_OF_MEAN * mean)
+    return ratios, medians, _ERROR_OF_MEDIAN * spreads / np.sqrt(np.maximum(known, 1))
 
 
 def _comparable(values: Mapping[int, float], peers: Mapping[int, str]) -> dict[str, dict[int, float]]:
@@ -122,16 +181,6 @@ def _limit(name: str) -> float:
     if is_gradient_norm(name) or name == LOCAL_NORM:
         return _NORM
     return _MEMORY if name in MEMORY else _AMOUNT if is_amount(name) else math.inf
-
-
-def others_median(values: Floats) -> Floats:
-    """Of each value the median of all the others."""
-    ordered = np.sort(values)
-    place = np.searchsorted(ordered, values)
-    # without the value at `place` the sorted others are `ordered` with that place skipped
-    low, high = (len(values) - 2) // 2, (len(values) - 1) // 2
-    medians: Floats = (ordered[low + (low >= place)] + ordered[high + (high >= place)]) / 2
-    return medians
 
 
 def _sign(name: str, rank: int, evidence: Mapping[str, float], step: Step, since: int, *, opens: bool) -> Sign:

@@ -6,7 +6,9 @@ long and the others are not, for they are long where they wait. Waiting is done 
 with sharded parameters in the forward pass too, never while data is read.
 
 Default: over the last 16 steps the rank's median surplus in a phase, over the median of the others, is 20 % of the step
-and four standard errors. Of several such phases the one that waits least often counts: data, then those you name, then
+and four standard errors, and seven steps of eight have at least a third of it: on a machine that others use too every
+rank is slow now and then, and a median of such steps may lie anywhere, but between them the rank is as fast as the
+others. Of several such phases the one that waits least often counts: data, then those you name, then
 optimizer, forward, and backward never. Needs `run.phase`, or `phase/NAME_s` logged by each rank.
 Evidence: seconds of the rank and of the others in this phase, the step, and where the others wait.
 """
@@ -22,8 +24,7 @@ import numpy as np
 
 from torchtrack.stability.finding import Sign
 from torchtrack.stability.metrics import phase_of
-from torchtrack.stability.robust import SIGMA, Rings, Steps, quiet_median
-from torchtrack.stability.rules.rank_skew import others_median
+from torchtrack.stability.robust import SIGMA, Rings, Steps, quiet_median, rest_median
 from torchtrack.stability.step import Floats, Step
 
 _WINDOW: Final = 16
@@ -32,6 +33,8 @@ _SHARE: Final = 0.2
 _SHARE_OVER: Final = 0.1
 _ERRORS: Final = 4.0
 _ERROR_OF_MEDIAN: Final = 1.25
+_PERSISTS: Final = 1 / 3
+_OFTEN: Final = 7 / 8
 _WAITS: Final = {"data": 0, "optimizer": 2, "forward": 3}
 _NAMED: Final = 1
 _NEVER: Final = "backward"
@@ -63,7 +66,9 @@ class Straggler:
         self._steps.push(step.step)
         slow: dict[int, list[tuple[int, str, float, int]]] = {}
         for phase, own in seconds.items():
-            rings = self._shares.setdefault(phase, Rings(_WINDOW)).push(names, (own - others_median(own)) / whole)
+            rings = self._shares.setdefault(phase, Rings(_WINDOW)).push(
+                names, (own - rest_median(own[:, None], np.ones(len(own), np.bool_))[:, 0]) / whole
+            )
             if phase != _NEVER:
                 for i, share in _surplus(rings).items():
                     since = self._steps.since(rings[i], share / 2)
@@ -94,8 +99,10 @@ def _surplus(rings: Floats) -> dict[int, float]:
     known = np.isfinite(rings).sum(axis=1)
     spread = SIGMA * quiet_median(np.abs(rings - medians[:, None]))
     with np.errstate(invalid="ignore"):
+        rare = known - np.ceil(_OFTEN * known).astype(np.int64)
+        lasting = np.sort(rings, axis=1)[np.arange(len(rings)), np.minimum(rare, rings.shape[1] - 1)]
         sure = medians >= _ERRORS * _ERROR_OF_MEDIAN * spread / np.sqrt(np.maximum(known, 1))
-        long = np.flatnonzero((known >= _LEAST) & (medians >= _SHARE_OVER) & sure)
+        long = np.flatnonzero((known >= _LEAST) & (medians >= _SHARE_OVER) & sure & (lasting >= _PERSISTS * medians))
     return {i: float(medians[i]) for i in long.tolist()}
 
 

@@ -55,6 +55,12 @@ export function ramp(kind: "sequential" | "diverging"): Uint32Array {
   return colours;
 }
 
+/** A colour of the sequential ramp, from 0 to 1, as CSS; its two ends are too near to the ground to be lines. */
+export function shade(share: number): string {
+  const value = ramp("sequential")[Math.round(40 + 170 * Math.max(0, Math.min(1, share)))] ?? 0;
+  return `rgb(${value & 255} ${(value >> 8) & 255} ${(value >> 16) & 255})`;
+}
+
 /** One colour of a token or of hex digits, as `ramp` gives them. */
 export function pixel(hex: string): number {
   return rgba(...([1, 3, 5].map((at) => Number.parseInt(hex.slice(at, at + 2), 16)) as [number, number, number]));

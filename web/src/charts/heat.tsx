@@ -16,6 +16,8 @@ export interface Cells {
   values: ArrayLike<number>;
   /** By cell, whether something in it was not finite. */
   nonfinite?: ArrayLike<number> | undefined;
+  /** By cell, whether a value is missing that others have. */
+  missing?: ArrayLike<number> | undefined;
 }
 
 interface Props {
@@ -32,6 +34,8 @@ interface Props {
   height: number;
   title: string;
   selected?: number | null;
+  /** Without the numbers along x: a chart below has them. */
+  bare?: boolean;
   onWidth?: (width: number) => void;
   onPoint?: (row: number | null, column: number | null, at: { x: number; y: number }) => void;
   onClick?: (row: number) => void;
@@ -53,7 +57,7 @@ export function HeatChart(props: Props) {
         x: { time: false, range: () => range.value ?? latest.current.all },
         y: { range: () => [latest.current.cells.rows, 0], dir: 1 },
       },
-      axes: [xAxis(), { ...xAxis(), side: 3, size: GUTTER, grid: { show: false }, ticks: { show: false }, splits: [], values: () => [] }],
+      axes: [xAxis({ bare: props.bare ?? false }), { ...xAxis(), side: 3, size: GUTTER, grid: { show: false }, ticks: { show: false }, splits: [], values: () => [] }],
       series: [{}, { show: false }],
       ...shared,
       hooks: {
@@ -107,10 +111,12 @@ function bitmap({ cells, kind, limits: [low, high] }: Props): HTMLCanvasElement 
   const pixels = new Uint32Array(image.data.buffer);
   const colours = ramp(kind);
   const bad = pixel(token("nonfinite"));
+  const none = pixel(token("mask"));
   const scale = 255 / (high - low || 1);
   for (let i = 0; i < pixels.length; i++) {
     const value = cells.values[i] ?? Number.NaN;
     if (cells.nonfinite?.[i]) pixels[i] = bad;
+    else if (cells.missing?.[i]) pixels[i] = none;
     else if (!Number.isNaN(value)) pixels[i] = colours[Math.max(0, Math.min(255, Math.round((value - low) * scale)))] ?? 0;
   }
   context.putImageData(image, 0, 0);

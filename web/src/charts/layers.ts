@@ -25,7 +25,9 @@ export function rowsAt(names: readonly string[], depth: number): Row[] {
   const found = new Map<string, number[]>();
   names.forEach((name, i) => {
     const path = name.split(".").slice(0, depth).join(".");
-    found.set(path, [...(found.get(path) ?? []), i]);
+    const members = found.get(path);
+    if (members) members.push(i);
+    else found.set(path, [i]);
   });
   return [...found].map(([path, members]) => ({ path, members }));
 }
@@ -38,6 +40,36 @@ export function rowsWithin(names: readonly string[], most: number): Row[] {
     if (rows.length <= most) return rows;
   }
   return rowsAt(names, 1);
+}
+
+/** A row of the tree as it is shown: how deep, and whether there is more below. */
+export interface TreeRow extends Row {
+  level: number;
+  /** Whether its parts are rows below it; undefined for one that has none. */
+  open: boolean | undefined;
+}
+
+/** The rows, and below each that is open the rows of its parts. */
+export function opened(names: readonly string[], rows: readonly Row[], open: ReadonlySet<string>, level = 0): TreeRow[] {
+  return rows.flatMap((row) => {
+    if (row.members.length === 1 && names[row.members[0] ?? 0] === row.path) return [{ ...row, level, open: undefined }];
+    const shown = open.has(row.path);
+    const parts = shown ? opened(names, partsOf(names, row), open, level + 1) : [];
+    return [{ ...row, level, open: shown }, ...parts];
+  });
+}
+
+/** The parts of a row one level further down; a chain of single ones is one part. */
+function partsOf(names: readonly string[], { path, members }: Row): Row[] {
+  const at = path.split(".").length + 1;
+  const found = new Map<string, number[]>();
+  for (const i of members) {
+    const part = (names[i] ?? "").split(".").slice(0, at).join(".");
+    const those = found.get(part);
+    if (those) those.push(i);
+    else found.set(part, [i]);
+  }
+  return [...found].map(([part, those]) => ({ path: part, members: those }));
 }
 
 export type Pool = "norm" | "mean";

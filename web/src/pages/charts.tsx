@@ -7,7 +7,9 @@ import { colour, slots } from "../charts/colours";
 import type { RunAnswer } from "../model";
 import { place, set } from "../router";
 import { news, theme } from "../state";
-import { LookBar, Panels, type Source } from "./panels";
+import { LookBar } from "./look";
+import { Panels } from "./panels";
+import type { Source } from "./series";
 
 /** More lines than these say nothing. */
 const MOST_RANKS = 64;
@@ -26,13 +28,14 @@ export function Charts({ run, range, of }: Props) {
   return (
     <>
       <div class="bar">
-        <LookBar range={range} />
+        <LookBar range={range} all={whole(run.last_step)} metrics={run.keys.filter((name) => !/^_tt\//.test(name))} />
         {run.world_size > 1 && (
           <label>
             Ranks
             <select value={ranks} onChange={(event) => set({ ranks: event.currentTarget.value })}>
               <option value="mean">combined</option>
               <option value="all">each</option>
+              <option value="band">mean and band</option>
             </select>
           </label>
         )}
@@ -51,12 +54,13 @@ export function Charts({ run, range, of }: Props) {
 
 /** The run as one line, or a line for each rank. */
 export function sourcesOf(run: RunAnswer, ranks: string): Source[] {
-  if (ranks !== "all") {
+  if (ranks !== "all" && ranks !== "band") {
     return [{ item: { run: run.uid }, label: run.name, colour: colour(slots([run.uid]).get(run.uid) ?? 0) }];
   }
   return Array.from({ length: Math.min(run.world_size, MOST_RANKS) }, (_, rank) => ({
     item: { run: run.uid, rank },
     label: `rank ${rank}`,
-    colour: colour(rank),
+    colour: colour(ranks === "band" ? 0 : rank),
+    ...(ranks === "band" ? { group: `${run.world_size} ranks` } : {}),
   }));
 }

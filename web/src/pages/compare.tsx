@@ -12,7 +12,9 @@ import { news, theme } from "../state";
 import { Answered, Empty } from "../ui/notices";
 import { StateMark } from "../ui/marks";
 import { flat } from "./overview";
-import { LookBar, Panels, type Source } from "./panels";
+import { LookBar } from "./look";
+import { Panels } from "./panels";
+import type { Source } from "./series";
 
 const MOST = 12;
 const range = signal<Range>(null);
@@ -73,7 +75,7 @@ function Sides({ project, runs }: { project: string; runs: RunAnswer[] }) {
         </table>
       </div>
       <div class="bar spaced">
-        <LookBar range={range} />
+        <LookBar range={range} all={whole(Math.max(...runs.map((run) => run.last_step ?? 0)))} />
       </div>
       <Panels
         metrics={metrics.sort()}

@@ -37,7 +37,7 @@ export function Logs({ run }: { run: RunAnswer }) {
         {({ lines }) =>
           lines.length === 0 ? (
             <Empty title={search ? "No line contains that" : "No output was recorded"}>
-              {!search && <p>Printed lines are recorded with <code>init(capture_output=True)</code>.</p>}
+              {!search && <p>Printed lines are recorded with <code>init(console=True)</code>.</p>}
             </Empty>
           ) : (
             <Windowed

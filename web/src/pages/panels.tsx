@@ -1,93 +1,25 @@
 /** Panels of metrics in sections by prefix, for one run or many: each asks for its data when it comes into sight. */
 
-import { type Signal, useSignal } from "@preact/signals";
+import { type Signal, signal, useSignal } from "@preact/signals";
 import { useEffect, useMemo, useRef } from "preact/hooks";
-import { frame, useAnswer } from "../api";
+import type uPlot from "uplot";
+import { address, raw, useAnswer } from "../api";
 import type { Range } from "../charts/axes";
+import { download, fileName, png, python, svg } from "../charts/export";
 import { type Line, LineChart } from "../charts/line";
-import { number } from "../format";
-import type { SeriesHeader, SeriesItem } from "../model";
-import { place, set } from "../router";
 import { cursor, pointed } from "../state";
+import { type Action, Menu } from "../ui/menu";
 import { Empty } from "../ui/notices";
 import { useKeys } from "../ui/shell";
+import { say } from "../ui/toast";
+import { smoothing, tau, useLook, window } from "./look";
+import { Data, Reading } from "./reading";
+import { curves, linesOf, logarithmicCurves, type SeriesBody, type Source } from "./series";
 
 const HEIGHT = 200;
 const GUTTER = 56;
-/** Shares of all steps over which values are smoothed. */
-const SMOOTHING = [0, 0.005, 0.01, 0.02, 0.05, 0.1];
-
-/** One line of every panel: what is asked of the server but for the metric, and how it looks. */
-export interface Source {
-  item: Omit<SeriesItem, "metric">;
-  label: string;
-  colour: string;
-}
-
-/** How curves are drawn: in the address, so that it can be sent to somebody. */
-export function useLook() {
-  const query = place.value.query;
-  const log = query.get("log") === "1";
-  const smooth = Number(query.get("smooth") ?? "2");
-  return { log, smooth, smoothing: SMOOTHING[smooth] ?? 0, search: query.get("search") ?? "" };
-}
-
-export function LookBar({ range }: { range: Signal<Range> }) {
-  const { log, smooth, search } = useLook();
-  const smoother = (by: number) => set({ smooth: String(Math.max(0, Math.min(SMOOTHING.length - 1, smooth + by))) });
-  useKeys({
-    l: () => set({ log: log ? undefined : "1" }),
-    s: () => smoother(-1),
-    S: () => smoother(1),
-    "0": () => {
-      range.value = null;
-    },
-  });
-  return (
-    <>
-      <input
-        type="search"
-        value={search}
-        placeholder="Metrics: a regular expression"
-        aria-label="metrics"
-        spellcheck={false}
-        onInput={(event) => set({ search: event.currentTarget.value || undefined })}
-      />
-      <label>
-        Smoothing
-        <input
-          type="range"
-          min="0"
-          max={SMOOTHING.length - 1}
-          value={smooth}
-          onInput={(event) => set({ smooth: event.currentTarget.value })}
-        />
-      </label>
-      <label>
-        <input type="checkbox" checked={log} onChange={() => set({ log: log ? undefined : "1" })} /> log y
-      </label>
-      <Zoom range={range} />
-    </>
-  );
-}
-
-/** What is shown of the steps, and the way back to all. */
-export function Zoom({ range }: { range: Signal<Range> }) {
-  if (range.value === null) return null;
-  const [low, high] = range.value;
-  return (
-    <button
-      type="button"
-      class="chip"
-      title="all steps (0)"
-      onClick={() => {
-        range.value = null;
-      }}
-    >
-      steps {number(Math.round(low))} to {number(Math.round(high))} ✕
-    </button>
-  );
-}
+/** Sections of so many panels begin closed: a metric for each layer is what the Stability view is for. */
+const MOST_OPEN = 60;
 
 interface Props {
   metrics: string[];
@@ -99,27 +31,62 @@ interface Props {
   syncKey: string;
 }
 
+/** The metric whose panel fills the window. */
+const full = signal<string | null>(null);
+
 export function Panels({ metrics, ...rest }: Props) {
   const { search } = useLook();
   const shown = metrics.filter((name) => matches(search, name));
+  const beside = (by: number) => {
+    if (full.value === null) return;
+    const order = sections(shown).flatMap(([, names]) => names);
+    full.value = order[(order.indexOf(full.value) + by + order.length) % order.length] ?? null;
+  };
+  useKeys({
+    Escape: () => { full.value = null; },
+    ArrowRight: () => beside(1),
+    ArrowLeft: () => beside(-1),
+  });
+  useEffect(() => () => { full.value = null; }, []);
   if (shown.length === 0) return <Empty title={search ? "No metric is called that" : "Nothing has been logged yet"} />;
+  if (full.value !== null && shown.includes(full.value)) return <Panel key={full.value} metric={full.value} {...rest} />;
   return (
     <>
       {sections(shown).map(([title, names]) => (
-        <section key={title}>
-          {title && (
-            <h2 class="section">
-              {title} <small>{names.length}</small>
-            </h2>
-          )}
-          <div class="panels">
-            {names.map((metric) => (
-              <Panel key={metric} metric={metric} {...rest} />
-            ))}
-          </div>
-        </section>
+        <Section key={title} title={title} names={names} {...rest} />
       ))}
     </>
+  );
+}
+
+function Section({ title, names, ...rest }: Omit<Props, "metrics"> & { title: string; names: string[] }) {
+  const open = useSignal(names.length <= MOST_OPEN);
+  const searched = useLook().search !== "" && names.length <= MOST_OPEN;
+  const panels = (open.value || searched) && (
+    <div class="panels">
+      {names.map((metric) => (
+        <Panel key={metric} metric={metric} {...rest} />
+      ))}
+    </div>
+  );
+  if (!title) return <section>{open.value ? panels : <Closed count={names.length} onOpen={() => { open.value = true; }} />}</section>;
+  return (
+    <section>
+      <h2 class="section">
+        <button type="button" class="fold" aria-expanded={Boolean(panels)} onClick={() => { open.value = !open.value; }}>
+          <span aria-hidden="true">{panels ? "▾" : "▸"}</span> {title} <small>{names.length}</small>
+        </button>
+      </h2>
+      {panels}
+    </section>
+  );
+}
+
+function Closed({ count, onOpen }: { count: number; onOpen: () => void }) {
+  return (
+    <button type="button" onClick={onOpen}>
+      Show all {count} metrics
+    </button>
   );
 }
 
@@ -128,6 +95,7 @@ type PanelProps = Omit<Props, "metrics"> & { metric: string };
 function Panel(props: PanelProps) {
   const node = useRef<HTMLElement>(null);
   const seen = useSignal(false);
+  const actions = useSignal<Action[]>([]);
   useEffect(() => {
     if (!node.current) return;
     const watched = new IntersectionObserver(
@@ -139,125 +107,93 @@ function Panel(props: PanelProps) {
     watched.observe(node.current);
     return () => watched.disconnect();
   }, [seen]);
+  const filled = full.value === props.metric;
   return (
-    <figure ref={node} class="card panel">
-      <figcaption title={props.metric}>{props.metric}</figcaption>
-      {seen.value ? <Curves {...props} /> : <div style={{ height: `${HEIGHT + 20}px` }} />}
+    <figure ref={node} class={filled ? "card panel full" : "card panel"}>
+      <figcaption title={props.metric}>
+        <span class="of">{props.metric}</span>
+        <button type="button" class="plain" aria-label={filled ? "back to all panels" : `fill the window with ${props.metric}`} onClick={() => { full.value = filled ? null : props.metric; }}>
+          {filled ? "✕" : "⤢"}
+        </button>
+        <Menu label={`what can be done with ${props.metric}`} actions={actions.value} />
+      </figcaption>
+      {seen.value ? <Curves {...props} height={filled ? Math.max(HEIGHT, innerHeight - 260) : HEIGHT} actions={actions} /> : <div style={{ height: `${HEIGHT + 20}px` }} />}
     </figure>
   );
 }
 
-function Curves({ metric, sources, range, all, live, syncKey }: PanelProps) {
-  const { log, smoothing } = useLook();
+function Curves({ metric, sources, range, all, live, syncKey, height, actions }: PanelProps & { height: number; actions: Signal<Action[]> }) {
+  const { axis, scale, logX, smooth } = useLook();
+  const stepwise = axis.mode === "step";
+  const chosen = stepwise ? smoothing(smooth, all) : (smooth ?? 0);
   const width = useSignal(0);
-  const body = {
+  const at = useSignal<number | null>(null);
+  const table = useSignal(false);
+  const plot = useRef<uPlot | null>(null);
+  const body: SeriesBody = {
     items: sources.map(({ item }) => ({ ...item, metric })),
-    x: steps(range),
+    x: window(axis, range),
     px: Math.max(100, Math.floor(width.value / 100) * 100),
-    smooth: tau(all, smoothing),
+    smooth: tau(chosen),
   };
-  const key = width.value && sources.length ? JSON.stringify([body, live]) : null;
-  const answer = useAnswer(key, (signal) => frame<SeriesHeader>("series", body, signal));
+  const log = logX && axis.mode !== "time";
+  const key = width.value && sources.length ? JSON.stringify([body, log, live]) : null;
+  const answer = useAnswer(key, (stop) => (log ? logarithmicCurves(body, whole.current, stop) : curves(body, stop)));
   const data = answer.value.data;
-  const focus = pointed.value;
-  const lines = useMemo(() => (data ? linesOf(data, sources, { focus, smoothed: smoothing > 0 }) : []), [data, sources, focus, smoothing]);
-  const x = data?.columns.get("x") ?? new Float64Array(0);
+  const whole = useRef(all);
+  if (stepwise) whole.current = all;
+  else if (data && data.x.length > 0 && range.value === null) whole.current = [data.x[0] ?? 0, data.x[data.x.length - 1] ?? 1];
+  const lines = useMemo(() => (data ? linesOf(data, sources, { smoothed: chosen > 0 }) : []), [data, sources, chosen]);
+  actions.value = useMemo(() => actionsOf(metric, body, lines, plot, table), [metric, JSON.stringify(body), lines]);
   return (
     <>
       {answer.value.error && <div class="tone-crit note">{answer.value.error.message}</div>}
       <LineChart
-        x={x}
-        bucket={data?.header.bucket ?? 0}
+        x={data?.x ?? NOTHING}
+        bucket={data?.bucket ?? 0}
         lines={lines}
         range={range}
-        all={all}
+        all={whole.current}
         cursor={cursor}
         syncKey={syncKey}
-        height={HEIGHT}
+        height={height}
         gutter={GUTTER}
-        log={log}
+        scale={scale}
+        logX={log}
+        clock={axis.mode === "time"}
         title={metric}
-        onWidth={(pixels) => {
-          width.value = pixels;
-        }}
+        focus={pointed.value}
+        onHeight={(value) => { at.value = value; }}
+        onReady={(made) => { plot.current = made; }}
+        onWidth={(pixels) => { width.value = pixels; }}
       />
-      <Reading steps={x} lines={lines} />
+      <Reading axis={axis} steps={data?.x ?? NOTHING} lines={lines} height={at.value} />
+      {table.value && data && <Data x={data.x} lines={lines} title={metric} />}
     </>
   );
 }
 
-/** The steps that are asked for: half-open. */
-export function steps(range: Signal<Range>): { from: number | null; to: number | null } {
-  if (range.value === null) return { from: null, to: null };
-  return { from: Math.floor(range.value[0]), to: Math.ceil(range.value[1]) + 1 };
-}
+const NOTHING = new Float64Array(0);
 
-/** Over how many steps values are smoothed: a share of all there are, so that it does not change as one zooms. */
-export function tau([low, high]: [number, number], share: number): { kind: "ema"; tau: number } | null {
-  return share > 0 ? { kind: "ema", tau: Math.max(1, share * (high - low)) } : null;
-}
-
-/** What lines there are in an answer; those that the pointer is not on step back. */
-export function linesOf(
-  { header, columns }: { header: SeriesHeader; columns: Map<string, ArrayLike<number>> },
-  sources: readonly Source[],
-  { focus = null, smoothed = true }: { focus?: string | null; smoothed?: boolean } = {},
-): Line[] {
-  return header.items.flatMap((item, i): Line[] => {
-    const source = sources[i];
-    const mean = columns.get(`mean.${i}`);
-    if (!source || !mean) return [];
-    const column = (name: string) => columns.get(`${name}.${i}`) ?? mean;
-    return [
-      {
-        label: source.label,
-        colour: focus !== null && focus !== item.run ? "rgb(128 128 128 / 25%)" : source.colour,
-        first: column("first"),
-        min: column("min"),
-        max: column("max"),
-        last: column("last"),
-        mean,
-        smooth: smoothed ? columns.get(`smooth.${i}`) : undefined,
-      },
-    ];
-  });
-}
-
-/** The values at the cursor. */
-function Reading({ steps, lines }: { steps: ArrayLike<number>; lines: Line[] }) {
-  const at = cursor.value;
-  if (at === null || steps.length === 0) return <div class="reading">&nbsp;</div>;
-  const i = lastBefore(steps, at);
-  const there = lines.filter((line) => !Number.isNaN(line.mean[i] ?? Number.NaN));
-  return (
-    <div class="reading">
-      <span class="quiet">step {number(steps[i] ?? null)}</span>
-      {there.slice(0, 6).map((line) => (
-        <span key={line.label} title={line.label}>
-          <i class="swatch" style={{ background: line.colour }} />
-          {number(line.mean[i] ?? null)}
-          {line.min[i] !== line.max[i] && (
-            <small>
-              {" "}
-              {number(line.min[i] ?? null)} … {number(line.max[i] ?? null)}
-            </small>
-          )}
-        </span>
-      ))}
-    </div>
-  );
-}
-
-/** The place of the last step that is not behind `at`. */
-export function lastBefore(steps: ArrayLike<number>, at: number): number {
-  let low = 0;
-  let high = steps.length - 1;
-  while (low < high) {
-    const middle = (low + high + 1) >> 1;
-    if ((steps[middle] ?? 0) <= at) low = middle;
-    else high = middle - 1;
-  }
-  return low;
+function actionsOf(metric: string, body: SeriesBody, lines: Line[], plot: { current: uPlot | null }, table: Signal<boolean>): Action[] {
+  const legend = { title: metric, lines };
+  const values = async (format: "csv" | "parquet") => download(await raw(`series?format=${format}`, body), fileName(metric, format));
+  const script = python(address("../..").replace(/\/$/, ""), body.items.map((item) => item.run), metric, body.x.mode ? { from: null, to: null } : body.x);
+  const copied = async () => {
+    await navigator.clipboard.writeText(script);
+    say("Copied: Python that reads these values");
+  };
+  const save = (make: (of: uPlot) => Promise<Blob> | Blob, ending: string) => async () => {
+    if (plot.current) download(await make(plot.current), fileName(metric, ending));
+  };
+  return [
+    { text: "Save as PNG", act: save((of) => png(of, legend), "png") },
+    { text: "Save as SVG", act: save((of) => new Blob([svg(of, legend)], { type: "image/svg+xml" }), "svg") },
+    { text: "Save values as CSV", act: () => values("csv") },
+    { text: "Save values as Parquet", act: () => values("parquet") },
+    { text: "Copy as Python", act: copied },
+    { text: "Show the values", act: () => { table.value = !table.value; } },
+  ];
 }
 
 function matches(pattern: string, name: string): boolean {
@@ -273,7 +209,9 @@ export function sections(names: readonly string[]): [string, string[]][] {
   const found = new Map<string, string[]>();
   for (const name of names) {
     const title = name.includes("/") ? name.slice(0, name.indexOf("/")) : "";
-    found.set(title, [...(found.get(title) ?? []), name]);
+    const section = found.get(title);
+    if (section) section.push(name);
+    else found.set(title, [name]);
   }
   return [...found].sort(([a], [b]) => Number(a !== "") - Number(b !== "") || a.localeCompare(b));
 }

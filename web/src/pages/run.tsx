@@ -3,16 +3,17 @@
 import { signal } from "@preact/signals";
 import { get, useAnswer } from "../api";
 import type { Range } from "../charts/axes";
-import { ago, duration } from "../format";
-import type { RunAnswer } from "../model";
+import { ago, duration, number } from "../format";
+import type { Finding, RunAnswer } from "../model";
 import { href, place } from "../router";
 import { news } from "../state";
 import { Answered } from "../ui/notices";
-import { StateMark } from "../ui/marks";
+import { SeverityMark, StateMark } from "../ui/marks";
 import { Charts } from "./charts";
 import { Logs } from "./logs";
 import { Overview } from "./overview";
 import { Stability } from "./stability";
+import { graveFirst, title, Where } from "./stability/findings";
 
 const TABS = ["stability", "charts", "system", "logs", "overview"] as const;
 type Tab = (typeof TABS)[number];
@@ -29,6 +30,8 @@ export const range = signal<Range>(null);
 
 export function Run({ project, uid, tab }: { project: string; uid: string; tab: string }) {
   const answer = useAnswer(`run ${uid} ${news.value}`, (signal) => get<RunAnswer>(`runs/${uid}`, signal));
+  const live = answer.value.data?.state === "running" ? news.value : 0;
+  const findings = useAnswer(`findings ${uid} ${live}`, (signal) => get<Finding[]>(`runs/${uid}/findings`, signal));
   const here: Tab = (TABS as readonly string[]).includes(tab) ? (tab as Tab) : "charts";
   return (
     <div class="page wide">
@@ -43,15 +46,29 @@ export function Run({ project, uid, tab }: { project: string; uid: string; tab: 
                 </a>
               ))}
             </nav>
+            {here !== "stability" && <Gravest uid={uid} project={project} findings={findings.value.data ?? []} />}
             {here === "overview" && <Overview run={run} />}
             {here === "charts" && <Charts run={run} range={range} of={(name) => !/^(system|_tt)\//.test(name)} />}
             {here === "system" && <Charts run={run} range={range} of={(name) => name.startsWith("system/")} />}
-            {here === "stability" && <Stability run={run} range={range} />}
+            {here === "stability" && <Stability run={run} range={range} answer={findings.value} />}
             {here === "logs" && <Logs run={run} />}
           </>
         )}
       </Answered>
     </div>
+  );
+}
+
+/** The gravest finding, on every tab: nobody should have to look for it. */
+function Gravest({ project, uid, findings }: { project: string; uid: string; findings: Finding[] }) {
+  const [first] = graveFirst(findings);
+  if (!first || first.severity === "info") return null;
+  return (
+    <a class={`gravest on-${first.severity === "critical" ? "crit" : "warn"}`} href={href(["p", project, "r", uid, "stability"])}>
+      <SeverityMark severity={first.severity} word /> <strong>{title(first)}</strong> since step {number(first.first_step)}
+      <Where finding={first} />
+      {findings.length > 1 && <span class="quiet">and {findings.length - 1} more</span>}
+    </a>
   );
 }
 

@@ -3,9 +3,10 @@
 import type { ComponentChildren } from "preact";
 import { useEffect } from "preact/hooks";
 import { signal } from "@preact/signals";
-import { go, href, place } from "../router";
+import { back, go, href, place } from "../router";
 import { connection, theme, toggleTheme } from "../state";
 import { Palette, paletteOpen } from "./palette";
+import { Toast, undoLast } from "./toast";
 
 const helpOpen = signal(false);
 
@@ -15,11 +16,15 @@ const KEYS: [string, string][] = [
   ["g r", "runs of this project"],
   ["g w", "workspace of this project"],
   ["/", "filter"],
+  ["j and k", "next and previous run of the table"],
+  ["x, Enter", "choose this run, open it"],
   ["c", "compare the chosen runs"],
   [". and ,", "next and previous finding"],
   ["0 or a double click", "all steps"],
   ["[ and ]", "the steps shown before, and back"],
-  ["l", "logarithmic y"],
+  ["l", "linear, logarithmic or symmetric logarithmic y"],
+  ["← and →", "the panel before and after, where one fills the window"],
+  ["⌘Z or Ctrl Z", "undo: a deletion, a change of the view"],
   ["s and S", "less and more smoothing"],
   ["t", "light or dark"],
   ["?", "these keys"],
@@ -43,8 +48,23 @@ export function useKeys(keys: Record<string, () => void>): void {
   });
 }
 
+/** Ctrl Z outside of a field: first what was just said to be done, else the last change of the view. */
+function useUndo(): void {
+  useEffect(() => {
+    const press = (event: KeyboardEvent) => {
+      const typing = (event.target as HTMLElement).closest("input:not([type=range]):not([type=checkbox]), textarea, [contenteditable]");
+      if (typing || !(event.ctrlKey || event.metaKey) || event.key.toLowerCase() !== "z") return;
+      event.preventDefault();
+      if (!undoLast()) back();
+    };
+    addEventListener("keydown", press);
+    return () => removeEventListener("keydown", press);
+  }, []);
+}
+
 export function Shell({ children }: { children: ComponentChildren }) {
   const [, project] = place.value.path;
+  useUndo();
   useKeys({
     t: toggleTheme,
     "?": () => {
@@ -77,6 +97,7 @@ export function Shell({ children }: { children: ComponentChildren }) {
       </header>
       <main>{children}</main>
       <Palette />
+      <Toast />
       {helpOpen.value && <Help />}
     </>
   );

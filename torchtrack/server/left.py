@@ -1,0 +1,186 @@
+"""Black boxes and stacks of received runs: nodes/<name> in the run's folder, as beside a local journal.
+
+The name says of which process a file is and of what kind; no other name is taken, read or listed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, Final
+
+from fastapi import APIRouter, Depends, Request
+from fastapi.concurrency import run_in_threadpool
+from fastapi.responses import FileResponse
+
+from torchtrack import wire
+from torchtrack.journal import ring
+from torchtrack.server import ingest
+from torchtrack.server.auth import key_of
+from torchtrack.server.budget import Budget, BusyError
+from torchtrack.server.curation import Where
+from torchtrack.server.homes import Homes
+from torchtrack.server.journals import JournalStore
+from torchtrack.server.media import Part
+from torchtrack.server.problems import UPLOAD_RESPONSES, ApiError
+from torchtrack.server.stream_log import StorageError
+
+_UID: Final = re.compile(r"[0-9a-f]{16}")
+
+
+class LeftStore:
+    """The files in the folders of runs. **Threads:** any.
+
+    Args:
+        folder: of all runs.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    def path(self, uid: str, name: str) -> Path:
+        """Where a file lies, or would.
+
+        Raises:
+            ValueError: a bad name.
+        """
+        if not _UID.fullmatch(uid):
+            raise ValueError("a run is named by 16 hex digits here")
+        if not ring.LEFT_NAME.fullmatch(name):
+            raise ValueError("this is no name of a black box, of stacks or of a flight recorder's dump")
+        return self._folder / uid / "nodes" / name
+
+    def every(self, uid: str) -> list[dict[str, Any]]:
+        """Name and size in bytes of a run's files.
+
+        Raises:
+            ValueError: a bad name.
+        """
+        folder = self.path(uid, f"{0:016x}-0.ttb").parent
+        found = []
+        for path in sorted(folder.iterdir()) if folder.is_dir() else []:
+            with contextlib.suppress(OSError):
+                if ring.LEFT_NAME.fullmatch(path.name) and path.is_file() and not path.is_symlink():
+                    found.append({"name": path.name, "size": path.stat().st_size})
+        return found
+
+    def missing(self, uid: str, digests: Mapping[str, str]) -> list[str]:
+        """Those that are not there with this SHA-256.
+
+        Raises:
+            ValueError: a bad name.
+        """
+        return [name for name, digest in digests.items() if _digest(self.path(uid, name)) != digest]
+
+    @contextlib.contextmanager
+    def receive(self, uid: str, name: str) -> Iterator[Part]:
+        """A file that is coming in; it is there, in place of an earlier one, only once it is kept.
+
+        Raises:
+            ValueError: a bad name.
+            OSError: the disk does not take it.
+        """
+        path = self.path(uid, name)
+        for made in (path.parent.parent, path.parent):
+            made.mkdir(0o700, exist_ok=True)
+        part = Part(path)
+        try:
+            yield part
+        finally:
+            part.drop()
+
+
+def _digest(path: Path) -> str | None:
+    try:
+        return hashlib.sha256(path.read_bytes()).hexdigest()
+    except OSError:
+        return None
+
+
+def taking(left: LeftStore, budget: Budget, store: JournalStore, homes: Homes | None = None) -> APIRouter:
+    """The routes by which such files come in."""
+    routes = APIRouter(tags=["upload"], responses=UPLOAD_RESPONSES)
+    limits = budget.limits
+    check = ingest.admission(store, homes)
+
+    @routes.post("/runs/{uid}/files/missing", openapi_extra=_MISSING)
+    async def missing(uid: str, request: Request) -> dict[str, Any]:
+        """Which of these files the run has not yet with this content: `{"files": {name: sha256}}`."""
+        files = (await ingest.json_of(request, limits)).get("files")
+        if not isinstance(files, dict) or len(files) > wire.MAX_STREAMS:
+            raise ApiError(400, "bad_body", f'the body has an object "files" of at most {wire.MAX_STREAMS}')
+        await check(uid, request)
+        try:
+            return {"missing": await run_in_threadpool(left.missing, uid, files)}
+        except ValueError as error:
+            raise ApiError(400, "bad_name", str(error)) from None
+
+    @routes.put("/runs/{uid}/files/{name}", status_code=201, openapi_extra=ingest.FILE)
+    async def put_file(uid: str, name: str, sha256: str, request: Request) -> dict[str, Any]:
+        """One file that a process left, and the SHA-256 of its content. 422 if it is not that."""
+        try:
+            ingest.check_space(store, limits)
+            budget.enter(key_of(request).id)
+            await check(uid, request)
+            with left.receive(uid, name) as part:
+                digest = hashlib.sha256()
+                async for piece in ingest.pieces(request, min(limits.media_bytes, ring.MAX_BYTES)):
+                    digest.update(piece)
+                    await run_in_threadpool(part.write, piece)
+                if digest.hexdigest() != sha256:
+                    raise ApiError(422, "damaged", "the content does not have this SHA-256; send it again")
+                await run_in_threadpool(part.keep)
+        except BusyError as error:
+            raise ingest.busy(error) from None
+        except ValueError as error:
+            raise ApiError(400, "bad_name", str(error)) from None
+        except OSError as error:
+            raise ingest.not_stored(StorageError.of(error)) from None
+        return {"stored": name}
+
+    return routes
+
+
+def showing(left: LeftStore, where: Where | None) -> APIRouter:
+    """The routes by which they are read.
+
+    Args:
+        left: the files.
+        where: says of which projects runs are; without it only a key of all projects reads them.
+    """
+    routes = APIRouter(tags=["query"])
+
+    async def check(uid: str, request: Request) -> None:
+        seen = key_of(request).projects("read")
+        if seen is not None and (where is None or (await where([uid])).get(uid) not in seen):
+            raise ApiError(404, "not_found", f"there is no run {uid:.16}")
+
+    @routes.get("/runs/{uid}/files", dependencies=[Depends(check)])
+    def files(uid: str) -> dict[str, Any]:
+        """Name and size of what processes left in the folder of this uid: black boxes, stacks, dumps."""
+        try:
+            return {"files": left.every(uid)}
+        except ValueError as error:
+            raise ApiError(400, "bad_name", str(error)) from None
+
+    @routes.get("/runs/{uid}/files/{name}", response_class=FileResponse, dependencies=[Depends(check)])
+    def file(uid: str, name: str) -> FileResponse:
+        """One of them, to be saved: it is never shown in a browser."""
+        try:
+            path = left.path(uid, name)
+        except ValueError as error:
+            raise ApiError(400, "bad_name", str(error)) from None
+        if not path.is_file() or path.is_symlink():
+            raise ApiError(404, "not_found", "the run has no such file")
+        headers = {"X-Content-Type-Options": "nosniff", "Content-Security-Policy": "sandbox"}
+        return FileResponse(path, media_type="application/octet-stream", filename=name, headers=headers)
+
+    return routes
+
+
+_DIGESTS: Final = {"type": "object", "additionalProperties": {"type": "string"}}
+_MISSING_BODY: Final = {"type": "object", "required": ["files"], "properties": {"files": _DIGESTS}}
+_MISSING: Final = {"requestBody": {"required": True, "content": {"application/json": {"schema": _MISSING_BODY}}}}

@@ -1,0 +1,96 @@
+/** Lines as the server gives them: one question, or one for each part of a logarithmic axis. */
+
+import { frame } from "../api";
+import type { Line } from "../charts/line";
+import { together } from "../charts/groups";
+import type { SeriesHeader, SeriesItem } from "../model";
+
+/** One line of every panel: what is asked of the server but for the metric, and how it looks. */
+export interface Source {
+  item: Omit<SeriesItem, "metric">;
+  label: string;
+  colour: string;
+  /** Sources of one group are shown together: their mean, and a band round it. */
+  group?: string | undefined;
+}
+
+/** What `POST /series` takes. */
+export interface SeriesBody {
+  items: SeriesItem[];
+  x: { mode?: "relative" | "time" | "metric"; metric?: string; from: number | null; to: number | null };
+  px: number;
+  smooth: { kind: "ema"; tau: number } | null;
+}
+
+export interface Curves {
+  items: SeriesItem[];
+  x: ArrayLike<number>;
+  /** Width of the buckets, or of each. */
+  bucket: number | ArrayLike<number>;
+  columns: Map<string, ArrayLike<number>>;
+}
+
+export async function curves(body: SeriesBody, signal: AbortSignal): Promise<Curves> {
+  const { header, columns } = await frame<SeriesHeader>("series", body, signal);
+  return { items: header.items, x: columns.get("x") ?? [], bucket: header.raw ? 0 : header.bucket, columns };
+}
+
+/** Parts of a logarithmic axis are so many times as long as what lies before them. */
+const GROWTH = 8;
+const FIRST = 64;
+
+/** Where the parts of a logarithmic axis begin and end: [from, to), each in buckets of its own. */
+export function parts(from: number, to: number): [number, number][] {
+  const cuts = [from];
+  for (let cut = FIRST; cut < to; cut *= GROWTH) if (cut > from) cuts.push(cut);
+  return cuts.map((low, i) => [low, cuts[i + 1] ?? to]);
+}
+
+/** The same for a logarithmic axis: buckets that are as wide as one equal in the first steps would hide all of them. */
+export async function logarithmicCurves(body: SeriesBody, all: [number, number], signal: AbortSignal): Promise<Curves> {
+  const spans = parts(body.x.from ?? all[0], body.x.to ?? all[1] + 1);
+  const px = Math.max(50, Math.ceil(body.px / spans.length));
+  const answers = await Promise.all(spans.map(([from, to]) => curves({ ...body, px, x: { ...body.x, from, to } }, signal)));
+  const columns = new Map<string, ArrayLike<number>>();
+  for (const name of answers[0]?.columns.keys() ?? []) {
+    columns.set(name, answers.flatMap((answer) => Array.from(answer.columns.get(name) ?? [])));
+  }
+  const bucket = answers.flatMap((answer) => new Array<number>(answer.x.length).fill(answer.bucket as number));
+  return { items: answers[0]?.items ?? [], x: columns.get("x") ?? [], bucket, columns };
+}
+
+/** The lines in an answer, those of a group put together. */
+export function linesOf({ items, columns }: Curves, sources: readonly Source[], { smoothed = true } = {}): Line[] {
+  const groups = new Map<string, [Line, Source][]>();
+  const lines: Line[] = [];
+  items.forEach((_, i) => {
+    const source = sources[i];
+    const line = source && lineOf(i, columns, source, smoothed);
+    if (!line) return;
+    if (source.group === undefined) lines.push(line);
+    else groups.set(source.group, [...(groups.get(source.group) ?? []), [line, source]]);
+  });
+  for (const [label, members] of groups) {
+    const colour = members[0]?.[1].colour ?? "";
+    lines.push(together(label, colour, members.map(([line]) => line)));
+  }
+  return lines;
+}
+
+function lineOf(i: number, columns: Map<string, ArrayLike<number>>, source: Source, smoothed: boolean): Line | undefined {
+  const mean = columns.get(`mean.${i}`);
+  if (!mean) return undefined;
+  const column = (name: string) => columns.get(`${name}.${i}`) ?? mean;
+  return {
+    label: source.label,
+    colour: source.colour,
+    of: source.item.run,
+    first: column("first"),
+    min: column("min"),
+    max: column("max"),
+    last: column("last"),
+    mean,
+    smooth: smoothed ? columns.get(`smooth.${i}`) : undefined,
+    nonfinite: columns.get(`nonfinite.${i}`),
+  };
+}

@@ -1,0 +1,76 @@
+/** What the panels of the Stability view share. */
+
+import type { Signal } from "@preact/signals";
+import { GUTTER, type Range, RIGHT } from "../../charts/axes";
+import type { Cells } from "../../charts/heat";
+import { number } from "../../format";
+import type { Finding, RunAnswer } from "../../model";
+
+export interface Panel {
+  run: RunAnswer;
+  range: Signal<Range>;
+  /** Changes when there may be something new. */
+  live: number;
+  findings: Finding[];
+}
+
+export interface Pointed {
+  row: number;
+  column: number;
+  x: number;
+  y: number;
+}
+
+export const NOTHING = new Float64Array(0);
+/** Height of a row of a heatmap, in pixels, unless there are too many. */
+export const ROW = 14;
+
+/** Where the last column ends: as wide as the one before it, since samples may be further apart than buckets. */
+export function endOf(x: ArrayLike<number>, bucket: number): number {
+  const last = x[x.length - 1] ?? 0;
+  return last + Math.max(bucket, x.length > 1 ? last - (x[x.length - 2] ?? 0) : 1);
+}
+
+/** As many buckets as pixels, in hundreds: a window that is dragged a little wider asks for nothing new. */
+export function buckets(width: number): number {
+  return Math.max(100, Math.floor((width - GUTTER - RIGHT) / 100) * 100);
+}
+
+export function Choice({ label, value, options, onChange }: { label: string; value: string; options: (readonly [string, string])[]; onChange: (value: string) => void }) {
+  return (
+    <select aria-label={label} value={value} onChange={(event) => onChange(event.currentTarget.value)}>
+      {options.map(([name, text]) => (
+        <option key={name} value={name}>
+          {text}
+        </option>
+      ))}
+    </select>
+  );
+}
+
+export function Legend({ limits: [low, high], kind, unit, missing = false }: { limits: [number, number]; kind: "sequential" | "diverging"; unit: string; missing?: boolean }) {
+  return (
+    <span class="legend">
+      {number(low)}
+      <i class={`ramp ${kind}`} />
+      {number(high)} <small>{unit}</small>
+      <i class="swatch" style={{ background: "var(--nonfinite)" }} /> <small>not finite</small>
+      {missing && <i class="swatch" style={{ background: "var(--mask)" }} />} {missing && <small>not there</small>}
+    </span>
+  );
+}
+
+export function Tip({ pointed, cells, name }: { pointed: Pointed | null; cells: Cells; name: (row: number) => string }) {
+  if (pointed === null) return null;
+  const { row, column, x, y } = pointed;
+  const i = row * cells.x.length + column;
+  const value = cells.values[i];
+  return (
+    <div class="tip" style={{ left: `${x + 14}px`, top: `${y + 14}px` }}>
+      <strong>{name(row)}</strong>
+      <div>
+        step {number(cells.x[column] ?? null)} · {cells.nonfinite?.[i] ? "not finite" : number(value === undefined || Number.isNaN(value) ? null : value)}
+      </div>
+    </div>
+  );
+}
