@@ -196,7 +196,7 @@ class Writer:
 
     def gap(self, rows: int, reason: str, since_ns: int, until_ns: int) -> bool:
         """Write a GAP frame: so many rows were dropped, between these wall times, before they came here."""
-        return self.append(Kind.GAP, _Gap(rows, reason, since_ns, until_ns).item(0).payload, rows=rows)
+        return self.append(Kind.GAP, _Gap(rows, reason, since_ns, until_ns).item(self._clock()).payload, rows=rows)
 
     def sync(self, timeout_s: float = SYNC_S) -> bool:
         """Make all that is on file durable now; True if that was done in time and no sync has failed so far."""
