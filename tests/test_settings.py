@@ -39,6 +39,7 @@ VARIABLES: dict[str, tuple[str, Any, Any, Any]] = {
     "api_key": ("tt_env", "tt_env", "tt_arg", "tt_arg"),
     "sidecar": ("off", False, True, True),
     "live_findings": ("0", False, True, True),
+    "sinks": ("tensorboard, mlflow", ("tensorboard", "mlflow"), "wandb", ("wandb",)),
     "alert_urls": ("json://a, /b.yml", ("json://a", "/b.yml"), "json://c", ("json://c",)),
 }
 

@@ -62,6 +62,7 @@ def init(
     live_findings: bool | None = None,
     alert_urls: Sequence[str | os.PathLike[str]] | str | None = None,
     alert_findings: Literal["info", "warning", "critical", "none"] | None = None,
+    sinks: Sequence[str] | str | None = None,
     finish_timeout: float | None = None,
     system_interval: float | None = None,
     **others: Any,
@@ -95,6 +96,8 @@ def init(
         alert_urls: where the sidecar delivers alerts: URLs of apprise (mail, Slack, webhooks) or its
             configuration files.
         alert_findings: the severity from which on findings are delivered: "info", "warning", "critical" or "none".
+        sinks: other trackers that the run is forwarded to by processes beside the sidecar: "tensorboard", "wandb",
+            "mlflow" or "module:Class", each perhaps with "=WHERE".
         finish_timeout: the most seconds finish() takes (default 10).
         system_interval: seconds between samples of system metrics (default 10; 0 turns them off).
         others: what scripts written for wandb pass (docs/wandb-names.md).
@@ -128,6 +131,7 @@ def init(
         "live_findings": live_findings,
         "alert_urls": alert_urls,
         "alert_findings": alert_findings,
+        "sinks": sinks,
         "finish_timeout": finish_timeout,
         "system_interval": system_interval,
     }

@@ -148,7 +148,11 @@ class Run:
         background.submit("environment", lambda: self._tell("environment", environment.slow()))
         if settings.sidecar:
             self._sidecar = Sidecar(
-                settings.dir, alerts=self._delivery(), lookout=settings.live_findings, upload=self._destination()
+                settings.dir,
+                alerts=self._delivery(),
+                lookout=settings.live_findings,
+                upload=self._destination(),
+                sinks=settings.sinks,
             )
             background.every(_SIDECAR_INTERVAL_S, "sidecar", self._register)
             background.every(_SIDECAR_INTERVAL_S, "the black box", self._look_at_steps)

@@ -17,6 +17,8 @@ Resume = Literal["auto", "must", "allow", "never"]
 
 MODES: Final = ("offline", "online", "disabled")
 RESUMES: Final = ("auto", "must", "allow", "never")
+SINKS: Final = ("tensorboard", "wandb", "mlflow")
+_MAX_SINKS: Final = 600
 SEVERITIES: Final = ("info", "warning", "critical", "none")
 _MAX_URLS: Final = 2500
 """Characters of all addresses together: they go to the sidecar in one datagram."""
@@ -35,6 +37,7 @@ ENVIRONMENT: Final = {
     "sidecar": "TORCHTRACK_SIDECAR",
     "live_findings": "TORCHTRACK_LIVE_FINDINGS",
     "alert_urls": "TORCHTRACK_ALERT_URLS",
+    "sinks": "TORCHTRACK_SINKS",
 }
 """The environment variable of each setting that has one."""
 OF_WANDB: Final = {
@@ -100,6 +103,9 @@ class Settings:
     """Where alerts go: URLs as apprise takes them, or configuration files of it. Secrets: never written anywhere."""
     alert_findings: Literal["info", "warning", "critical", "none"] = "critical"
     """The severity from which on a finding is an alert."""
+    sinks: tuple[str, ...] = ()
+    """Other trackers that runs are forwarded to, beside the training: tensorboard, wandb, mlflow, or module:Class, each
+    perhaps with =WHERE."""
     finish_timeout: float = 10.0
     """The most seconds finish() takes."""
     system_interval: float = 10.0
@@ -176,7 +182,7 @@ def environment_config() -> dict[str, Any]:
 
 
 def _parse(name: str, text: str, variable: str) -> Any:
-    if name in {"tags", "alert_urls"}:
+    if name in {"tags", "alert_urls", "sinks"}:
         return [tag.strip() for tag in text.split(",") if tag.strip()]
     if name in {"sidecar", "live_findings"}:
         return text.strip().lower() not in {"0", "false", "off", "no"}
@@ -220,6 +226,8 @@ def check(name: str, value: Any, source: str) -> Any:
         return tuple(dict.fromkeys(tags))
     if name == "alert_urls":
         return _addresses(value, source)
+    if name == "sinks":
+        return _sinks(value, source)
     if name == "api_key":
         return _secret(value, source)
     if name == "url":
@@ -271,6 +279,27 @@ def _addresses(value: Any, source: str) -> tuple[str, ...]:
             "configuration file of apprise, whose path is given here"
         )
     return tuple(text if "://" in text else str(_path(text)) for text in texts)
+
+
+def _sinks(value: Any, source: str) -> tuple[str, ...]:
+    given = value.split(",") if isinstance(value, str) else value
+    given = list(given) if isinstance(given, Iterable) else [given]
+    if not all(isinstance(each, str) for each in given):
+        raise TypeError(f'{source} takes sinks such as "tensorboard,mlflow" or a list of them, got {value!r}')
+    kept = []
+    for each in filter(None, map(str.strip, given)):
+        name, sign, where = each.partition("=")
+        module, colon, attribute = name.partition(":")
+        own = bool(colon) and all(part.isidentifier() for part in (*module.split("."), attribute))
+        if name not in SINKS and not own:
+            raise ValueError(
+                f"{source} takes {', '.join(SINKS)} or module:Class, each perhaps with =WHERE; got {each!r}"
+            )
+        place = str(_path(where)) if name == "tensorboard" and where else where
+        kept.append(f"{name}{sign}{place}")
+    if len(json.dumps(kept)) > _MAX_SINKS:
+        raise ValueError(f"{source} takes at most {_MAX_SINKS} characters")
+    return tuple(dict.fromkeys(kept))
 
 
 def _choice(value: Any, allowed: tuple[str, ...], source: str) -> Any:

@@ -192,12 +192,16 @@ class Feed:
     def _give(self, stop: int | None) -> list[Step]:
         window = Window(self.since, stop, parts.cuts(self._streams))
         events = [event for event in findings.events_of(self._streams) if self._lies_in(event.step or 0, stop)]
-        given = list(findings.steps(self._streams, self._source.names, window, events, self._facts()))
+        given = list(self._steps(window, events))
         last = given[-1].step + 1 if given else self.since
         self.since = last if stop is None else stop
         self._basis = self._now()
         self._forget()
         return given
+
+    def _steps(self, window: Window, events: Sequence[Event]) -> Iterator[Step]:
+        """What is given out of a window, from the rows that are held; who needs other things of a step overrides it."""
+        return findings.steps(self._streams, self._source.names, window, events, self._facts())
 
     def _lies_in(self, step: int, stop: int | None) -> bool:
         return (self.since is None or step >= self.since) and (stop is None or step < stop)

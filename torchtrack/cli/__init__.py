@@ -8,8 +8,10 @@ from torchtrack.cli.blackbox import blackbox
 from torchtrack.cli.diff import diff
 from torchtrack.cli.export import export
 from torchtrack.cli.findings import findings
+from torchtrack.cli.forward import forward
 from torchtrack.cli.fsck import fsck
 from torchtrack.cli.gc import gc
+from torchtrack.cli.import_ import import_
 from torchtrack.cli.keys import keys
 from torchtrack.cli.launch import launch
 from torchtrack.cli.list import ls
@@ -35,7 +37,7 @@ def main() -> None:
     """
 
 
-_RUNS = (ls, show, findings, blackbox, diff, watch_run, export, fsck, launch, ui)
+_RUNS = (ls, show, findings, blackbox, diff, watch_run, export, import_, forward, fsck, launch, ui)
 _SERVERS = (server, login, sync, status, reindex, gc)
 _TEAMS = (keys, users, audit)
 for _command in (*_RUNS, *_SERVERS, *_TEAMS):

@@ -63,8 +63,8 @@ class _Gap(NamedTuple):
     since_ns: int
     until_ns: int
 
-    def item(self) -> _Item:
-        return _Item(Kind.GAP, frame.dump(self._asdict()), 0, self.rows, Codec.NONE, monotonic_ns())
+    def item(self, mono_ns: int) -> _Item:
+        return _Item(Kind.GAP, frame.dump(self._asdict()), 0, self.rows, Codec.NONE, mono_ns)
 
 
 class _Segment:
@@ -124,6 +124,8 @@ class Writer:
         sync_interval_s: how often what was written is made durable.
         segment_bytes: a file that would grow beyond this is followed by the next.
         backlog_bytes: how much may wait in memory while nothing can be written; later rows are dropped and counted.
+        clock: the time that frames carry, in ns; it goes with `start_mono_ns` of the opening. An import tells that of
+            its source.
     """
 
     def __init__(
@@ -136,6 +138,7 @@ class Writer:
         sync_interval_s: float = 5.0,
         segment_bytes: int = 128 << 20,
         backlog_bytes: int = 16 << 20,
+        clock: Callable[[], int] | None = None,
     ) -> None:
         if sync_interval_s <= 0:
             raise ValueError(f"sync_interval_s must be positive, got {sync_interval_s}")
@@ -148,6 +151,7 @@ class Writer:
         self._opening = dict(opening)
         self._segment_bytes = segment_bytes
         self._backlog_bytes = backlog_bytes
+        self._clock = clock or (lambda: monotonic_ns())
         self._file: _Segment | None = None
         self._segments = 0
         self._rows = 0
@@ -172,7 +176,7 @@ class Writer:
         if os.getpid() != self._pid:
             return False
         codec, stored = frame.compress(payload) if kind is Kind.DATA else (Codec.NONE, payload)
-        item = _Item(kind, stored, table, rows, codec, monotonic_ns())
+        item = _Item(kind, stored, table, rows, codec, self._clock())
         with self._lock:
             if self._ended:
                 self.dropped_rows += rows
@@ -192,7 +196,7 @@ class Writer:
 
     def gap(self, rows: int, reason: str, since_ns: int, until_ns: int) -> bool:
         """Write a GAP frame: so many rows were dropped, between these wall times, before they came here."""
-        return self.append(Kind.GAP, _Gap(rows, reason, since_ns, until_ns).item().payload, rows=rows)
+        return self.append(Kind.GAP, _Gap(rows, reason, since_ns, until_ns).item(self._clock()).payload, rows=rows)
 
     def sync(self, timeout_s: float = SYNC_S) -> bool:
         """Make all that is on file durable now; True if that was done in time and no sync has failed so far."""
@@ -217,7 +221,7 @@ class Writer:
         self._background.sync(SYNC_S)
         with self._lock:
             record = {"rows": self._rows, "frames": self.seq, "crc": self._crc, "reason": reason, "time_ns": time_ns()}
-            seal = _Item(Kind.SEAL, frame.dump(record), 0, 0, Codec.NONE, monotonic_ns())
+            seal = _Item(Kind.SEAL, frame.dump(record), 0, 0, Codec.NONE, self._clock())
             self._ended = self._resume() and self._write(seal)
             sealed = self._ended
         if sealed:
@@ -253,7 +257,7 @@ class Writer:
             if not self._write(self._backlog[0]):
                 return False
             self._backlog_size -= self._backlog.popleft().size
-        if self._gap is not None and not self._write(self._gap.item()):
+        if self._gap is not None and not self._write(self._gap.item(self._clock())):
             return False
         self._gap = None
         return True
@@ -282,7 +286,7 @@ class Writer:
         if not file.frames:
             fixed = {"type": "opening", "format": frame.FORMAT, "stream": f"{self.stream:016x}"}
             record = {**fixed, "writer": f"torchtrack {__version__}", **self._opening, "segment": self._segments - 1}
-            self._put(file, _Item(Kind.META, frame.dump(record), 0, 0, Codec.NONE, monotonic_ns()), 0)
+            self._put(file, _Item(Kind.META, frame.dump(record), 0, 0, Codec.NONE, self._clock()), 0)
         return file
 
     def _next_file(self) -> _Segment:

@@ -14,7 +14,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -43,6 +43,7 @@ class Sidecar:
         timeout_s: the longest that a call takes.
         alerts: where the alerts of this rank go, `urls`, and from which severity on `findings` do; None for nowhere.
         upload: where what this rank writes is sent: `url` and `key`; None for nowhere.
+        sinks: where runs are forwarded to; only rank 0 gets an answer to that.
         lookout: whether the stability rules run beside the training; only rank 0 gets an answer to that.
     """
 
@@ -55,6 +56,7 @@ class Sidecar:
         alerts: Mapping[str, object] | None = None,
         lookout: bool = False,
         upload: Mapping[str, object] | None = None,
+        sinks: Sequence[str] = (),
     ) -> None:
         self.errors = 0
         """How many calls found no sidecar."""
@@ -62,6 +64,8 @@ class Sidecar:
         self._heartbeat_s = heartbeat_s
         self._timeout_s = timeout_s
         self._wishes: dict[str, object] = {"alerts": alerts, "lookout": lookout, "upload": upload}
+        if sinks:
+            self._wishes["sinks"] = list(sinks)
         self._start_at = 0.0
         self._starter: subprocess.Popen[bytes] | None = None
         self._closed = not supported()

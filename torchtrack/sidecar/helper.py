@@ -23,10 +23,11 @@ class Helper:
     Args:
         module: what `python -m` runs; it gets the folder as its argument.
         directory: the runs folder.
+        arguments: more of them.
     """
 
-    def __init__(self, module: str, directory: Path) -> None:
-        self._command = [sys.executable, "-m", module, str(directory)]
+    def __init__(self, module: str, directory: Path, *arguments: str) -> None:
+        self._command = [sys.executable, "-m", module, str(directory), *arguments]
         self._followed: dict[str, Mapping[str, object]] = {}
         self._process: subprocess.Popen[bytes] | None = None
         self._starts = _STARTS

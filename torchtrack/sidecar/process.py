@@ -110,6 +110,8 @@ class Sidecar:
         self._courier = Helper("torchtrack.sidecar.courier", directory)
         self._uploads = Helper("torchtrack.sidecar.upload", directory)
         self._lookout = Helper("torchtrack.lookout", directory)
+        self._sinks: dict[str, Helper] = {}
+        """By what the user calls them; each is a process, since it may hang."""
         self._keeps: dict[str, tuple[float, str]] = {}
         self._kept: dict[str, float] = {}
         self._swept: dict[str, list[str]] = {}
@@ -134,8 +136,11 @@ class Sidecar:
         for uid in list(self._writers):
             self._seal(uid, "left")
         guard.attempt("gathering journals", self._gathering.finish)
-        for helper in (self._lookout, self._courier, self._uploads):
+        for helper in self._helpers():
             guard.attempt("leaving a helper", helper.close)
+
+    def _helpers(self) -> tuple[Helper, ...]:
+        return (self._lookout, self._courier, self._uploads, *self._sinks.values())
 
     def _terminate(self, *_: object) -> None:
         # The ranks are often terminated in the same moment; their exits are worth a short wait.
@@ -194,6 +199,12 @@ class Sidecar:
         lookout = request.get("lookout") is True and watched.rank == 0 and watched.live
         if lookout:
             self._lookout.follow(stream, place)
+        sinks = request.get("sinks")
+        if isinstance(sinks, list) and watched.rank == 0 and watched.live:
+            for sink in map(str, sinks):
+                if sink not in self._sinks:
+                    self._sinks[sink] = Helper("torchtrack.sinks", self._directory, sink)
+                self._sinks[sink].follow(stream, place)
         alerts, upload = request.get("alerts"), request.get("upload")
         if isinstance(alerts, dict):
             self._courier.follow(stream, {**place, **alerts, "lookout": lookout})
@@ -252,6 +263,8 @@ class Sidecar:
             self._seal_if_unused(watched.uid)
         guard.attempt("the last findings", self._lookout.ended, stream)
         guard.attempt("the last alerts", self._courier.ended, stream)
+        for sink in self._sinks.values():
+            guard.attempt("the last steps", sink.ended, stream)
         guard.attempt("the last rows", self._uploads.ended, stream)
         for written in _gathered(stream, watched):
             self._gathering.ended(written)
@@ -315,7 +328,7 @@ class Sidecar:
         for uid, streams in live.items():
             record = json.dumps({"time_ns": time.time_ns(), "streams": streams})
             self._writer(uid).append(Kind.HEARTBEAT, record.encode())
-        for helper in (self._lookout, self._courier, self._uploads):
+        for helper in self._helpers():
             guard.attempt("looking after a helper", helper.look)
         self._gathering.look([each for stream, watched in self._watched.items() for each in _gathered(stream, watched)])
 
