@@ -13,7 +13,7 @@ from torch.utils.tensorboard import SummaryWriter
 
 from tests.importers.imported import bring, points, recorded
 from torchtrack.histogram import Histogram
-from torchtrack.importers import find, import_run
+from torchtrack.importers import find, import_run, tensorboard
 from torchtrack.importers.target import _Target
 from torchtrack.journal.reader import Stream, find_streams
 
@@ -117,6 +117,20 @@ def test_the_same_source_twice_is_there_once_wherever_it_lies(source: Path, runs
     assert rows == [0, 0]
     assert find_streams(runs) == streams
     assert len(recorded(runs)) == 2
+
+
+def test_files_of_one_second_are_read_in_the_order_in_which_they_were_begun(tmp_path: Path) -> None:
+    names = [f"events.out.tfevents.1700000000.host.7.{number}" for number in (9, 10, 11)]
+    for step, name in enumerate(names):
+        with SummaryWriter(str(tmp_path / "logs")) as writer:
+            writer.add_scalar("loss", 0.5, step)
+        (made,) = (path for path in (tmp_path / "logs").iterdir() if path.name not in names)
+        made.rename(made.with_name(name))
+
+    (found,) = tensorboard.find(tmp_path / "logs", None).runs
+    assert isinstance(found, tensorboard.Run)
+
+    assert [file.name for file in found._files] == names
 
 
 def test_what_is_new_in_a_source_is_added(source: Path, runs: Path) -> None:

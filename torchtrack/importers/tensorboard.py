@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final
@@ -36,7 +37,7 @@ def find(path: Path, project: str | None) -> Found:
     """A run for each folder with event files."""
     _Library()
     root = path.parent if path.is_file() else path
-    files = [path] if path.is_file() else sorted(each for each in path.rglob(PATTERN) if each.is_file())
+    files = [path] if path.is_file() else sorted(filter(Path.is_file, path.rglob(PATTERN)), key=_in_order)
     folders: dict[Path, list[Path]] = {}
     for file in files:
         folders.setdefault(file.parent, []).append(file)
@@ -50,6 +51,11 @@ def find(path: Path, project: str | None) -> Found:
             continue
         found.runs.append(Run(own, *run, name=top if place == "." else place, project=project, top=top))
     return found
+
+
+def _in_order(file: Path) -> tuple[Path, list[str | int]]:
+    """By folder, and then as they were begun: names have the time and, of one second and process, a running number."""
+    return file.parent, [int(part) if part.isdecimal() else part for part in re.split(r"(\d+)", file.name)]
 
 
 class _Library:
