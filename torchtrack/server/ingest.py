@@ -27,7 +27,7 @@ from torchtrack.server.journals import Committer, JournalStore
 from torchtrack.server.media import MediaStore
 from torchtrack.server.problems import UPLOAD_RESPONSES, ApiError
 from torchtrack.server.rights import OWNER, Who
-from torchtrack.server.stream_log import Position, RefusedError, StorageError
+from torchtrack.server.stream_log import ADVICE, Position, RefusedError, StorageError
 from torchtrack.version import __version__
 
 _STATUS: Final = {"storage": 503, "full": 507, "conflict": 409, "gap": 409, "refused": 422, "invalid": 422}
@@ -284,7 +284,7 @@ def check_space(store: JournalStore, limits: Limits) -> None:
     """
     free = shutil.disk_usage(store.folder).free
     if free < limits.free_bytes:
-        raise ApiError(507, "full", "the server's disk is full; nothing is lost, it is sent later", retry_after_s=30)
+        raise ApiError(507, "full", f"the server's disk is full: {ADVICE}", retry_after_s=30)
 
 
 async def pieces(request: Request, most: int) -> AsyncIterator[bytes]:

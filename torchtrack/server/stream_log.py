@@ -29,6 +29,8 @@ _fdatasync: Final = getattr(os, "fdatasync", os.fsync)
 _write: Final = os.write
 
 Range = tuple[int, int]
+ADVICE: Final = "make room on the server (torchtrack gc --data says what may go); nothing is lost, it is sent later"
+"""What to do about a full disk."""
 
 
 class Position(NamedTuple):
@@ -75,7 +77,8 @@ class StorageError(Exception):
     def of(cls, error: OSError) -> StorageError:
         """The same of an error of the system."""
         full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-        return cls(error.strerror or type(error).__name__, full=full)
+        said = error.strerror or type(error).__name__
+        return cls(f"{said}: {ADVICE}" if full else said, full=full)
 
 
 class StreamLog:

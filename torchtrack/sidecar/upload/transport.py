@@ -37,9 +37,12 @@ class Reply(NamedTuple):
         return value if isinstance(value, dict) else {}
 
     def problem(self) -> str:
-        """What the server says is wrong, in words."""
-        error = self.json().get("error")
-        said = error.get("message") if isinstance(error, dict) else None
+        """What the server says is wrong, in words: with the request, or with a stream of it."""
+        answer = self.json()
+        streams = answer.get("streams")
+        parts = [answer, *(streams.values() if isinstance(streams, dict) else ())]
+        wrong = [part.get("error") or part.get("problem") for part in parts if isinstance(part, dict)]
+        said = next((each["message"] for each in wrong if isinstance(each, dict) and each.get("message")), None)
         return str(said) if said else f"HTTP status {self.status}"
 
 
