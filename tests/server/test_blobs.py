@@ -228,6 +228,19 @@ def test_while_the_store_is_away_clients_are_told_to_come_again_and_send_all_whe
     assert Api(server.config.runs).run(uid).media().column("sha256").to_pylist() == [picture.name]
 
 
+def test_a_store_that_is_slow_does_not_take_all_threads(s3: Bucket, tmp_path: Path) -> None:
+    store = BlobStore(tmp_path, tmp_path / "waiting", s3.url)
+    taken = 0
+    while store._room.acquire(blocking=False):
+        taken += 1
+
+    with pytest.raises(OSError, match="too much to do"):
+        store.size(UID, "0" * 64)
+    store._room.release()
+    assert [store.size(UID, "0" * 64) for _ in range(2)] == [None, None]
+    assert 0 < taken < 40
+
+
 @pytest.mark.parametrize(
     ("url", "why"),
     [

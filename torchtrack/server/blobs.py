@@ -10,6 +10,7 @@ import contextlib
 import errno
 import logging
 import re
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
@@ -26,8 +27,10 @@ from torchtrack.server.media import MediaStore, Part
 SCHEMES: Final = ("s3", "s3a", "gs", "az", "azure", "adl", "abfs", "abfss")
 _PIECE: Final = 4 << 20
 """Bytes asked for at a time, each in a request that can be made again."""
-_TOGETHER: Final = 8
-"""Questions or parts of a file at a time."""
+_TOGETHER: Final = 4
+"""Questions of one request, or parts of one file, at a time."""
+_ROOM: Final = 24
+"""Requests to the store at a time: of the 40 threads of the server some stay free, however long the store takes."""
 _log = logging.getLogger("torchtrack.server")
 
 
@@ -53,6 +56,7 @@ class BlobStore(MediaStore):
             raise ValueError(
                 "the URL of the blobs holds a secret; give it in the variables of the cloud, as for its own tools"
             )
+        self._room = threading.BoundedSemaphore(_ROOM)
         self._waiting = waiting
         waiting.mkdir(0o700, exist_ok=True)
         for left in waiting.glob(".*"):
@@ -73,12 +77,11 @@ class BlobStore(MediaStore):
         here = super().size(uid, name)
         if here is not None:
             return here
-        try:
-            return obstore.head(self._store, _key(uid, name))["size"]
-        except FileNotFoundError:
-            return None
-        except BaseError as error:
-            raise _away(error) from None
+        with self._asking():
+            try:
+                return obstore.head(self._store, _key(uid, name))["size"]
+            except FileNotFoundError:
+                return None
 
     def read(self, uid: str, name: str, first: int, stop: int) -> Iterator[bytes]:
         """The bytes from `first` to before `stop` of a file that is there, piece by piece."""
@@ -86,10 +89,8 @@ class BlobStore(MediaStore):
             yield from super().read(uid, name, first, stop)
             return
         for start in range(first, stop, _PIECE):
-            try:
+            with self._asking():
                 piece = obstore.get_range(self._store, _key(uid, name), start=start, end=min(start + _PIECE, stop))
-            except (BaseError, FileNotFoundError) as error:
-                raise _away(error) from None
             yield bytes(piece)
 
     @contextlib.contextmanager
@@ -98,16 +99,28 @@ class BlobStore(MediaStore):
         self._path(uid, name)  # a bad name
 
         def send(file: Path) -> None:
-            try:
+            with self._asking():
                 obstore.put(self._store, _key(uid, name), file, max_concurrency=_TOGETHER)
-            except (BaseError, FileNotFoundError) as error:  # also: there is no such bucket
-                raise _away(error) from None
 
         part = _Waiting(self._waiting / name, send)
         try:
             yield part
         finally:
             part.drop()
+
+    @contextlib.contextmanager
+    def _asking(self) -> Iterator[None]:
+        """Around a request: what goes wrong is an OSError, in words for a client."""
+        if not self._room.acquire(blocking=False):
+            raise OSError(errno.EAGAIN, "the blob store has too much to do; nothing is lost, ask again later")
+        try:
+            yield
+        except (BaseError, FileNotFoundError) as error:  # not found: there is no such bucket, or a file was removed
+            _log.warning("the blob store: %s", _first_line(error))
+            why = "the blob store does not take or give files now; nothing is lost, ask again later"
+            raise OSError(errno.EIO, why) from None
+        finally:
+            self._room.release()
 
 
 class _Waiting(Part):
@@ -123,12 +136,6 @@ class _Waiting(Part):
 
 def _key(uid: str, name: str) -> str:
     return f"{uid}/media/{name}"
-
-
-def _away(error: Exception) -> OSError:
-    """For a client: what it can do. What happened is for the log alone."""
-    _log.warning("the blob store: %s", _first_line(error))
-    return OSError(errno.EIO, "the blob store does not take or give files now; nothing is lost, ask again later")
 
 
 def _first_line(error: Exception) -> str:
