@@ -153,8 +153,10 @@ def create_app(config: Config) -> FastAPI:
 def _media(config: Config) -> MediaStore:
     if config.blobs is None:
         return MediaStore(config.runs)
-    from torchtrack.server.blobs import BlobStore  # few need it
-
+    try:
+        from torchtrack.server.blobs import BlobStore  # few need it
+    except ImportError as error:
+        raise ValueError(f"{error}; install what the server needs: pip install 'torchtrack[server]'") from None
     return BlobStore(config.runs, config.data / "waiting", config.blobs)
 
 
