@@ -403,10 +403,12 @@ def test_s19_what_people_type_breaks_no_line_of_a_log_or_a_header(team: Team) ->
 def test_s20_a_run_of_another_project_is_as_one_that_is_not_there(team: Team) -> None:
     nobody = "cccc000011112222"
     stream = team.streams[THEIRS].stem[-16:]
+    media = f"/media/{hashlib.sha256(b'theirs').hexdigest()}"
+    assert team.client("other").ask("PUT", f"/api/v1/runs/{THEIRS}{media}", b"theirs").status == 201
 
     def answers(uid: str, stream: str) -> list[tuple[int, bytes]]:
         asked: list[tuple[str, str, Any]] = [
-            *(("GET", f"/runs/{uid}{more}", None) for more in ("", "/findings", "/logs", "/history", "/files")),
+            *(("GET", f"/runs/{uid}{more}", None) for more in ("", "/findings", "/logs", "/history", "/files", media)),
             ("GET", f"/runs/{uid[:8]}", None),
             ("GET", f"/compare?runs={uid},{MINE}", None),
             ("GET", f"/streams/{stream}/scalars", None),

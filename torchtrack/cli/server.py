@@ -34,6 +34,12 @@ from torchtrack.cli import common
     envvar="TORCHTRACK_CATALOG",
     help="A database for what people type; by default a file in DATA.",
 )
+@click.option(
+    "--blobs",
+    metavar="URL",
+    envvar="TORCHTRACK_BLOBS",
+    help="An object store for media (s3://, gs://, az://); by default they lie in DATA.",
+)
 @click.option("--oidc-issuer", metavar="URL", help="An identity provider by which people log in on the page.")
 @click.option("--oidc-client", metavar="ID", help="What it knows this server by; TORCHTRACK_OIDC_SECRET is its secret.")
 @click.option(
@@ -52,6 +58,7 @@ def server(
     hosts: tuple[str, ...],
     metrics: str | None,
     catalog: str | None,
+    blobs: str | None,
     oidc_issuer: str | None,
     oidc_client: str | None,
     oidc_role: str,
@@ -73,7 +80,7 @@ def server(
                 f"{error}; install what the server needs: pip install 'torchtrack[server]'"
             ) from None
         provider = _provider(oidc_issuer, oidc_client, oidc_role, public_url)
-        stores: dict[str, Any] = {"metrics": metrics, "catalog": catalog, "provider": provider}
+        stores: dict[str, Any] = {"metrics": metrics, "catalog": catalog, "blobs": blobs, "provider": provider}
         config = Config(data=data, host=host, hosts=hosts, token=not no_token, **stores)
 
         def say(address: str, key: str | None) -> None:

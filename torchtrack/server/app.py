@@ -19,7 +19,7 @@ from fastapi import APIRouter, Depends, FastAPI
 
 from torchtrack import wire
 from torchtrack.credentials import is_loopback
-from torchtrack.server import access, auth, curation, front, ingest, left, page, problems
+from torchtrack.server import access, auth, curation, front, giving, ingest, left, page, problems
 from torchtrack.server.budget import Budget, Limits
 from torchtrack.server.catalog import Catalog
 from torchtrack.server.front import Worker
@@ -46,6 +46,7 @@ class Config:
         queries: whether it shows the page and answers questions, beside taking uploads.
         metrics: DSN of a ClickHouse server for the tables; by default they lie in `data`.
         catalog: URL of a database for what people type; by default a file in `data`.
+        blobs: URL of an object store for media; by default they lie in `runs`.
         provider: by whom people can log in on the page.
     """
 
@@ -58,6 +59,7 @@ class Config:
     queries: bool = True
     metrics: str | None = None
     catalog: str | None = None
+    blobs: str | None = None
     provider: Provider | None = None
 
     def __post_init__(self) -> None:
@@ -89,8 +91,14 @@ def create_app(config: Config) -> FastAPI:
     Raises:
         BlockingIOError: another server has this data folder.
         OSError: it cannot be written.
+        ValueError: the URL of the blobs cannot be used.
     """
     lock = take_hold(config.data)
+    try:
+        media = _media(config)
+    except ValueError:
+        lock.close()
+        raise
     catalog = Catalog(config.catalog_url)
     worker = Worker(config.runs, config.data / "index", config.metrics, config.catalog_url) if config.queries else None
     store = None if config.shown else JournalStore(config.runs)
@@ -122,18 +130,14 @@ def create_app(config: Config) -> FastAPI:
     app.add_middleware(auth.Doorkeeper, hosts=_hosts(config))
     problems.install(app)
     if store and committer:
-        taking = ingest.Ingest(store, config.limits, catalog.homes)
-        mount(app, ingest.frames_router(taking, committer, app.state.budget), scope="write")
-        media = ingest.media_router(MediaStore(config.runs), app.state.budget, store, catalog.homes)
-        mount(app, media, scope="write")
-        taken = left.taking(left.LeftStore(config.runs), app.state.budget, store, catalog.homes)
-        mount(app, taken, scope="write")
+        _take_in(app, config, store, committer, media, catalog)
     mount(app, _about(app), scope="read")
     login = config.provider.issuer if config.provider else None
     mount(app, access.about_me(login), scope=None)
     mount(app, access.router(catalog, app.state.keys), scope="read")
     mount(app, access.admin_router(catalog, app.state.keys), scope="admin")
     mount(app, left.showing(left.LeftStore(config.runs), worker.where if worker else None), scope="read")
+    mount(app, giving.media_router(media, worker.where if worker else None), scope="read")
     if worker:
         page.mount(app, issuer=login)
         if config.provider:
@@ -144,6 +148,27 @@ def create_app(config: Config) -> FastAPI:
         mount(app, curation.views_router(catalog), scope="read")
         mount(app, front.router(worker), scope="read")
     return app
+
+
+def _media(config: Config) -> MediaStore:
+    if config.blobs is None:
+        return MediaStore(config.runs)
+    try:
+        from torchtrack.server.blobs import BlobStore  # few need it
+    except ImportError as error:
+        raise ValueError(f"{error}; install what the server needs: pip install 'torchtrack[server]'") from None
+    return BlobStore(config.runs, config.data / "waiting", config.blobs)
+
+
+def _take_in(
+    app: FastAPI, config: Config, store: JournalStore, committer: Committer, media: MediaStore, catalog: Catalog
+) -> None:
+    """Add the routes of uploading."""
+    budget = app.state.budget
+    taking = ingest.Ingest(store, config.limits, catalog.homes)
+    mount(app, ingest.frames_router(taking, committer, budget), scope="write")
+    mount(app, ingest.media_router(media, budget, store, catalog.homes), scope="write")
+    mount(app, left.taking(left.LeftStore(config.runs), budget, store, catalog.homes), scope="write")
 
 
 def take_hold(data: Path) -> IO[str]:

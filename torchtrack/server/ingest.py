@@ -238,6 +238,8 @@ def media_router(media: MediaStore, budget: Budget, store: JournalStore, homes: 
             return {"missing": await run_in_threadpool(media.missing, uid, [str(name) for name in names])}
         except ValueError as error:
             raise ApiError(400, "bad_name", str(error)) from None
+        except OSError as error:
+            raise not_stored(StorageError.of(error)) from None
 
     @routes.put("/runs/{uid}/media/{sha256}", status_code=201, openapi_extra=FILE)
     async def put_media(uid: str, sha256: str, request: Request) -> dict[str, Any]:
@@ -266,7 +268,7 @@ def media_router(media: MediaStore, budget: Budget, store: JournalStore, homes: 
 
 
 def not_stored(problem: StorageError) -> ApiError:
-    """What to answer when the disk did not take a file."""
+    """What to answer when the disk, or what is in its place, did not take or give a file."""
     status = 507 if problem.full else 503
     return ApiError(status, "storage", str(problem), retry_after_s=_RETRY_S[status])
 

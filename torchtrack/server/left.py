@@ -18,7 +18,7 @@ from fastapi.responses import FileResponse
 
 from torchtrack import wire
 from torchtrack.journal import ring
-from torchtrack.server import ingest
+from torchtrack.server import giving, ingest
 from torchtrack.server.auth import key_of
 from torchtrack.server.budget import Budget, BusyError
 from torchtrack.server.curation import Where
@@ -149,14 +149,10 @@ def showing(left: LeftStore, where: Where | None) -> APIRouter:
 
     Args:
         left: the files.
-        where: says of which projects runs are; without it only a key of all projects reads them.
+        where: as of `giving.may_read`.
     """
     routes = APIRouter(tags=["query"])
-
-    async def check(uid: str, request: Request) -> None:
-        seen = key_of(request).projects("read")
-        if seen is not None and (where is None or (await where([uid])).get(uid) not in seen):
-            raise ApiError(404, "not_found", f"there is no run {uid:.16}")
+    check = giving.may_read(where)
 
     @routes.get("/runs/{uid}/files", dependencies=[Depends(check)])
     def files(uid: str) -> dict[str, Any]:
@@ -175,8 +171,7 @@ def showing(left: LeftStore, where: Where | None) -> APIRouter:
             raise ApiError(400, "bad_name", str(error)) from None
         if not path.is_file() or path.is_symlink():
             raise ApiError(404, "not_found", "the run has no such file")
-        headers = {"X-Content-Type-Options": "nosniff", "Content-Security-Policy": "sandbox"}
-        return FileResponse(path, media_type="application/octet-stream", filename=name, headers=headers)
+        return FileResponse(path, media_type="application/octet-stream", filename=name, headers=giving.HARMLESS)
 
     return routes
 

@@ -1,4 +1,4 @@
-"""Files of received runs: media/<sha256> in the run's folder, as beside a local journal."""
+"""Files of received runs: media/<sha256> in the run's folder, as beside a local journal. Elsewhere: `blobs`."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from typing import Final
 
 _UID: Final = re.compile(r"[0-9a-f]{16}")
 _SHA256: Final = re.compile(r"[0-9a-f]{64}")
+_PIECE: Final = 1 << 20
 
 
 class MediaStore:
@@ -29,8 +30,32 @@ class MediaStore:
 
         Raises:
             ValueError: one is no SHA-256, or `uid` is none.
+            OSError: it cannot be told.
         """
-        return [name for name in names if not self._path(uid, name).is_file()]
+        return [name for name in names if self.size(uid, name) is None]
+
+    def size(self, uid: str, name: str) -> int | None:
+        """Bytes of a file, None if it is not there.
+
+        Raises:
+            ValueError: a bad name.
+            OSError: it cannot be told.
+        """
+        path = self._path(uid, name)
+        return path.stat().st_size if path.is_file() and not path.is_symlink() else None
+
+    def read(self, uid: str, name: str, first: int, stop: int) -> Iterator[bytes]:
+        """The bytes from `first` to before `stop` of a file that is there, piece by piece.
+
+        Raises:
+            ValueError: a bad name.
+            OSError: it cannot be read.
+        """
+        fd = os.open(self._path(uid, name), os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        with os.fdopen(fd, "rb") as file:
+            file.seek(first)
+            while piece := file.read(min(_PIECE, stop - file.tell())):
+                yield piece
 
     @contextlib.contextmanager
     def receive(self, uid: str, name: str) -> Iterator[Part]:
@@ -59,7 +84,11 @@ class MediaStore:
 
 
 class Part:
-    """A file under another name, which begins with a dot, until it is whole and durable."""
+    """A file under another name, which begins with a dot, until it is whole and durable.
+
+    Args:
+        path: what it is then.
+    """
 
     def __init__(self, path: Path) -> None:
         self._path = path

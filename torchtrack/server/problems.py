@@ -43,7 +43,15 @@ RESPONSES: Final[dict[int | str, dict[str, Any]]] = {
 """What any route may answer, for its description."""
 
 
-_STATUS: Final = {"slow": 408, "conflict": 409, "bad_type": 415, "protocol": 426, "busy": 429, "full": 507}
+_STATUS: Final = {
+    "slow": 408,
+    "conflict": 409,
+    "bad_type": 415,
+    "range": 416,
+    "protocol": 426,
+    "busy": 429,
+    "full": 507,
+}
 
 
 def also(**answers: str) -> dict[int | str, dict[str, Any]]:

@@ -1,0 +1,143 @@
+"""Files of received runs in an object store: <uid>/media/<sha256> under a URL, laid out as in the folder.
+
+A file waits in a folder of this machine until its SHA-256 is known to be right: nothing else is ever sent on, so no
+upload of several parts has to be taken back because of what a client sent.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import logging
+import re
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from datetime import timedelta
+from pathlib import Path
+from typing import Final
+from urllib.parse import urlsplit
+
+import obstore
+from obstore.exceptions import BaseError
+from obstore.store import from_url
+
+from torchtrack.server.media import MediaStore, Part
+
+SCHEMES: Final = ("s3", "s3a", "gs", "az", "azure", "adl", "abfs", "abfss")
+_PIECE: Final = 4 << 20
+"""Bytes asked for at a time, each in a request that can be made again."""
+_TOGETHER: Final = 4
+"""Questions of one request, or parts of one file, at a time."""
+_ROOM: Final = 24
+"""Requests to the store at a time: of the 40 threads of the server some stay free, however long the store takes."""
+_log = logging.getLogger("torchtrack.server")
+
+
+class BlobStore(MediaStore):
+    """The files in an object store, and those that lie in the folder from before. **Threads:** any.
+
+    Args:
+        folder: of all runs; nothing is written there.
+        waiting: where files wait until they are whole; what lies there is removed. Of this server alone.
+        url: `s3://bucket/prefix`, `gs://bucket/prefix`, `az://container/prefix`. Keys and addresses come from the
+            variables that the cloud's own tools read.
+
+    Raises:
+        ValueError: this is no such URL, or it holds a secret.
+    """
+
+    def __init__(self, folder: Path, waiting: Path, url: str) -> None:
+        super().__init__(folder)
+        parts = urlsplit(url)
+        if parts.scheme not in SCHEMES:
+            raise ValueError(f"blobs lie under s3://, gs:// or az://, not under {parts.scheme or 'no scheme'}:")
+        if parts.password or parts.query:
+            raise ValueError(
+                "the URL of the blobs holds a secret; give it in the variables of the cloud, as for its own tools"
+            )
+        self._room = threading.BoundedSemaphore(_ROOM)
+        self._waiting = waiting
+        waiting.mkdir(0o700, exist_ok=True)
+        for left in waiting.glob(".*"):
+            left.unlink()
+        try:
+            self._store = from_url(url, retry_config={"max_retries": 2, "retry_timeout": timedelta(seconds=20)})
+        except BaseError as error:
+            raise ValueError(f"the URL of the blobs cannot be used: {_first_line(error)}") from None
+
+    def missing(self, uid: str, names: Sequence[str]) -> list[str]:
+        """Those that are neither there nor in the folder."""
+        with ThreadPoolExecutor(_TOGETHER) as threads:
+            sizes = threads.map(lambda name: self.size(uid, name), names)
+            return [name for name, size in zip(names, sizes, strict=True) if size is None]
+
+    def size(self, uid: str, name: str) -> int | None:
+        """Bytes of a file, None if it is not there."""
+        here = super().size(uid, name)
+        if here is not None:
+            return here
+        with self._asking():
+            try:
+                return obstore.head(self._store, _key(uid, name))["size"]
+            except FileNotFoundError:
+                return None
+
+    def read(self, uid: str, name: str, first: int, stop: int) -> Iterator[bytes]:
+        """The bytes from `first` to before `stop` of a file that is there, piece by piece."""
+        if super().size(uid, name) is not None:
+            yield from super().read(uid, name, first, stop)
+            return
+        for start in range(first, stop, _PIECE):
+            with self._asking():
+                piece = obstore.get_range(self._store, _key(uid, name), start=start, end=min(start + _PIECE, stop))
+            yield bytes(piece)
+
+    @contextlib.contextmanager
+    def receive(self, uid: str, name: str) -> Iterator[Part]:
+        """A file that is coming in; it is in the store only once it is kept."""
+        self._path(uid, name)  # a bad name
+
+        def send(file: Path) -> None:
+            with self._asking():
+                obstore.put(self._store, _key(uid, name), file, max_concurrency=_TOGETHER)
+
+        part = _Waiting(self._waiting / name, send)
+        try:
+            yield part
+        finally:
+            part.drop()
+
+    @contextlib.contextmanager
+    def _asking(self) -> Iterator[None]:
+        """Around a request: what goes wrong is an OSError, in words for a client."""
+        if not self._room.acquire(blocking=False):
+            raise OSError(errno.EAGAIN, "the blob store has too much to do; nothing is lost, ask again later")
+        try:
+            yield
+        except (BaseError, FileNotFoundError) as error:  # not found: there is no such bucket, or a file was removed
+            _log.warning("the blob store: %s", _first_line(error))
+            why = "the blob store does not take or give files now; nothing is lost, ask again later"
+            raise OSError(errno.EIO, why) from None
+        finally:
+            self._room.release()
+
+
+class _Waiting(Part):
+    """A file that is sent on when it is whole, and then removed here."""
+
+    def __init__(self, path: Path, send: Callable[[Path], None]) -> None:
+        super().__init__(path)
+        self._send = send
+
+    def keep(self) -> None:
+        self._send(self._path.with_name(self._name))
+
+
+def _key(uid: str, name: str) -> str:
+    return f"{uid}/media/{name}"
+
+
+def _first_line(error: Exception) -> str:
+    """What an error says, without queries of addresses: they may hold a signature."""
+    return re.sub(r"\?\S+", "?...", str(error).partition("\n")[0])
