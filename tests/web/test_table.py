@@ -13,6 +13,25 @@ def go(page: Page, served: Served, path: str) -> None:
     page.goto(f"{served.address}#/{path}")
 
 
+def test_columns_are_chosen_and_each_change_is_undone_by_itself_however_quickly_it_came(
+    page: Page, served: Served
+) -> None:
+    go(page, served, 'p/page/runs?filter=name ~ "*-one"')
+    loss, ranks = (page.get_by_role("columnheader", name=name) for name in ("summary.loss", "Ranks"))
+    page.get_by_role("button", name="Columns").click()
+    page.get_by_role("searchbox", name="find a column").fill("loss")
+    page.get_by_role("checkbox", name="summary.loss").uncheck()
+    page.get_by_role("button", name="Only what differs").click()
+    expect(ranks).to_be_hidden()
+    expect(page.get_by_role("columnheader", name="config.lr")).to_be_visible()
+    page.keyboard.press("Escape")
+    page.keyboard.press("Control+z")
+    expect(ranks).to_be_visible()
+    expect(loss).to_be_hidden()
+    page.keyboard.press("Control+z")
+    expect(loss).to_be_visible()
+
+
 def test_a_group_says_how_many_runs_it_has_and_their_mean(page: Page, served: Served) -> None:
     go(page, served, 'p/page/runs?filter=state %3D finished and name ~ "*-one"&group=state')
     group = page.get_by_role("row").filter(has=page.get_by_role("button", name="finished 2"))

@@ -24,16 +24,29 @@ export function href(path: string[], query: Record<string, string | undefined> =
 export const place = signal<Place>(parse(location.hash));
 
 addEventListener("hashchange", () => {
-  place.value = parse(location.hash);
+  const next = parse(location.hash);
+  if (!samePage(next, place.value)) before.length = 0;
+  place.value = next;
 });
+
+function samePage(one: Place, other: Place): boolean {
+  return one.path.join("/") === other.path.join("/");
+}
 
 /** Go somewhere else: a new entry in the history. */
 export function go(path: string[], query: Record<string, string | undefined> = {}): void {
   location.hash = href(path, query);
 }
 
-/** Change parameters of this place; `undefined` takes one away. Without an entry in the history unless `push`. */
-export function set(changes: Record<string, string | undefined>, { push = false } = {}): void {
+interface How {
+  /** A new entry in the history of the browser. */
+  push?: boolean;
+  /** One of many that follow each other quickly, as by typing or dragging: they are undone together. */
+  gradual?: boolean;
+}
+
+/** Change parameters of this place; `undefined` takes one away. */
+export function set(changes: Record<string, string | undefined>, { push = false, gradual = false }: How = {}): void {
   const { path, query } = place.value;
   const all = { ...Object.fromEntries(query), ...changes };
   const next = href(path, all);
@@ -41,23 +54,26 @@ export function set(changes: Record<string, string | undefined>, { push = false 
     location.hash = next;
     return;
   }
-  replace(next);
+  replace(next, gradual);
 }
 
 /** Places of this page before a change of what is seen; a move to another page forgets them. */
 const before: string[] = [];
 const MOST_STEPS = 100;
-/** Changes that follow each other so quickly are one: typing, dragging a slider. */
+/** Gradual changes that follow each other so quickly are one. */
 const ONE_CHANGE_MS = 600;
-let changed = 0;
+/** When the last change was, if it was a gradual one. */
+let changing = -Infinity;
 
 /** Be somewhere else without an entry in the history of the browser; `back` undoes it. */
-export function replace(next: string): void {
+export function replace(next: string, gradual = false): void {
   const here = location.hash;
   if (here === next) return;
-  if (performance.now() - changed > ONE_CHANGE_MS && before.at(-1) !== here) before.push(here);
+  const now = performance.now();
+  const goesOn = gradual && now - changing < ONE_CHANGE_MS;
+  if (!goesOn && before.at(-1) !== here) before.push(here);
   if (before.length > MOST_STEPS) before.shift();
-  changed = performance.now();
+  changing = gradual ? now : -Infinity;
   history.replaceState(null, "", next);
   place.value = parse(next);
 }
@@ -65,9 +81,8 @@ export function replace(next: string): void {
 /** Undo the last change of what is seen, on this page. */
 export function back(): boolean {
   const last = before.pop();
-  changed = 0;
-  if (last === undefined || last === location.hash) return false;
-  if (parse(last).path.join("/") !== place.value.path.join("/")) return false;
+  changing = -Infinity;
+  if (last === undefined || last === location.hash || !samePage(parse(last), place.value)) return false;
   history.replaceState(null, "", last);
   place.value = parse(last);
   return true;

@@ -20,7 +20,7 @@ export function Logs({ run }: { run: RunAnswer }) {
     <>
       <div class="bar">
         <input type="search" value={search} placeholder="Lines that contain" aria-label="lines that contain" spellcheck={false}
-          onInput={(event) => set({ q: event.currentTarget.value || undefined })} />
+          onInput={(event) => set({ q: event.currentTarget.value || undefined }, { gradual: true })} />
         {run.world_size > 1 && (
           <label>
             Rank

@@ -84,7 +84,7 @@ export function LookBar({ range, all, metrics = [] }: { range: Signal<Range>; al
     range.value = null;
     set({ x: to === "step" ? undefined : to, smooth: undefined });
   };
-  const smoother = (by: number) => set({ smooth: String(Math.max(0, Math.min(TAUS.length - 1, at + by))) });
+  const smoother = (by: number) => set({ smooth: String(Math.max(0, Math.min(TAUS.length - 1, at + by))) }, { gradual: true });
   const scaled = (to: string) => set({ y: to === "linear" ? undefined : to });
   useKeys({
     l: () => scaled(SCALES[(SCALES.indexOf(scale) + 1) % SCALES.length] ?? "linear"),
@@ -102,11 +102,11 @@ export function LookBar({ range, all, metrics = [] }: { range: Signal<Range>; al
         placeholder="Metrics: a regular expression"
         aria-label="metrics"
         spellcheck={false}
-        onInput={(event) => set({ search: event.currentTarget.value || undefined })}
+        onInput={(event) => set({ search: event.currentTarget.value || undefined }, { gradual: true })}
       />
       <label title="A value so many steps back counts 1/e. Computed over all values; the raw line stays behind it.">
         Smoothing
-        <input type="range" min="0" max={TAUS.length - 1} value={at} onInput={(event) => set({ smooth: event.currentTarget.value })} />
+        <input type="range" min="0" max={TAUS.length - 1} value={at} onInput={(event) => set({ smooth: event.currentTarget.value }, { gradual: true })} />
         <span class="tau">{at === 0 ? "none" : `${short(TAUS[at] ?? 0)} ${unit(axis)}`}</span>
       </label>
       <label>
