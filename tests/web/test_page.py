@@ -163,7 +163,8 @@ def test_a_run_that_begins_now_shows_up_by_itself(page: Page, served: Served) ->
 @pytest.mark.parametrize("page", ["light", "dark"], indirect=True)
 def test_nothing_stands_in_the_way_of_people_who_cannot_see_well(page: Page, served: Served) -> None:
     found = []
-    for path in ("", "p/page", "p/page/runs", f"p/page/r/{served.sick}/stability", f"p/page/r/{served.sick}/overview"):
+    run = f"p/page/r/{served.sick}"
+    for path in ("", "p/page", "p/page/runs", "p/page/alerts", "settings", f"{run}/stability", f"{run}/overview"):
         go(page, served, path)
         page.wait_for_load_state("networkidle") if path == "" else page.locator("main *").first.wait_for()
         found += [

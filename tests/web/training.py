@@ -36,6 +36,8 @@ def train(folder: str, name: str, lr: float, *, sick: bool) -> str:
         run.log({"loss": loss})
     for step in range(STEPS, 20_000):
         run.log({"long/metric": 100.0 if step == 12_345 else 1.0 + step % 7, "tokens": 512.0 * step}, step=step)
+    if sick:
+        run.alert("<b>reward fell</b>", "below 0.1", level="warning")
     uid = str(run.uid)
     run.finish(quiet=True)
     return uid

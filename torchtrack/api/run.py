@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from torchtrack.api import blackbox, charts, facts, findings, hints, history, parts, summary, tensors
+from torchtrack.api import blackbox, charts, facts, findings, hints, history, parts, snapshot, summary, tensors
 from torchtrack.api.blackbox import Left
 from torchtrack.api.facts import Attempt, Event
 from torchtrack.api.held import HeldRows
@@ -42,6 +42,10 @@ class Run:
 
     def __repr__(self) -> str:
         return f"<Run {self.project}/{self.id} {self.name!r} {self.state}>"
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows: a snapshot, which loads nothing."""
+        return snapshot.html(self)
 
     # -- what it is ---------------------------------------------------------------------------------------------------
 

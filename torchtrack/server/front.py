@@ -36,6 +36,7 @@ ROUTES: Final = (
     ("GET", "/projects"),
     ("POST", "/projects/{project}/runs/query"),
     ("GET", "/projects/{project}/keys"),
+    ("GET", "/projects/{project}/alarms"),
     ("GET", "/runs/{rest:path}"),
     ("GET", "/compare"),
     ("POST", "/series"),

@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from torchtrack.records import Table
 from torchtrack.server import axes, distributions, overview, series
+from torchtrack.server.alarms import alarms
 from torchtrack.server.answers import Format, jsonable, table_response
 from torchtrack.server.filters import compile_filter
 from torchtrack.server.problems import ApiError
@@ -159,6 +160,11 @@ def _about_runs(routes: APIRouter, reader: Reader) -> None:
     def keys(project: Uid, q: str = Query("", max_length=256)) -> dict[str, Any]:
         """What runs of the project have, and how many: metrics, those of the machine, settings, tensors, logs."""
         return overview.keys(reader.store, reader.scope(None if project == "-" else project), q)
+
+    @routes.get("/projects/{project}/alarms")
+    def of_many(project: Uid, runs: int = Query(50, ge=1, le=500)) -> dict[str, Any]:
+        """Findings and alerts of the newest runs of the project, the newest first."""
+        return alarms(reader, project, runs)
 
     @routes.get("/compare")
     def compare(runs: str = Query(max_length=20_000)) -> dict[str, Any]:

@@ -1,10 +1,12 @@
 import { render } from "preact";
 import "./tokens.css";
 import "./page.css";
+import { Alerts } from "./pages/alerts";
 import { Compare } from "./pages/compare";
 import { Projects } from "./pages/projects";
 import { Run } from "./pages/run";
 import { Runs } from "./pages/runs";
+import { Settings } from "./pages/settings";
 import { Workspace } from "./pages/workspace";
 import { href, parse, place } from "./router";
 import { followServer } from "./state";
@@ -22,6 +24,8 @@ function App() {
 function Page() {
   const [kind, project, section, uid, tab] = place.value.path;
   if (kind === undefined) return <Projects />;
+  if (kind === "settings") return <Settings />;
+  if (kind === "p" && project && section === "alerts") return <Alerts key={project} project={project} />;
   if (kind === "p" && project && section === "r" && uid) return <Run key={uid} project={project} uid={uid} tab={tab ?? "charts"} />;
   if (kind === "p" && project && section === "runs") return <Runs key={project} project={project} />;
   if (kind === "p" && project && section === "compare") return <Compare project={project} />;

@@ -94,3 +94,58 @@ export interface HeatmapHeader {
 export interface HistogramHeader {
   bucket: number;
 }
+
+export type Role = "viewer" | "editor" | "admin";
+export type Scope = "read" | "write" | "admin";
+
+export interface Me {
+  id: string;
+  name: string;
+  kind: "owner" | "key" | "user" | "anyone";
+  user: string | null;
+  /** By project, `*`: all of them. */
+  roles: Record<string, Role>;
+}
+
+export interface Key {
+  id: string;
+  name: string;
+  /** What it begins with. */
+  start: string;
+  scope: Scope;
+  project: string | null;
+  person: string | null;
+  created: string;
+  expires: string | null;
+  used: string | null;
+  revoked: string | null;
+  /** In the answer that makes it alone. */
+  key?: string;
+}
+
+export interface User {
+  id: string;
+  name: string;
+  disabled: boolean;
+  roles: Record<string, Role>;
+  created: string;
+}
+
+export interface Alarm {
+  source: "finding" | "alert";
+  severity: Severity;
+  title: string;
+  text: string;
+  time: string;
+  step: number | null;
+  uid: string;
+  run: string;
+  project: string;
+}
+
+export interface AlarmsAnswer {
+  lines: Alarm[];
+  /** How many runs were looked at, of how many. */
+  runs: number;
+  of: number;
+}

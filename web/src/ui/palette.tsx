@@ -89,6 +89,7 @@ async function entries(signal: AbortSignal): Promise<Entry[]> {
   const actions = [
     { text: "Light or dark", note: "action", act: toggleTheme },
     { text: "All projects", note: "page", act: () => go([]) },
+    { text: "Settings", note: "page", act: () => go(["settings"]) },
   ];
   return [...(await runs(signal)), ...pages, ...actions];
 }

@@ -15,6 +15,8 @@ const KEYS: [string, string][] = [
   ["g p", "projects"],
   ["g r", "runs of this project"],
   ["g w", "workspace of this project"],
+  ["g a", "alerts of this project"],
+  ["g s", "settings"],
   ["/", "filter"],
   ["j and k", "next and previous run of the table"],
   ["x, Enter", "choose this run, open it"],
@@ -73,6 +75,8 @@ export function Shell({ children }: { children: ComponentChildren }) {
     "g p": () => go([]),
     "g r": () => project && go(["p", project, "runs"]),
     "g w": () => project && go(["p", project]),
+    "g a": () => project && go(["p", project, "alerts"]),
+    "g s": () => go(["settings"]),
   });
   return (
     <>
@@ -88,6 +92,9 @@ export function Shell({ children }: { children: ComponentChildren }) {
         <span class={`link ${connection.value}`} title={connection.value === "live" ? "New data shows up by itself" : "No connection to the server"}>
           {connection.value === "live" ? "● live" : "○ away"}
         </span>
+        <a class="button plain" href={href(["settings"])} aria-label="settings">
+          ⚙
+        </a>
         <button type="button" class="plain" onClick={toggleTheme} aria-label={`to the ${theme.value === "dark" ? "light" : "dark"} theme`}>
           {theme.value === "dark" ? "☾" : "☀"}
         </button>
@@ -122,6 +129,9 @@ function Crumbs() {
       </a>
       <a href={href(["p", project, "runs"])} aria-current={section === "runs" ? "page" : undefined}>
         Runs
+      </a>
+      <a href={href(["p", project, "alerts"])} aria-current={section === "alerts" ? "page" : undefined}>
+        Alerts
       </a>
       {section === "r" && run && <span class="quiet">{run}</span>}
     </nav>

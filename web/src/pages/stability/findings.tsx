@@ -16,9 +16,13 @@ export function graveFirst(findings: readonly Finding[]): Finding[] {
 
 /** A finding and as much again on both sides. */
 export function round({ first_step, last_step }: Finding): Range {
-  const end = last_step ?? first_step;
-  const room = Math.max(20, end - first_step);
-  return [Math.max(0, first_step - room), end + room];
+  return around(first_step, last_step ?? first_step);
+}
+
+/** Some steps and as much again on both sides. */
+export function around(first: number, last: number): Range {
+  const room = Math.max(20, last - first);
+  return [Math.max(0, first - room), last + room];
 }
 
 function when({ first_step, last_step }: Finding): string {

@@ -1,18 +1,18 @@
 /** Is it sick, since when, which layer, which rank, what kind, what changed: one range of steps for all panels. */
 
 import { type Signal, useSignal } from "@preact/signals";
-import { useMemo } from "preact/hooks";
+import { useEffect, useMemo } from "preact/hooks";
 import type { Answer } from "../../api";
 import { earlier, later, type Range, zoom } from "../../charts/axes";
 import type { Finding, RunAnswer } from "../../model";
-import { set } from "../../router";
+import { place, set } from "../../router";
 import { news } from "../../state";
 import { Answered } from "../../ui/notices";
 import { useKeys } from "../../ui/shell";
 import { Zoom } from "../look";
 import { Curves } from "./curves";
 import { Detail } from "./detail";
-import { graveFirst, Lane, List, round } from "./findings";
+import { around, graveFirst, Lane, List, round } from "./findings";
 import { Health } from "./health";
 import { Layers } from "./layers";
 import { Ranks } from "./ranks";
@@ -35,6 +35,12 @@ export function Stability({ run, range, answer }: Props) {
     const [name] = finding.names;
     if (name && finding.kind) set({ tensor: name, kind: finding.kind });
   };
+  const given = place.value.query.get("at");
+  useEffect(() => {
+    if (given === null || !/^\d+$/.test(given)) return;
+    const step = Number(given);
+    zoom(range, around(step, step));
+  }, [given, range]);
   useKeys({
     ".": () => choose(Math.min(at.value + 1, findings.length - 1)),
     ",": () => choose(Math.max(at.value - 1, 0)),
