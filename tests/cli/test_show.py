@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
+import socket
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ from tests.api.journals import UID, RankJournal
 from tests.cli.conftest import Cli
 from torchtrack.cli import common, draw
 from torchtrack.histogram import Histogram
+from torchtrack.server.shown import ADDRESS, index_folder
 
 
 @pytest.mark.parametrize("width", [80, 120, 160])
@@ -153,3 +155,18 @@ def test_numbers_have_four_significant_digits(value: object, text: str) -> None:
 
 def test_settings_lose_their_trailing_zeros() -> None:
     assert [common.short(value) for value in (3e-4, 0.1, 512, 1.0, 1e10)] == ["3e-4", "0.1", "512", "1", "1e10"]
+
+
+def test_show_links_to_the_page_while_one_is_there_and_keeps_its_token(
+    cli: Cli, runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    index_folder(runs).mkdir(parents=True)
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        address = f"http://127.0.0.1:{listening.getsockname()[1]}/"
+        (index_folder(runs) / ADDRESS).write_text(json.dumps({"url": f"{address}#token=tt_secret"}))
+        text = cli("show", "baseline").stdout
+    assert f"page: {address}#/p/" in text
+    assert f"/r/{UID}" in text
+    assert "tt_secret" not in text
+    assert "page:" not in cli("show", "baseline").stdout

@@ -21,7 +21,7 @@ from tests.api.journals import UID
 from tests.server.samples import Make, write_runs
 from torchtrack import Api
 from torchtrack.records import Table
-from torchtrack.server.worker import index_folder
+from torchtrack.server.shown import index_folder
 
 
 class Unix(HTTPConnection):

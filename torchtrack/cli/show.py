@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
 
 import click
 
@@ -47,6 +48,17 @@ def show(run: str, params: int, kind: str, pattern: str | None, as_json: bool, f
             *page.ending(found),
         ):
             console.print(part)
+        link = run if "://" in run else _page(folder or common.default_folder(), found)
+        if link:
+            console.print(f"\npage: {link}", style="dim", soft_wrap=True, markup=False)
+
+
+def _page(folder: Path, run: Run) -> str | None:
+    """Where a running `torchtrack ui` shows the run."""
+    from torchtrack.server.shown import page_of
+
+    page = page_of(folder)
+    return page and f"{page}#/p/{quote(run.project, safe='')}/r/{run.uid}"
 
 
 def _describe(run: Run, view: Any) -> dict[str, Any]:

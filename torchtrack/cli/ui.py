@@ -32,13 +32,13 @@ def ui(folder: Path | None, host: str, port: int, hosts: tuple[str, ...], no_tok
         try:
             from torchtrack.server.app import Config
             from torchtrack.server.serve import serve
-            from torchtrack.server.worker import index_folder
+            from torchtrack.server.shown import ADDRESS, index_folder
         except ImportError as error:
             raise click.ClickException(
                 f"{error}; install what the page needs: pip install 'torchtrack[server]'"
             ) from None
         data = index_folder(folder)
-        told = data / "address.json"
+        told = data / ADDRESS
 
         def say(address: str, key: str | None) -> None:
             url = f"{address}/#token={key}" if key else f"{address}/"

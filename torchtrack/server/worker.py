@@ -8,7 +8,6 @@ It listens on a Unix socket that only its user can open; the server in front of 
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 import logging
 import os
@@ -31,6 +30,7 @@ from torchtrack.server.indexer import Indexer
 from torchtrack.server.metrics import MetricsStore
 from torchtrack.server.problems import ApiError
 from torchtrack.server.reading import Reader
+from torchtrack.server.shown import index_folder
 from torchtrack.server.tenancy import Tenancy
 from torchtrack.version import __version__
 
@@ -41,12 +41,6 @@ PAUSE_S: Final = 0.5
 UPDATE_S: Final = 2.0
 """How long the table of runs is brought up to date before the journals are looked at again."""
 _log = logging.getLogger("torchtrack.server")
-
-
-def index_folder(runs: Path) -> Path:
-    """Where the index of a folder of runs lies: in the user's cache, since the folder may be read-only."""
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return cache / "torchtrack" / "index" / hashlib.sha256(str(runs.resolve()).encode()).hexdigest()[:16]
 
 
 def create_app(store: MetricsStore, runs: Path, catalog: Catalog | None = None) -> FastAPI:
