@@ -436,7 +436,10 @@ def test_s20_a_run_of_another_project_is_as_one_that_is_not_there(team: Team) ->
 def test_s20_lists_and_news_leave_out_other_projects(team: Team) -> None:
     told = [
         team.ask("GET", path, "write").body
-        for path in ("/projects", "/projects/secret/keys", "/projects/-/keys", "/streams", "/live?poll=0", "/keys")
+        for path in (
+            *("/projects", "/projects/secret/keys", "/projects/-/keys", "/streams", "/live?poll=0", "/keys"),
+            *("/projects/secret/alarms", "/projects/-/alarms"),
+        )
     ]
     told.append(team.ask("POST", "/projects/-/runs/query", "write", {}).body)
     told.append(team.ask("POST", "/projects/secret/runs/query", "write", {}).body)
