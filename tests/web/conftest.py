@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -83,6 +84,7 @@ def _wait_until_it_answers(url: str) -> None:
     headers = {"Authorization": f"Bearer {token}"}
     answer = pool.request("GET", f"{address}api/v1/projects", headers=headers)
     while b'"wide"' not in answer.data:  # it answers before it has read the folder
+        time.sleep(0.1)  # the cores are for what is waited for
         answer = pool.request("GET", f"{address}api/v1/projects", headers=headers)
 
 
