@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 import torchtrack
 from tests.ranks import wrappers
-from torchtrack.testing import ranks
+from torchtrack.testing import close_pool, ranks
 from torchtrack.watch import layout
 
 LAST = 3
@@ -196,7 +197,15 @@ def spoil(parameters: list[torch.Tensor]) -> None:
                 return
 
 
+@pytest.fixture
+def own_processes() -> Iterator[None]:
+    """DTensor remembers meshes, and takes one of an ended job for an equal one of the next job in the process."""
+    yield
+    close_pool()
+
+
 @pytest.mark.parametrize("size", [2, 4])
+@pytest.mark.usefixtures("own_processes")
 def test_all_ranks_decide_alike_under_every_layout(tmp_path: Path, size: int) -> None:
     names = [name for name in LAYOUTS if wrappers.WRAPPERS[name][0] == size]
     found = ranks(size, init=True).run(train_layouts, tmp_path, names)
