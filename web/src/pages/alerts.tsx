@@ -26,11 +26,17 @@ export function Alerts({ project }: { project: string }) {
             <option value="critical">critical</option>
           </select>
         </label>
-        {answer.value.data && <span class="quiet">of {answer.value.data.runs < answer.value.data.of ? `the newest ${answer.value.data.runs} of ${answer.value.data.of}` : answer.value.data.of} runs</span>}
+        {answer.value.data && <span class="quiet">{extent(answer.value.data)}</span>}
       </div>
       <Answered answer={answer.value}>{({ lines }) => <Lines lines={lines.filter(fits)} all={lines.length} />}</Answered>
     </div>
   );
+}
+
+/** Of how many runs the lines are. */
+function extent({ runs, of }: { runs: number; of: number }): string {
+  if (runs < of) return `of the newest ${runs} of ${of} runs`;
+  return of === 1 ? "of 1 run" : `of ${of} runs`;
 }
 
 function Lines({ lines, all }: { lines: Alarm[]; all: number }) {

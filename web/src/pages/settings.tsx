@@ -43,7 +43,7 @@ function WhoIAm({ me }: { me: Me }) {
       <p>{KINDS[me.kind]}</p>
       <p>{roles(me.roles) || "You have no role in any project yet: ask an admin of this server for one."}</p>
       {me.kind !== "user" && me.kind !== "key" && (
-        <p class="quiet">On the page of `torchtrack ui` that is all there is to set: it shows the runs of one folder to one person. Keys and users are of use with `torchtrack server`.</p>
+        <p class="quiet">On the page of <code>torchtrack ui</code> that is all there is to set: it shows the runs of one folder to one person. Keys and users are of use with <code>torchtrack server</code>.</p>
       )}
     </section>
   );
@@ -74,7 +74,7 @@ function Keys({ me }: { me: Me }) {
   return (
     <section class="card settings" aria-label="keys">
       <h2>Keys</h2>
-      <p class="quiet">A key lets a program in: one that trains, `torchtrack sync`, `Api`. What it may, its scope says; it never may more than whose it is.</p>
+      <p class="quiet">A key lets a program in: one that trains, <code>torchtrack sync</code>, <code>Api</code>. What it may, its scope says; it never may more than whose it is.</p>
       <NewKey me={me} onMade={made} />
       {fresh.value && <Fresh key={fresh.value.id} made={fresh.value} onDone={() => { fresh.value = null; }} />}
       <Answered answer={answer.value}>
