@@ -283,6 +283,21 @@ def test_bytes_behind_the_last_frame_that_a_power_cut_left_are_zeros_again(
     again.close()
 
 
+def test_a_stream_that_begins_elsewhere_after_all_of_it_was_lost_is_found_there(
+    journal: Journal, store: JournalStore
+) -> None:
+    store.append(journal.number, 0, raw(journal, 0, 0))
+    store.commit()
+    path = store.streams()[journal.number]
+    path.write_bytes(bytes(path.stat().st_size))  # as after a power cut
+    again = JournalStore(store.folder)
+    again.append(journal.number, 1, raw(journal, 1, 2), [(0, 0)])  # the sender has lost the opening, which tells the place
+    again.commit()
+
+    assert stored(again.streams()[journal.number]).keys() == {(journal.number, 1), (journal.number, 2)}
+    again.close()
+
+
 def test_what_a_server_keeps_is_read_like_a_local_folder(tmp_path: Path) -> None:
     run = torchtrack.init(dir=tmp_path / "runs", system_interval=0)
     for step in range(20):

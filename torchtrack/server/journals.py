@@ -89,8 +89,9 @@ class JournalStore:
                 if log.dirty:
                     with self._lock:
                         self._dirty[stream] = log
-                if log.path is not None:
-                    self._paths.setdefault(stream, log.path)
+                if log.path is not None:  # another than before, if nothing readable was left there
+                    with self._lock:
+                        self._paths[stream] = log.path
         return position
 
     def commit(self) -> dict[int, StorageError]:
