@@ -291,7 +291,7 @@ def test_a_stream_that_begins_elsewhere_after_all_of_it_was_lost_is_found_there(
     path = store.streams()[journal.number]
     path.write_bytes(bytes(path.stat().st_size))  # as after a power cut
     again = JournalStore(store.folder)
-    again.append(journal.number, 1, raw(journal, 1, 2), [(0, 0)])  # the sender has lost the opening, which tells the place
+    again.append(journal.number, 1, raw(journal, 1, 2), [(0, 0)])  # the opening, which tells the place, is lost
     again.commit()
 
     assert stored(again.streams()[journal.number]).keys() == {(journal.number, 1), (journal.number, 2)}
