@@ -65,3 +65,11 @@ def test_dictionary_codes_out_of_range_are_refused() -> None:
     batch = pa.RecordBatch.from_arrays(columns, schema=records.TEXTS)
     with pytest.raises(pa.ArrowInvalid):
         records.decode(Table.TEXTS, records.encode(batch))
+
+
+@pytest.mark.parametrize(
+    ("text", "kept"), [("abc", "abc"), ("\u00fc\U0001f600", "\u00fc\U0001f600"), ("a\ud800", "a?")]
+)
+def test_encodable_replaces_lone_surrogates_only(text: str, kept: str) -> None:
+    assert records.encodable(text) == kept
+    assert records.encodable(text).encode()

@@ -16,7 +16,7 @@ from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from torchtrack.histogram import Histogram
 from torchtrack.media import Pending, Table
-from torchtrack.values import Deferred, Text, convert, encodable, flatten
+from torchtrack.values import Deferred, Text, convert, flatten
 
 
 def test_flatten_joins_names_and_keeps_order() -> None:
@@ -32,14 +32,6 @@ def test_flatten_ends_at_a_dict_that_holds_itself() -> None:
 
     assert name.count("e") <= 20
     assert value is endless
-
-
-@pytest.mark.parametrize(
-    ("text", "kept"), [("abc", "abc"), ("\u00fc\U0001f600", "\u00fc\U0001f600"), ("a\ud800", "a?")]
-)
-def test_encodable_replaces_lone_surrogates_only(text: str, kept: str) -> None:
-    assert encodable(text) == kept
-    assert encodable(text).encode()
 
 
 def test_numbers_become_floats_and_nothing_else() -> None:

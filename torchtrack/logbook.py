@@ -21,8 +21,9 @@ from torchtrack.columns import Layout, is_exact
 from torchtrack.histogram import Histogram
 from torchtrack.media import Pending
 from torchtrack.recorder import Recorder
+from torchtrack.records import MAX_NAME, RESERVED, encodable
 from torchtrack.redact import Redactor
-from torchtrack.values import MAX_NAME, REDUCES, RESERVED, Deferred, Text, convert, encodable, flatten
+from torchtrack.values import REDUCES, Deferred, Text, convert, flatten
 
 _MAX_LAYOUTS: Final = 4096
 _MAX_BAD_NAMES: Final = 1000

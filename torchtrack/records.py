@@ -21,6 +21,10 @@ UPDATE_UNCHANGED: Final = "watch/update_unchanged"
 """Share of the elements of a step that are as before."""
 OF_LAYERS: Final = (f"{LOCAL_NORM}/", f"{UPDATE_LOST}/", f"{UPDATE_UNCHANGED}/")
 """What the same of a layer begins with; the rest is the layer's name."""
+RESERVED: Final = ("watch/", "system/", "_tt/")
+"""What names begin with that are not the user's."""
+MAX_NAME: Final = 1024
+"""Characters of a name."""
 
 
 class Table(IntEnum):
@@ -94,6 +98,11 @@ SCHEMAS: Final = {
     Table.LOGS: LOGS,
     Table.EVENTS: EVENTS,
 }
+
+
+def encodable(text: str) -> str:
+    """The text without halves of surrogate pairs, which no UTF-8 file can hold."""
+    return text if text.isascii() else text.encode("utf-8", "replace").decode()
 
 
 def encode(batch: pa.RecordBatch) -> pa.Buffer:

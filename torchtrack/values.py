@@ -14,13 +14,12 @@ import numpy as np
 from torchtrack.columns import PLAIN, is_exact
 from torchtrack.histogram import Histogram
 from torchtrack.media import Pending, as_media
+from torchtrack.records import encodable
 
 if TYPE_CHECKING:
     from torchtrack.recorder import Later
 
-RESERVED: Final = ("watch/", "system/", "_tt/")
 REDUCES: Final = ("mean", "sum", "min", "max")
-MAX_NAME: Final = 1024
 _MAX_TEXT: Final = 1 << 20
 _MAX_DEPTH: Final = 16
 _WAYS: Final = {"sum": "sum", "avg": "mean", "min": "min", "max": "max"}
@@ -54,11 +53,6 @@ def flatten(metrics: Mapping[Any, Any], prefix: str = "", depth: int = 0) -> Ite
             yield from flatten(value, f"{name}/", depth + 1)
         else:
             yield name, value
-
-
-def encodable(text: str) -> str:
-    """The text without halves of surrogate pairs, which no UTF-8 file can hold."""
-    return text if text.isascii() else text.encode("utf-8", "replace").decode()
 
 
 def convert(value: Any) -> Value:

@@ -43,7 +43,7 @@ ARROWS: dict[str, set[str]] = {
     "sidecar": {"alerts", "credentials", "journal", "records", "wire"},
     "watch": {"histogram", "journal", "records"},
     "stability": {"batches", "histogram"},
-    "values": {"columns", "histogram", "media", "recorder", "watch"},
+    "values": {"columns", "histogram", "media", "recorder", "records", "watch"},
     "logbook": {"background", "blobs", "columns", "histogram", "media", "recorder", "records", "redact", "values"},
     # the training script's side
     "run": {

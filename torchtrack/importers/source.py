@@ -9,9 +9,8 @@ from dataclasses import dataclass, field
 from typing import Any, Final, NamedTuple
 
 from torchtrack.histogram import Histogram
+from torchtrack.records import MAX_NAME, RESERVED, encodable
 
-RESERVED: Final = ("watch/", "system/", "_tt/")
-MAX_NAME: Final = 1024
 CHUNK_ROWS: Final = 50_000
 """Rows of a chunk, about."""
 CHUNK_BYTES: Final = 16 << 20
@@ -170,7 +169,7 @@ class SourceRun(ABC):
         return known
 
     def _named(self, name: str) -> str:
-        name = name if name.isascii() else name.encode("utf-8", "replace").decode()
+        name = encodable(name)
         if len(name) > MAX_NAME:
             self.losses.note(f"names longer than {MAX_NAME} characters: cut off there")
             name = name[:MAX_NAME]

@@ -30,7 +30,7 @@ from torchtrack.journal import frame
 from torchtrack.journal.frame import FILE_NAME, Codec, Kind, rank_path
 from torchtrack.journal.reader import Stream
 from torchtrack.journal.writer import Writer
-from torchtrack.records import Table
+from torchtrack.records import Table, encodable
 from torchtrack.redact import Redactor
 from torchtrack.version import __version__
 
@@ -293,17 +293,17 @@ class _Target:
         step, at, name, data, mime, caption = row
         sha256 = blobs.store(blobs.Blob(data, mime, caption, {}), self._directory / self.uid)
         about = {"sha256": sha256, "mime": mime, "size": len(data)}
-        caption = None if caption is None else _encodable(caption)
+        caption = None if caption is None else encodable(caption)
         return {"step": step, "time": at, "name": name, **about, "caption": caption}
 
     def _text_row(self, row: tuple[int, int, str, str | None]) -> dict[str, Any]:
         step, at, name, text = row
-        text = None if text is None else _encodable(self._redactor.text(text))
+        text = None if text is None else encodable(self._redactor.text(text))
         return {"step": step, "time": at, "name": name, "text": text}
 
     def _line_row(self, row: tuple[int, str, str]) -> dict[str, Any]:
         at, stream, line = row
-        return {"time": at, "stream": stream, "line": _encodable(self._redactor.text(line))}
+        return {"time": at, "stream": stream, "line": encodable(self._redactor.text(line))}
 
     def _event_row(self, at: int, step: int | None, kind: str, data: Mapping[str, Any]) -> dict[str, Any]:
         content = json.dumps(self._redactor.value(dict(data)), default=str)
@@ -334,10 +334,6 @@ def _histogram_row(step: int, at: int, name: str, histogram: Histogram) -> dict[
         "buckets": buckets.tolist(),
         "counts": counts.tolist(),
     }
-
-
-def _encodable(text: str) -> str:
-    return text if text.isascii() else text.encode("utf-8", "replace").decode()
 
 
 # -- what is there already --------------------------------------------------------------------------------------------
