@@ -12,8 +12,6 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, Final
 
-import pyarrow as pa
-
 from torchtrack import guard, records
 from torchtrack.background import Background
 from torchtrack.blobs import store
@@ -21,7 +19,7 @@ from torchtrack.columns import Layout, is_exact
 from torchtrack.histogram import Histogram
 from torchtrack.media import Pending
 from torchtrack.recorder import Recorder
-from torchtrack.records import MAX_NAME, RESERVED, encodable
+from torchtrack.records import MAX_NAME, RESERVED, encodable, histogram_row
 from torchtrack.redact import Redactor
 from torchtrack.values import REDUCES, Deferred, Text, convert, flatten
 
@@ -208,7 +206,7 @@ class Logbook:
         elif isinstance(value, Deferred):
             self._recorder.later(value.later, name, step, reduce=value.reduce or reduce, partial=value.partial)
         elif isinstance(value, Histogram):
-            self._recorder.put(records.Table.TENSORS, lambda: histogram_row(name, value, step, now), 3000)
+            self._recorder.put(records.Table.TENSORS, lambda: histogram_row(name, value, step, now // 1000), 3000)
         else:
             for pending in value:
                 self._media(name, pending, step, now)
@@ -255,31 +253,3 @@ def _brief(value: Any) -> str:
 def _exact(layout: Layout, values: Iterable[Any]) -> bool:
     held = list(values)
     return all(is_exact(held[i]) for i in layout.integers)
-
-
-def histogram_row(name: str, histogram: Histogram, step: int, time_ns: int) -> pa.RecordBatch:
-    """A histogram that the user logged, as a row of the tensors table."""
-    buckets, counts = histogram.sparse()
-    row = {
-        "sample": step,
-        "step": step,
-        "time": time_ns // 1000,
-        "kind": "logged",
-        "name": name,
-        "stage": "step",
-        "ranks": 1,
-        "numel": histogram.count,
-        "covers": "",
-        "count": histogram.count,
-        "sum": histogram.sum,
-        "sum_sq": histogram.sum_sq,
-        "min": histogram.min,
-        "max": histogram.max,
-        "zeros": histogram.zeros,
-        "nans": histogram.nans,
-        "pos_infs": histogram.pos_infs,
-        "neg_infs": histogram.neg_infs,
-        "buckets": buckets.tolist(),
-        "counts": counts.tolist(),
-    }
-    return pa.RecordBatch.from_pylist([row], schema=records.TENSORS)

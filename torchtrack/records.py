@@ -7,9 +7,12 @@ the number given here, so the numbers are part of the format and never reused.
 from __future__ import annotations
 
 from enum import IntEnum
-from typing import Final
+from typing import TYPE_CHECKING, Any, Final
 
 import pyarrow as pa
+
+if TYPE_CHECKING:
+    from torchtrack.histogram import Histogram
 
 FORMAT_VERSION: Final = 1
 """Version of the tables and of the journal around them; a reader accepts its own and the one before."""
@@ -103,6 +106,33 @@ SCHEMAS: Final = {
 def encodable(text: str) -> str:
     """The text without halves of surrogate pairs, which no UTF-8 file can hold."""
     return text if text.isascii() else text.encode("utf-8", "replace").decode()
+
+
+def histogram_row(name: str, histogram: Histogram, step: int, time_us: int) -> dict[str, Any]:
+    """A histogram that somebody logged, as a row of the tensors table; `time_us` since the epoch."""
+    buckets, counts = histogram.sparse()
+    return {
+        "sample": step,
+        "step": step,
+        "time": time_us,
+        "kind": "logged",
+        "name": name,
+        "stage": "step",
+        "ranks": 1,
+        "numel": histogram.count,
+        "covers": "",
+        "count": histogram.count,
+        "sum": histogram.sum,
+        "sum_sq": histogram.sum_sq,
+        "min": histogram.min,
+        "max": histogram.max,
+        "zeros": histogram.zeros,
+        "nans": histogram.nans,
+        "pos_infs": histogram.pos_infs,
+        "neg_infs": histogram.neg_infs,
+        "buckets": buckets.tolist(),
+        "counts": counts.tolist(),
+    }
 
 
 def encode(batch: pa.RecordBatch) -> pa.Buffer:

@@ -18,7 +18,7 @@ ARROWS: dict[str, set[str]] = {
     "version": set(),
     "errors": set(),
     "guard": set(),
-    "records": set(),
+    "records": {"histogram"},
     "histogram": set(),
     "settings": {"credentials"},
     "credentials": set(),

@@ -23,14 +23,13 @@ import numpy as np
 import pyarrow as pa
 
 from torchtrack import blobs, records
-from torchtrack.histogram import Histogram
 from torchtrack.importers.source import About, Chunk, End, Losses, SourceRun
 from torchtrack.job.identity import Attempt, Keys, id_key
 from torchtrack.journal import frame
 from torchtrack.journal.frame import FILE_NAME, Codec, Kind, rank_path
 from torchtrack.journal.reader import Stream
 from torchtrack.journal.writer import Writer
-from torchtrack.records import Table, encodable
+from torchtrack.records import Table, encodable, histogram_row
 from torchtrack.redact import Redactor
 from torchtrack.version import __version__
 
@@ -182,7 +181,7 @@ class _Target:
         self._put(Table.MEDIA, [self._medium_row(row) for row in chunk.media])
         self._scalars(chunk)
         self._put(Table.TEXTS, [self._text_row(row) for row in chunk.texts])
-        self._put(Table.TENSORS, [_histogram_row(step, at, n, h) for step, at, n, h in chunk.histograms])
+        self._put(Table.TENSORS, [histogram_row(n, h, step, at) for step, at, n, h in chunk.histograms])
         self._put(Table.LOGS, [self._line_row(row) for row in chunk.lines])
         self._put(Table.EVENTS, [self._event_row(*row) for row in chunk.events])
 
@@ -308,32 +307,6 @@ class _Target:
     def _event_row(self, at: int, step: int | None, kind: str, data: Mapping[str, Any]) -> dict[str, Any]:
         content = json.dumps(self._redactor.value(dict(data)), default=str)
         return {"time": at, "step": step, "type": kind, "json": content}
-
-
-def _histogram_row(step: int, at: int, name: str, histogram: Histogram) -> dict[str, Any]:
-    buckets, counts = histogram.sparse()
-    return {
-        "sample": step,
-        "step": step,
-        "time": at,
-        "kind": "logged",
-        "name": name,
-        "stage": "step",
-        "ranks": 1,
-        "numel": histogram.count,
-        "covers": "",
-        "count": histogram.count,
-        "sum": histogram.sum,
-        "sum_sq": histogram.sum_sq,
-        "min": histogram.min,
-        "max": histogram.max,
-        "zeros": histogram.zeros,
-        "nans": histogram.nans,
-        "pos_infs": histogram.pos_infs,
-        "neg_infs": histogram.neg_infs,
-        "buckets": buckets.tolist(),
-        "counts": counts.tolist(),
-    }
 
 
 # -- what is there already --------------------------------------------------------------------------------------------
