@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from torchtrack.errors import MissingDependencyError
+from torchtrack.importers import sqlite
 from torchtrack.importers.source import About, Chunk, End, Losses, SourceRun
 from torchtrack.importers.sources import Found
 
@@ -129,27 +130,13 @@ def _databases(path: Path) -> list[Path]:
     return [each for pattern in ("*.db", "*.sqlite", "*.sqlite3") for each in sorted(path.glob(pattern))]
 
 
-def _open(path: Path) -> sqlite3.Connection:
-    return sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True)
-
-
 def _is_database(path: Path) -> bool:
-    try:
-        with path.open("rb") as file:
-            if file.read(16) != b"SQLite format 3\0":
-                return False
-        connection = _open(path)
-        try:
-            rows = connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'").fetchall()
-        finally:
-            connection.close()
-    except (sqlite3.Error, OSError):
-        return False
-    return {"experiments", "runs", "metrics", "params"} <= {name for (name,) in rows}
+    tables = {name for (name,) in sqlite.answers(path, "SELECT name FROM sqlite_master WHERE type = 'table'")}
+    return {"experiments", "runs", "metrics", "params"} <= tables
 
 
 def _find_in_database(path: Path, project: str | None, found: Found) -> None:
-    connection = _open(path)
+    connection = sqlite.connect(path)
     try:
         rows = connection.execute(
             "SELECT r.run_uuid, e.name, r.name, r.status, r.start_time, r.end_time, r.lifecycle_stage"
@@ -185,7 +172,7 @@ class _DatabaseRun(Run):
             "SELECT rowid, key, value, timestamp, step, is_nan FROM metrics"
             " WHERE run_uuid = ? AND rowid > ? ORDER BY rowid LIMIT ?"
         )
-        connection = _open(self._path)
+        connection = sqlite.connect(self._path)
         try:
             while rows := connection.execute(query, (self.key, last, _ROWS)).fetchall():
                 chunk = Chunk()

@@ -9,6 +9,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any, Final
 
+from torchtrack.importers import sqlite
 from torchtrack.importers.logged import flat, put
 from torchtrack.importers.source import About, Chunk, SourceRun
 from torchtrack.importers.sources import Found
@@ -34,27 +35,13 @@ def _databases(path: Path) -> list[Path]:
     return [path] if path.is_file() else sorted(path.glob("*.db"))
 
 
-def _open(path: Path) -> sqlite3.Connection:
-    return sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True)
-
-
 def _has_runs(path: Path) -> bool:
-    try:
-        with path.open("rb") as file:
-            if file.read(16) != b"SQLite format 3\0":
-                return False
-        connection = _open(path)
-        try:
-            columns = {row[1] for row in connection.execute("PRAGMA table_info(metrics)")}
-        finally:
-            connection.close()
-    except (sqlite3.Error, OSError):
-        return False
+    columns = {row[1] for row in sqlite.answers(path, "PRAGMA table_info(metrics)")}
     return {"run_name", "metrics", "step", "timestamp"} <= columns
 
 
 def _find_in(path: Path, project: str | None, found: Found) -> None:
-    connection = _open(path)
+    connection = sqlite.connect(path)
     try:
         by_id = "run_id" in {row[1] for row in connection.execute("PRAGMA table_info(metrics)")}
         key = "run_id" if by_id else "run_name"
@@ -128,7 +115,7 @@ class Run(SourceRun):
             chunk.event(self.about.start_ns // 1000, "config", self._config)
             yield chunk
         cursor = {**cursor, "config": told}
-        connection = _open(self._path)
+        connection = sqlite.connect(self._path)
         try:
             tables = {name for (name,) in connection.execute("SELECT name FROM sqlite_master")}
             for table in [name for name in ("metrics", "system_metrics", "alerts") if name in tables]:
