@@ -84,9 +84,9 @@ ARROWS: dict[str, set[str]] = {
     # the reader's side
     "api": {"batches", "credentials", "histogram", "journal", "naming", "records", "sidecar", "stability"},
     "server": {"api", "credentials", "histogram", "journal", "naming", "records", "stability", "wire"},
-    "lookout": {"api", "journal", "records", "stability"},
+    "lookout": {"api", "journal", "records", "sidecar", "stability"},
     "importers": {"blobs", "histogram", "job", "journal", "records", "redact"},
-    "sinks": {"api", "histogram", "records", "stability"},
+    "sinks": {"api", "histogram", "records", "sidecar", "stability"},
     "cli": {
         "alerts",
         "api",

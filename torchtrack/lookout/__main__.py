@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import logging
 import os
-import queue
-import signal
 import sys
-import threading
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
 from torchtrack import guard
 from torchtrack.lookout.lookout import Lookout
+from torchtrack.sidecar.requests import Requests
 
 _LOOK_S: Final = 1.0
 _SHARE: Final = 0.25
@@ -39,8 +37,6 @@ class _Warnings(logging.Handler):
 class Lookouts:
     """The runs of a sidecar.
 
-    **Threads:** requests are read on one of their own, so that the end of the sidecar is seen while a rule hangs.
-
     Args:
         directory: the folder of runs.
         requests: the descriptor that the sidecar writes to.
@@ -48,45 +44,24 @@ class Lookouts:
     """
 
     def __init__(self, directory: Path, requests: int, last_s: int = _LAST_S) -> None:
-        self._directory, self._requests, self._last_s = directory, requests, last_s
+        self._directory = directory
+        self._requests = Requests(requests, last_s)
         self._runs: dict[str, Lookout] = {}
         self._streams: dict[str, str] = {}
         self._ended_at: dict[str, float] = {}
-        self._waiting: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
         self._warnings = _Warnings()
         guard.logger.addHandler(self._warnings)
 
     def run(self) -> None:
         """Follow runs until the sidecar has left."""
-        threading.Thread(target=self._listen, name="torchtrack-requests", daemon=True).start()
         pause_s = 0.0
-        while self._obeyed(pause_s):
+        while self._requests.obey(self._obey, pause_s):
             started_s = time.monotonic()
             for uid in list(self._runs):
                 guard.attempt("a lookout", self._turn, uid)
             pause_s = max(_LOOK_S, (time.monotonic() - started_s) / _SHARE)
         for uid in list(self._runs):
             self._finish(uid)
-
-    def _listen(self) -> None:
-        with open(self._requests, "rb", closefd=False) as requests:  # it is a descriptor
-            for line in requests:
-                self._waiting.put(line)
-        signal.alarm(self._last_s)  # its default action ends even a rule that hangs
-        self._waiting.put(None)
-
-    def _obeyed(self, pause_s: float) -> bool:
-        """Do what the sidecar says, as long as it says something, and then wait. False if it has left."""
-        until_s = time.monotonic() + pause_s
-        while (left_s := until_s - time.monotonic()) > 0 or not self._waiting.empty():
-            try:
-                line = self._waiting.get(timeout=max(0.0, left_s))
-            except queue.Empty:
-                return True
-            if line is None:
-                return False
-            guard.attempt("a request to the lookout", self._obey, line)
-        return True
 
     def _turn(self, uid: str) -> None:
         lookout = self._runs[uid]
@@ -110,8 +85,7 @@ class Lookouts:
         for text in texts:
             lookout.warn(text)
 
-    def _obey(self, line: bytes) -> None:
-        request: dict[str, Any] = json.loads(line)
+    def _obey(self, request: Mapping[str, Any]) -> None:
         stream = str(request["stream"])
         if request.get("ended"):
             uid = self._streams.get(stream, "")
