@@ -5,6 +5,7 @@ from __future__ import annotations
 import atexit
 import contextlib
 import importlib
+import inspect
 import logging
 import os
 import sys
@@ -138,6 +139,13 @@ def init(
     if others or _knows_us_as_wandb(sys._getframe(1)):
         return importlib.import_module("torchtrack.compat.arguments").start(given, others)  # type: ignore[no-any-return]
     return begin(given)
+
+
+def own_arguments() -> inspect.Signature:
+    """What `init` takes, but for the words of scripts written for wandb: for adapters of frameworks."""
+    signature = inspect.signature(init)
+    own = [each for each in signature.parameters.values() if each.kind is not each.VAR_KEYWORD]
+    return signature.replace(parameters=own)
 
 
 def _knows_us_as_wandb(caller: types.FrameType) -> bool:

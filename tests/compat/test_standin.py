@@ -15,6 +15,7 @@ import pytest
 
 import torchtrack
 from tests.runs import finished, own
+from torchtrack.active import own_arguments
 from torchtrack.compat import install, standin, uninstall
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # frameworks warn of their own use of torch
@@ -100,6 +101,12 @@ def test_dir_is_the_folder_around_the_runs_unless_ours_is_set(
     wandb.finish()
 
     assert (inside, beside) == (tmp_path / "runs", tmp_path / "x" / "torchtrack-runs")
+
+
+def test_init_takes_every_argument_of_torchtracks_own(wandb: Any) -> None:
+    run = wandb.init(**{**dict.fromkeys(own_arguments().parameters), "mode": "disabled"})
+
+    assert run.disabled
 
 
 def test_a_run_without_recording_is_a_disabled_one(wandb: Any) -> None:

@@ -33,12 +33,6 @@ TAKEN: Final = (
     "tensorboard",
 )
 """Arguments of `wandb.init` that `torchtrack.init` does not have itself."""
-OWN: Final = (
-    *("project", "name", "id", "config", "group", "job_type", "tags", "notes", "dir", "mode", "url", "api_key"),
-    *("resume", "mesh", "strict", "console", "sidecar", "live_findings", "alert_urls", "alert_findings"),
-    *("finish_timeout", "system_interval"),
-)
-"""Those that it has."""
 _EMPTY_IS_NONE: Final = ("project", "name", "id", "group", "job_type", "notes", "dir", "mode", "resume", "tags")
 _MODES: Final = {"online": None, "run": None, "shared": None, "dryrun": "offline"}
 _REINITS: Final = {True: "finish_previous", False: "return_previous", None: "default"}

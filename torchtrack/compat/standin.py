@@ -107,13 +107,14 @@ def init(project: str | None = None, **arguments: Any) -> Run:
     Raises:
         TypeError, ValueError: as `torchtrack.init`.
     """
-    from torchtrack.compat.arguments import OWN, start
+    from torchtrack.compat.arguments import start
 
-    given = {**dict.fromkeys(OWN), "project": project, **{k: v for k, v in arguments.items() if k in OWN}}
+    own = active.own_arguments().parameters
+    given = {**dict.fromkeys(own), "project": project, **{k: v for k, v in arguments.items() if k in own}}
     if given["dir"]:
         there = os.path.join(os.fspath(given["dir"]), "torchtrack-runs")  # noqa: PTH118
         given["dir"] = None if os.environ.get(ENVIRONMENT["dir"]) else there
-    return start(given, {k: v for k, v in arguments.items() if k not in OWN})
+    return start(given, {k: v for k, v in arguments.items() if k not in own})
 
 
 class _Finder(importlib.metadata.DistributionFinder, importlib.abc.Loader):

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Mapping
 from typing import Any
 
 import torchtrack
+from torchtrack.active import own_arguments
 
 
 class Beginning:
@@ -22,7 +22,7 @@ class Beginning:
 
     def __init__(self, name: str, init: Mapping[str, Any]) -> None:
         try:
-            _own_arguments().bind(**init)
+            own_arguments().bind(**init)
         except TypeError as error:
             raise TypeError(f"{name}() takes the arguments of torchtrack.init(): {error}") from None
         self._init = dict(init)
@@ -36,11 +36,3 @@ class Beginning:
             return active
         self.is_own = True
         return torchtrack.init(**{**defaults, **self._init})
-
-
-def _own_arguments() -> inspect.Signature:
-    """What `torchtrack.init` takes, but for the words of scripts written for wandb."""
-    signature = inspect.signature(torchtrack.init)
-    return signature.replace(
-        parameters=[each for each in signature.parameters.values() if each.kind is not each.VAR_KEYWORD]
-    )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import os
 import secrets
 import sys
@@ -16,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Final
 import torch
 
 import torchtrack
+from torchtrack.active import own_arguments
 from torchtrack_lightning.framework import base
 
 if TYPE_CHECKING:
@@ -47,7 +47,7 @@ class TorchtrackLogger(Logger):
     def __init__(self, project: str | None = None, **init: Any) -> None:
         super().__init__()
         try:
-            _own_arguments().bind(project, **init)
+            own_arguments().bind(project, **init)
         except TypeError as error:
             raise TypeError(f"TorchtrackLogger() takes the arguments of torchtrack.init(): {error}") from None
         self._init = ({} if project is None else {"project": project}) | init
@@ -147,14 +147,6 @@ class TorchtrackLogger(Logger):
         else:
             self._run.__exit__(kind, error, trace)
         self._failed = True
-
-
-def _own_arguments() -> inspect.Signature:
-    """What `torchtrack.init` takes, but for the words of scripts written for wandb."""
-    signature = inspect.signature(torchtrack.init)
-    return signature.replace(
-        parameters=[each for each in signature.parameters.values() if each.kind is not each.VAR_KEYWORD]
-    )
 
 
 def _place(run: torchtrack.Run) -> dict[str, Any]:
