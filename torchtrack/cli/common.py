@@ -52,6 +52,19 @@ def folder_option(function: _F) -> _F:
     return option(function)
 
 
+def timeout_option(name: str, about: str) -> Callable[[_F], _F]:
+    """An option that says how many seconds to be patient with a server, as `timeout_s`."""
+    return click.option(
+        name,
+        "timeout_s",
+        type=click.FloatRange(0),
+        default=120.0,
+        show_default=True,
+        metavar="SECONDS",
+        help=about,
+    )
+
+
 @contextmanager
 def friendly() -> Iterator[None]:
     """Turn what a user can cause into a sentence and exit code 1."""

@@ -24,14 +24,8 @@ _ROWS_S = 5.0
 
 @click.command(context_settings=CONTEXT)
 @options
-@click.option(
-    "--upload-timeout",
-    "timeout_s",
-    type=click.FloatRange(0),
-    default=120.0,
-    show_default=True,
-    metavar="SECONDS",
-    help="With a server: how long to stay after the command while nothing arrives there.",
+@common.timeout_option(
+    "--upload-timeout", "With a server: how long to stay after the command while nothing arrives there."
 )
 @click.argument("command", nargs=-1, type=click.UNPROCESSED, required=True)
 def launch(command: tuple[str, ...], project: str | None, name: str | None, timeout_s: float, **watching: Any) -> None:

@@ -25,15 +25,7 @@ _NO_USE: Final = ("no_key", "version")
 @click.argument("runs", nargs=-1, metavar="[RUN]...")
 @common.folder_option
 @click.option("--url", help="The server; default TORCHTRACK_URL, else the one logged in to.")
-@click.option(
-    "--timeout",
-    "timeout_s",
-    type=click.FloatRange(0),
-    default=120.0,
-    show_default=True,
-    metavar="SECONDS",
-    help="How long the server may be out of reach.",
-)
+@common.timeout_option("--timeout", "How long the server may be out of reach.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object instead of sentences.")
 def sync(runs: tuple[str, ...], folder: Path | None, url: str | None, timeout_s: float, as_json: bool) -> None:
     """Send RUNs, or all runs of the folder, to the server. May be done at any time, as often as you like.
