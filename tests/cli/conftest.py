@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import click.testing
@@ -11,7 +11,11 @@ import numpy as np
 import pytest
 
 from tests.api.journals import RankJournal
+from tests.server.running import Running
+from torchtrack import credentials
 from torchtrack.cli import main
+from torchtrack.server.app import Config
+from torchtrack.server.budget import Limits
 
 Cli = Callable[..., click.testing.Result]
 
@@ -52,3 +56,13 @@ def runs(tmp_path: Path) -> Path:
     newest.log(0, {"acc": 0.5})
     newest.abandon()
     return folder
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[Running]:
+    """A server on loopback, logged in to."""
+    limits = Limits(job_requests_per_s=1000, interval_s=0.01)
+    running = Running(Config(data=tmp_path / "server", limits=limits, queries=False))
+    credentials.keep(running.url, running.key)
+    yield running
+    running.stop()

@@ -3,27 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 
-import pytest
 from click.testing import CliRunner
 
 from tests.api.journals import RankJournal
 from tests.server.running import Running
-from torchtrack import credentials
 from torchtrack.cli import main
-from torchtrack.server.app import Config
-from torchtrack.server.budget import Limits
-
-
-@pytest.fixture
-def server(tmp_path: Path) -> Iterator[Running]:
-    limits = Limits(job_requests_per_s=1000, interval_s=0.01)
-    running = Running(Config(data=tmp_path / "server", limits=limits, queries=False))
-    credentials.keep(running.url, running.key)
-    yield running
-    running.stop()
 
 
 def call(line: str, text: str | None = None, code: int = 0) -> str:

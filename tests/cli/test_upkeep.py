@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from tests.cli.test_sync import call, record
 from tests.server.running import Running
-from torchtrack import credentials
 from torchtrack.server.app import Config, take_hold
-from torchtrack.server.budget import Limits
 from torchtrack.server.catalog import Catalog
 from torchtrack.server.indexer import Indexer
 from torchtrack.server.metrics import MetricsStore
@@ -31,15 +28,6 @@ def put(path: Path, content: bytes = b"something") -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(content)
     return path
-
-
-@pytest.fixture
-def server(tmp_path: Path) -> Iterator[Running]:
-    limits = Limits(job_requests_per_s=1000, interval_s=0.01)
-    running = Running(Config(data=tmp_path / "server", limits=limits, queries=False))
-    credentials.keep(running.url, running.key)
-    yield running
-    running.stop()
 
 
 def test_tables_are_made_again_from_the_journals_and_what_people_typed_stays(tmp_path: Path) -> None:
