@@ -6,16 +6,18 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 
 from tests.api.journals import tensor_row
+from torchtrack.api.findings import block
+from torchtrack.records import TENSORS
 from torchtrack.stability import Facts, Finding, Monitor, Rule, Step, Tensors, default_rules
-from torchtrack.stability.step import tensors_of
 
 
 def tensors(values: Mapping[str, Any], stage: str = "step") -> Tensors:
     """The rows of one kind, of these values by name."""
     rows = [tensor_row(0, name, held, stage=stage) for name, held in values.items()]
-    return tensors_of({column: [row[column] for row in rows] for column in rows[0]})
+    return block(pa.Table.from_pylist(rows, schema=TENSORS))
 
 
 RNG = np.random.default_rng(0)

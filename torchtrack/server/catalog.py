@@ -244,11 +244,6 @@ class Catalog:
             environment.run_migrations()
 
 
-def overlaid(row: Mapping[str, Any], edits: Mapping[str, Any]) -> dict[str, Any]:
-    """A run as people see it: what they set wins over what it says."""
-    return {**row, **edits}
-
-
 def _check(field: str, value: Any) -> None:
     kind = EDITABLE.get(field)
     if kind is None:

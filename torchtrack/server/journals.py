@@ -165,8 +165,6 @@ class Committer:
         self._waiting: list[Future[Mapping[int, StorageError]]] = []
         self._stopped = False
         self._thread = threading.Thread(target=self._run, name="torchtrack-commit", daemon=True)
-        self.commits = 0
-        """How many groups have been made durable."""
 
     def start(self) -> None:
         """Start the thread."""
@@ -207,6 +205,5 @@ class Committer:
             for future in waiting:
                 future.set_exception(StorageError(str(error), full=False))
             return
-        self.commits += 1
         for future in waiting:
             future.set_result(failed)

@@ -95,20 +95,15 @@ class Step:
     facts: Facts = Facts()  # frozen
 
 
-def tensors_of(columns: Mapping[str, Any]) -> Tensors:
+def from_flat(columns: Mapping[str, Any], row: Ints, bucket: Ints, counts: npt.NDArray[Any]) -> Tensors:
     """Rows of the tensors table, of one kind and sample, a row a name.
 
     Args:
-        columns: the columns of `records.TENSORS` as arrays or lists; `buckets` and `counts` as a list each row.
+        columns: those of `records.TENSORS` as arrays or lists, but for `buckets` and `counts`.
+        row: of each non-empty bucket, in ascending order, the number of its row.
+        bucket: its id.
+        counts: what it holds.
     """
-    sizes = [len(buckets) for buckets in columns["buckets"]]
-    row = np.repeat(np.arange(len(sizes)), sizes)
-    bucket, counts = (np.concatenate([np.zeros(0), *map(np.asarray, columns[name])]) for name in ("buckets", "counts"))
-    return from_flat(columns, row, bucket.astype(np.int64), counts)
-
-
-def from_flat(columns: Mapping[str, Any], row: Ints, bucket: Ints, counts: npt.NDArray[Any]) -> Tensors:
-    """The same, with the buckets of all rows in a row: the number of the row, the bucket, and its count."""
     low, high = (np.asarray(columns[name], np.float64) for name in ("min", "max"))
     finite = high >= low
     return Tensors(

@@ -38,11 +38,6 @@ class Region:
     lo: int
     count: int
 
-    @property
-    def is_whole(self) -> bool:
-        """Whether it is all of the tensor."""
-        return self.count == self.numel
-
 
 @dataclass(frozen=True, slots=True)
 class Summand:

@@ -38,7 +38,6 @@ class Rounded:
     """
 
     def __init__(self, counts: Mapping[str, torch.Tensor]) -> None:
-        self._layers = list(counts)
         by_device: dict[torch.device, list[str]] = {}
         for layer, each in counts.items():
             by_device.setdefault(each.device, []).append(layer)
