@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final
@@ -24,11 +23,9 @@ from torchtrack.server.budget import Budget, BusyError
 from torchtrack.server.curation import Where
 from torchtrack.server.homes import Homes
 from torchtrack.server.journals import JournalStore
-from torchtrack.server.media import Part
+from torchtrack.server.media import Part, folder_of, incoming
 from torchtrack.server.problems import UPLOAD_RESPONSES, ApiError
 from torchtrack.server.stream_log import StorageError
-
-_UID: Final = re.compile(r"[0-9a-f]{16}")
 
 
 class LeftStore:
@@ -47,11 +44,10 @@ class LeftStore:
         Raises:
             ValueError: a bad name.
         """
-        if not _UID.fullmatch(uid):
-            raise ValueError("a run is named by 16 hex digits here")
+        run = folder_of(self._folder, uid)
         if not ring.LEFT_NAME.fullmatch(name):
             raise ValueError("this is no name of a black box, of stacks or of a flight recorder's dump")
-        return self._folder / uid / "nodes" / name
+        return run / "nodes" / name
 
     def every(self, uid: str) -> list[dict[str, Any]]:
         """Name and size in bytes of a run's files.
@@ -83,14 +79,8 @@ class LeftStore:
             ValueError: a bad name.
             OSError: the disk does not take it.
         """
-        path = self.path(uid, name)
-        for made in (path.parent.parent, path.parent):
-            made.mkdir(0o700, exist_ok=True)
-        part = Part(path)
-        try:
+        with incoming(self.path(uid, name)) as part:
             yield part
-        finally:
-            part.drop()
 
 
 def _digest(path: Path) -> str | None:

@@ -65,22 +65,41 @@ class MediaStore:
             ValueError: a bad name.
             OSError: the disk does not take it.
         """
-        path = self._path(uid, name)
-        folder = path.parent
-        for made in (folder.parent, folder):
-            made.mkdir(0o700, exist_ok=True)
-        part = Part(path)
-        try:
+        with incoming(self._path(uid, name)) as part:
             yield part
-        finally:
-            part.drop()
 
     def _path(self, uid: str, name: str) -> Path:
-        if not _UID.fullmatch(uid):
-            raise ValueError("a run is named by 16 hex digits here")
+        run = folder_of(self._folder, uid)
         if not _SHA256.fullmatch(name):
             raise ValueError("a file is named by its SHA-256, 64 hex digits")
-        return self._folder / uid / "media" / name
+        return run / "media" / name
+
+
+def folder_of(folder: Path, uid: str) -> Path:
+    """Where a run lies, or would, in the folder of all.
+
+    Raises:
+        ValueError: this is no uid.
+    """
+    if not _UID.fullmatch(uid):
+        raise ValueError("a run is named by 16 hex digits here")
+    return folder / uid
+
+
+@contextlib.contextmanager
+def incoming(path: Path) -> Iterator[Part]:
+    """A file that is coming in, in a folder of a run: both folders are made.
+
+    Raises:
+        OSError: the disk does not take it.
+    """
+    for made in (path.parent.parent, path.parent):
+        made.mkdir(0o700, exist_ok=True)
+    part = Part(path)
+    try:
+        yield part
+    finally:
+        part.drop()
 
 
 class Part:
