@@ -10,34 +10,28 @@ from collections.abc import Mapping
 from datetime import timedelta
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Path, Query, Request
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from fastapi import APIRouter, Query, Request
+from pydantic import Field, field_validator
 
 from torchtrack.server.auth import Keys, key_of, need
+from torchtrack.server.bodies import HEX16, Body, Id
 from torchtrack.server.catalog import Catalog
 from torchtrack.server.people import TakenError, UnknownError
 from torchtrack.server.problems import ApiError, also
 from torchtrack.server.rights import EVERYWHERE, Role, Scope, Who, at_least
 from torchtrack.server.tables import now
 
-Id = Annotated[str, Path(pattern="^[0-9a-f]{16}$", description="Its id.")]
 Label = Annotated[str, Field(min_length=1, max_length=200, pattern=r"^[^\x00-\x1f\x7f]+$")]
 Project = Annotated[str, Field(min_length=1, max_length=256, pattern=r"^[^\x00-\x1f\x7f/]+$")]
 
 
-class _Body(BaseModel):
-    model_config = ConfigDict(extra="forbid")
-
-
-class NewKey(_Body):
+class NewKey(Body):
     """A key to make. Without `project` it is for all projects its maker, or its user, may use."""
 
     name: Label
     scope: Scope
     project: Project | None = None
-    user: Annotated[str, Field(pattern="^[0-9a-f]{16}$")] | None = Field(
-        None, description="Whose it is; null: nobody's"
-    )
+    user: Annotated[str, Field(pattern=HEX16)] | None = Field(None, description="Whose it is; null: nobody's")
     expires_days: float | None = Field(None, gt=0, le=3650)
 
     @field_validator("project")
@@ -46,7 +40,7 @@ class NewKey(_Body):
         return None if project == EVERYWHERE else project
 
 
-class NewUser(_Body):
+class NewUser(Body):
     """A user to add; `roles` by project, `*` for all."""
 
     name: Label
@@ -54,13 +48,13 @@ class NewUser(_Body):
     roles: dict[Project, Role] = Field(default={}, max_length=1000)
 
 
-class UserChange(_Body):
+class UserChange(Body):
     """Whether a user is let in."""
 
     disabled: bool
 
 
-class RoleChange(_Body):
+class RoleChange(Body):
     """A role in a project, `*` for all; null takes it away."""
 
     project: Project

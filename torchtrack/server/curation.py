@@ -11,14 +11,14 @@ from typing import Annotated, Any, Final, Literal
 
 from fastapi import APIRouter, Header, Path, Query, Request
 from fastapi.concurrency import run_in_threadpool
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, Field
 
 from torchtrack.server.auth import key_of, need
+from torchtrack.server.bodies import HEX16, Body, Id
 from torchtrack.server.catalog import Catalog, ConflictError
 from torchtrack.server.problems import ApiError, also
 
-Uid = Annotated[str, Path(pattern="^[0-9a-f]{16}$", description="Of the run.")]
-Id = Annotated[str, Path(pattern="^[0-9a-f]{16}$", description="Its id.")]
+Uid = Annotated[str, Path(pattern=HEX16, description="Of the run.")]
 Project = Annotated[str, Query(min_length=1, max_length=256, pattern=r"^[^\x00]+$", description="Its name.")]
 Text = Annotated[str, Field(min_length=1, max_length=256, pattern=r"^[^\x00]+$")]
 MAX_VIEW: Final = 1 << 20
@@ -42,11 +42,7 @@ Where = Callable[[Sequence[str]], Awaitable[Mapping[str, str]]]
 _GONE = "there is no such run"
 
 
-class _Body(BaseModel):
-    model_config = ConfigDict(extra="forbid")
-
-
-class Changes(_Body):
+class Changes(Body):
     """Fields to set; null takes an edit back."""
 
     name: str | None = None
@@ -57,14 +53,14 @@ class Changes(_Body):
     colour: str | None = None
 
 
-class BulkChanges(_Body):
+class BulkChanges(Body):
     """The same fields of several runs."""
 
-    uids: list[Annotated[str, Field(pattern="^[0-9a-f]{16}$")]] = Field(max_length=10_000)
+    uids: list[Annotated[str, Field(pattern=HEX16)]] = Field(max_length=10_000)
     changes: Changes
 
 
-class NewView(_Body):
+class NewView(Body):
     """A view to save: one's own, or, `shared`, everybody's in the project, for which one has to be an editor."""
 
     project: Text
@@ -73,7 +69,7 @@ class NewView(_Body):
     shared: bool = False
 
 
-class NewRule(_Body):
+class NewRule(Body):
     """A rule: which runs (a filter as in `runs/query`) somebody wants to know of, and how much it matters."""
 
     project: Text

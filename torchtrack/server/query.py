@@ -9,12 +9,13 @@ from typing import Annotated, Any, Final, Literal
 
 import pyarrow.compute as pc
 from fastapi import APIRouter, Path, Query, Response
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
 from torchtrack.records import Table
 from torchtrack.server import axes, distributions, overview, series
 from torchtrack.server.alarms import alarms
 from torchtrack.server.answers import Format, jsonable, table_response
+from torchtrack.server.bodies import HEX16, Body
 from torchtrack.server.filters import compile_filter
 from torchtrack.server.problems import ApiError
 from torchtrack.server.reading import FIELDS, Reader
@@ -30,11 +31,7 @@ Rank = Annotated[int, Field(ge=0, le=1 << 31)] | Literal["mean", "all"]
 MAX_ITEMS: Final = 1000
 
 
-class _Body(BaseModel):
-    model_config = ConfigDict(extra="forbid")
-
-
-class Steps(_Body):
+class Steps(Body):
     """Which steps: half-open."""
 
     mode: Literal["step"] = "step"
@@ -42,7 +39,7 @@ class Steps(_Body):
     stop: Step | None = Field(default=None, alias="to")
 
 
-class X(_Body):
+class X(Body):
     """The x axis, and what is shown of it: half-open, in its units.
 
     Steps; seconds since the run began (`relative`); seconds since 1970 (`time`); or another metric, at the same step.
@@ -60,14 +57,14 @@ class X(_Body):
         return self
 
 
-class Smooth(_Body):
+class Smooth(Body):
     """A decayed mean: a value that lies tau back on the x axis, in its units, counts 1/e."""
 
     kind: Literal["ema"] = "ema"
     tau: float = Field(gt=0, le=1e9)
 
 
-class Line(_Body):
+class Line(Body):
     """One line of a chart; `rank` "all" gives one line a rank."""
 
     run: Name
@@ -75,7 +72,7 @@ class Line(_Body):
     rank: Rank = "mean"
 
 
-class SeriesQuery(_Body):
+class SeriesQuery(Body):
     """The lines of the charts in view."""
 
     items: list[Line] = Field(max_length=MAX_ITEMS)
@@ -84,7 +81,7 @@ class SeriesQuery(_Body):
     smooth: Smooth | None = None
 
 
-class TensorQuery(_Body):
+class TensorQuery(Body):
     """Tensors of a run over steps; `name` may be a pattern."""
 
     run: Name
@@ -109,7 +106,7 @@ class HistogramQuery(TensorQuery):
     at: Step | None = None
 
 
-class RunsQuery(_Body):
+class RunsQuery(Body):
     """A table of runs. `sort` takes fields, descending with a minus before; `agg` is what a group's numbers become."""
 
     filter: str = Field("", max_length=4000)
@@ -295,7 +292,7 @@ def _for_scripts(routes: APIRouter, reader: Reader) -> None:
 
     @routes.get("/streams/{stream}/{table}", response_class=Response)
     def rows(
-        stream: Annotated[str, Path(pattern="^[0-9a-f]{16}$")],
+        stream: Annotated[str, Path(pattern=HEX16)],
         table: Literal["scalars", "texts", "tensors", "media", "logs", "events"],
         first: int = Query(0, ge=0, le=_FAR),
         stop: int = Query(_FAR, ge=0, le=_FAR),
