@@ -18,6 +18,9 @@ import numpy.typing as npt
 from torchtrack.histogram import NUM_BUCKETS, ZERO, Histogram, bucket_ids, edges
 
 ZERO_WIDTH: Final = 2.0**-36
+SPREAD: Final = "histograms: counts are spread over torchtrack's buckets, evenly within each bin"
+MOMENTS: Final = "histograms without moments: their sum and squares are those of the middles of bins"
+"""What is not exact, as losses."""
 
 _Floats = npt.NDArray[np.float64]
 

@@ -7,12 +7,10 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Final
 
-from torchtrack.importers.bins import from_edges
+from torchtrack.importers.bins import MOMENTS, SPREAD, from_edges
 from torchtrack.importers.mime import mime_of_file
 from torchtrack.importers.source import Chunk, SourceRun
 
-SPREAD: Final = "histograms: counts are spread over torchtrack's buckets, evenly within each bin"
-MOMENTS: Final = "histograms without moments: their sum and squares are those of the middles of bins"
 TABLE: Final = "application/vnd.torchtrack.table+json"
 MAX_CELLS: Final = 100_000
 _WORDS: Final = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
@@ -91,7 +89,8 @@ def _file(run: SourceRun, chunk: Chunk, step: int, at: int, name: str, path: str
         return
     mime = mime_of_file(path, data)
     if path.endswith(".table.json"):
-        data, mime = _table(data) or data, TABLE if _table(data) else "application/json"
+        table = _table(data)
+        data, mime = (data, "application/json") if table is None else (table, TABLE)
     chunk.medium(step, at, run.named(name), data, mime, None if caption is None else str(caption))
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import math
 import sqlite3
+import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,7 +24,7 @@ _ENDS: Final = {
     "FAILED": End("exception", "MLflow says FAILED"),
     "KILLED": End("signal", "MLflow says KILLED"),
 }
-_LARGEST: Final = 1.7976931348623157e308
+_INFINITE: Final = sys.float_info.max
 """How a database holds infinity."""
 _OURS: Final = ("mlflow.note.content", "mlflow.runName", "mlflow.parentRunId")
 _ROWS: Final = 20_000
@@ -177,7 +178,7 @@ class _DatabaseRun(Run):
             while rows := connection.execute(query, (self.key, last, _ROWS)).fetchall():
                 chunk = Chunk()
                 for _, name, value, time_ms, step, is_nan in rows:
-                    infinite = math.copysign(math.inf, value) if abs(value) >= _LARGEST else value
+                    infinite = math.copysign(math.inf, value) if abs(value) >= _INFINITE else value
                     self._add(chunk, name, math.nan if is_nan else infinite, time_ms, step)
                 last, done = rows[-1][0], done + len(rows)
                 chunk.cursor, chunk.position = (last, done), done

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final
 
-from torchtrack.importers.bins import from_edges
+from torchtrack.importers.bins import SPREAD, from_edges
 from torchtrack.importers.mime import mime_of_file
 from torchtrack.importers.source import About, Chunk, End, SourceRun
 from torchtrack.importers.sources import Found
@@ -185,7 +185,7 @@ class Run(SourceRun):
         except (ValueError, KeyError, TypeError):
             self.losses.damage("histograms whose counts and edges do not go together")
             return
-        self.losses.note("histograms: counts are spread over torchtrack's buckets, evenly within each bin")
+        self.losses.note(SPREAD)
         chunk.histogram(step, at, name, made)
 
     def _file(self, chunk: Chunk, step: int, at: int, name: str, path: str) -> None:

@@ -18,13 +18,12 @@ import numpy as np
 
 from torchtrack.errors import MissingDependencyError
 from torchtrack.importers import tfrecord
-from torchtrack.importers.bins import from_bins
+from torchtrack.importers.bins import MOMENTS, SPREAD, from_bins
 from torchtrack.importers.mime import mime_of
 from torchtrack.importers.source import About, Chunk, End, Losses, SourceRun
 from torchtrack.importers.sources import Found
 
 PATTERN: Final = "*tfevents*"
-SPREAD: Final = "histograms: counts are spread over torchtrack's buckets, evenly within each bin"
 _NO_PLACE: Final = "values of the plugin {} have no place here"
 
 
@@ -243,7 +242,7 @@ class Run(SourceRun):
             self.losses.damage("histograms whose counts and ends do not go together")
             return
         self.losses.note(SPREAD)
-        self.losses.note("histograms without moments: their sum and squares are those of the middles of bins")
+        self.losses.note(MOMENTS)
         chunk.histogram(step, at, name, made)
 
     def _hparams(self, chunk: Chunk, at: int, value: Any) -> None:
