@@ -98,7 +98,6 @@ class Artifact:
         self.created_at: str | None = None
         self._references: dict[str, str] = {}
         self._top: Path | None = None
-        self._staged: weakref.finalize[[str, bool], Artifact] | None = None
 
     # -- what it is ---------------------------------------------------------------------------------------------------
 
@@ -336,7 +335,7 @@ class Artifact:
     def _files(self) -> Path:
         if self._top is None:
             self._top = Settings.resolve().dir / "artifacts" / f".new-{secrets.token_hex(8)}"
-            self._staged = weakref.finalize(self, shutil.rmtree, str(self._top), True)  # noqa: FBT003
+            weakref.finalize(self, shutil.rmtree, str(self._top), True)  # noqa: FBT003
             (self._top / "files").mkdir(parents=True, mode=0o700)
         return self._top / "files"
 

@@ -74,8 +74,7 @@ def use_artifact(run: Run, artifact_or_name: Artifact | str, type: str | None = 
         artifact = artifact_or_name if artifact_or_name.version else log_artifact(run, artifact_or_name)
     else:
         artifact = find(run.settings.dir, run.project, artifact_or_name)
-    if type is not None and artifact.type != type:
-        raise ValueError(f"{artifact.name} is of type {artifact.type!r}, not {type!r}")
+    of_type(artifact, type)
     run._event("artifact", {"action": "used", **_facts(artifact)})
     return artifact
 
@@ -106,6 +105,17 @@ def find(top: Path, project: str, name: str) -> Artifact:
         there = f"its versions are {', '.join(known)}" if known else f"{folder} is not there"
         raise ServerError(f"no artifact {name!r} in project {project!r}: {there}")
     return load(folder / version)
+
+
+def of_type(artifact: Artifact, wanted: str | None) -> Artifact:
+    """The artifact, if it is of this type; None is any.
+
+    Raises:
+        ValueError: it is of another type.
+    """
+    if wanted is not None and artifact.type != wanted:
+        raise ValueError(f"{artifact.name} is of type {artifact.type!r}, not {wanted!r}")
+    return artifact
 
 
 def load(top: Path) -> Artifact:

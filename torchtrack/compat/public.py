@@ -122,10 +122,7 @@ class Api(api.Api):
             ServerError: there is none.
             ValueError: it is of another type.
         """
-        found = artifacts.find(self._dir, self._project, name)
-        if type is not None and found.type != type:
-            raise ValueError(f"{found.name} is of type {found.type!r}, not {type!r}")
-        return found
+        return artifacts.of_type(artifacts.find(self._dir, self._project, name), type)
 
     def artifact_exists(self, name: str, type: str | None = None) -> bool:  # noqa: A002
         """Whether there is such an artifact."""
