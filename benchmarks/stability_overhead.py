@@ -31,7 +31,6 @@ import datetime
 import math
 import os
 import platform
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -43,7 +42,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import nn
-from watch_overhead import NEVER, Cost, Transformer, _version, agreed, middle, timed
+from watch_overhead import NEVER, Cost, Transformer, _version, agreed, interval, middle, timed
 
 import torchtrack
 
@@ -133,16 +132,6 @@ def variants(model: nn.Module, run: Any) -> dict[str, Variant]:
     if dist.is_initialized():
         made["everything checked"] = Watch(model, run, 1, stability=True, checksum_every=1)
     return made
-
-
-def interval(values: list[float]) -> tuple[float, float, float]:
-    """Median, and the order statistics around it that hold the true one in 95 of 100 cases."""
-    ordered, n = sorted(values), len(values)
-    tail, k = 0.0, 0
-    while k < n // 2 and (tail := tail + math.comb(n, k) / 2**n) <= 0.025:
-        k += 1
-    low = max(k - 1, 0)
-    return statistics.median(ordered), ordered[low], ordered[n - 1 - low]
 
 
 class Rounds:

@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import math
 import os
 import platform
 import signal
@@ -38,6 +37,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
+from watch_overhead import interval
 
 import torchtrack
 from torchtrack.testing import close_pool, ranks
@@ -194,16 +194,6 @@ def compare(folder: Path, server: Server) -> tuple[int, int]:
             assert str(mine.to_pylist()) == str(theirs.to_pylist()), (run.uid, mine.schema)
             rows += mine.num_rows
     return len(here.runs()), rows
-
-
-def interval(values: list[float]) -> tuple[float, float, float]:
-    """Median, and the order statistics around it that hold the true one in 95 of 100 cases, if there are so many."""
-    ordered, n = sorted(values), len(values)
-    tail, k = 0.0, 0
-    while k < n // 2 and (tail := tail + math.comb(n, k) / 2**n) <= 0.025:
-        k += 1
-    low = max(k - 1, 0)
-    return statistics.median(ordered), ordered[low], ordered[n - 1 - low]
 
 
 def measure(rounds: int, steps: int, base: Path, server: Server, until: float) -> None:

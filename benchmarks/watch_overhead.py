@@ -21,6 +21,7 @@ from __future__ import annotations
 import argparse
 import datetime
 import importlib.metadata
+import math
 import os
 import platform
 import statistics
@@ -195,6 +196,16 @@ def agreed(here: bool) -> bool:
     flag = torch.tensor(float(here))
     dist.all_reduce(flag, dist.ReduceOp.MIN)
     return bool(flag.item())
+
+
+def interval(values: list[float]) -> tuple[float, float, float]:
+    """Median, and the order statistics around it that hold the true one in 95 of 100 cases, if there are so many."""
+    ordered, n = sorted(values), len(values)
+    tail, k = 0.0, 0
+    while k < n // 2 and (tail := tail + math.comb(n, k) / 2**n) <= 0.025:
+        k += 1
+    low = max(k - 1, 0)
+    return statistics.median(ordered), ordered[low], ordered[n - 1 - low]
 
 
 def quartiles(values: list[float]) -> tuple[float, float, float]:
