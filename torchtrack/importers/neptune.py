@@ -12,7 +12,7 @@ from typing import Any, Final
 
 from torchtrack.importers.bins import SPREAD, from_edges
 from torchtrack.importers.mime import mime_of_file
-from torchtrack.importers.source import About, Chunk, End, SourceRun
+from torchtrack.importers.source import About, Chunk, End, SourceRun, file_in
 from torchtrack.importers.sources import Found
 
 _COLUMNS: Final = {"project_id", "run_id", "attribute_path", "attribute_type", "step", "timestamp"}
@@ -190,8 +190,8 @@ class Run(SourceRun):
 
     def _file(self, chunk: Chunk, step: int, at: int, name: str, path: str) -> None:
         for root in self._roots:
-            file = (root / path).resolve()
-            if file.is_relative_to(root.resolve()) and file.is_file() and file.stat().st_size <= _LARGEST:
+            file = file_in(root, path)
+            if file is not None and file.stat().st_size <= _LARGEST:
                 data = file.read_bytes()
                 chunk.medium(step, at, name, data, mime_of_file(path, data))
                 return

@@ -6,6 +6,7 @@ from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 from torchtrack.histogram import Histogram
@@ -181,3 +182,9 @@ class SourceRun(ABC):
     @abstractmethod
     def read(self, cursor: Any) -> Iterator[Chunk]:
         """What the source holds after a cursor; None: all of it."""
+
+
+def file_in(folder: Path, path: str) -> Path | None:
+    """A file that a source names; None if it is not there, or not in this folder."""
+    file = (folder / path).resolve()
+    return file if file.is_relative_to(folder.resolve()) and file.is_file() else None

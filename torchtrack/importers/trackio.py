@@ -11,7 +11,7 @@ from typing import Any, Final
 
 from torchtrack.importers import sqlite
 from torchtrack.importers.logged import flat, put
-from torchtrack.importers.source import About, Chunk, SourceRun
+from torchtrack.importers.source import About, Chunk, SourceRun, file_in
 from torchtrack.importers.sources import Found
 
 _ROWS: Final = 2_000
@@ -159,6 +159,5 @@ class Run(SourceRun):
                 put(self, chunk, int(row["step"]), at, name, value, self._file)
 
     def _file(self, path: str) -> bytes | None:
-        folder = (self._path.parent / "media").resolve()
-        file = (folder / path).resolve()
-        return file.read_bytes() if file.is_relative_to(folder) and file.is_file() else None
+        file = file_in(self._path.parent / "media", path)
+        return None if file is None else file.read_bytes()

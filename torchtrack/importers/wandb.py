@@ -17,7 +17,7 @@ from typing import Any, Final
 
 from torchtrack.errors import MissingDependencyError
 from torchtrack.importers.logged import flat, put
-from torchtrack.importers.source import About, Chunk, End, Losses, SourceRun
+from torchtrack.importers.source import About, Chunk, End, Losses, SourceRun, file_in
 from torchtrack.importers.sources import Found
 
 _MAGIC: Final = b":W&B\xe1\xbe"
@@ -297,9 +297,8 @@ class _Files:
         self._folder = folder
 
     def __call__(self, path: str) -> bytes | None:
-        file = (self._folder / path).resolve()
-        inside = file.is_relative_to(self._folder.resolve())
-        return file.read_bytes() if inside and file.is_file() and file.stat().st_size <= _TO_KEEP else None
+        file = file_in(self._folder, path)
+        return file.read_bytes() if file is not None and file.stat().st_size <= _TO_KEEP else None
 
 
 def _same(a: Any, b: Any) -> bool:
