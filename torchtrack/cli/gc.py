@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from torchtrack.cli import common
+from torchtrack.cli import common, remote
 
 if TYPE_CHECKING:
     from torchtrack.server.garbage import Garbage
@@ -98,11 +98,11 @@ def _found(folder: Path | None, data: Path | None, catalog: str | None, days: fl
 
 def _uploaded(folder: Path) -> Sequence[Garbage]:
     """Runs that are over and of which the server confirms every frame and file."""
-    from torchtrack.cli.sync import report, send, server_address, uploader_of
+    from torchtrack.cli.sync import report, send, uploader_of
     from torchtrack.journal.reader import find_streams
     from torchtrack.server.garbage import Garbage
 
-    url = server_address(None)
+    url = remote.server_address(None)
     by_run: dict[Path, list[Path]] = {}
     for path in find_streams(folder):
         by_run.setdefault(path.parent.parent, []).append(path)

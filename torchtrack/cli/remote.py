@@ -17,6 +17,16 @@ def url_option(function: _F) -> _F:
     return click.option("--url", help=text)(function)
 
 
+def server_address(url: str | None) -> str:
+    """The server to use: this one, else TORCHTRACK_URL's, else the one logged in to."""
+    from torchtrack import credentials
+
+    address = url or credentials.default_url()
+    if address is None:
+        raise click.ClickException("no server: give --url, set TORCHTRACK_URL, or use torchtrack login")
+    return credentials.check_url(address)
+
+
 def ask(url: str | None, method: str, path: str, body: object = None) -> Any:
     """What the server answers: JSON, or None where it has nothing to say.
 
@@ -27,10 +37,7 @@ def ask(url: str | None, method: str, path: str, body: object = None) -> Any:
     from torchtrack.sidecar.upload.transport import Http, UnreachableError
     from torchtrack.wire import API
 
-    named = url or credentials.default_url()
-    if named is None:
-        raise click.ClickException("no server: give --url, set TORCHTRACK_URL, or use torchtrack login")
-    address = credentials.check_url(named)
+    address = server_address(url)
     data = None if body is None else json.dumps(body).encode()
     http = Http(address, lambda: credentials.key_for(address))
     try:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
-from torchtrack.cli import common
+from torchtrack.cli import common, remote
 
 if TYPE_CHECKING:
     from torchtrack.sidecar.upload.engine import Uploader
@@ -24,7 +24,7 @@ _NO_USE: Final = ("no_key", "version")
 @click.command()
 @click.argument("runs", nargs=-1, metavar="[RUN]...")
 @common.folder_option
-@click.option("--url", help="The server; default TORCHTRACK_URL, else the one logged in to.")
+@remote.url_option
 @common.timeout_option("--timeout", "How long the server may be out of reach.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object instead of sentences.")
 def sync(runs: tuple[str, ...], folder: Path | None, url: str | None, timeout_s: float, as_json: bool) -> None:
@@ -34,7 +34,7 @@ def sync(runs: tuple[str, ...], folder: Path | None, url: str | None, timeout_s:
     code is 0 only if the server confirms the number and the checksum of all frames there are.
     """
     with common.friendly():
-        address = server_address(url)
+        address = remote.server_address(url)
         place = folder or common.default_folder()
         paths = _paths(place, runs)
         uploader = uploader_of(place, address, paths)
@@ -44,16 +44,6 @@ def sync(runs: tuple[str, ...], folder: Path | None, url: str | None, timeout_s:
     click.echo(json.dumps(told, indent=2) if as_json else _in_words(told))
     if not told["synced"]:
         raise SystemExit(1)
-
-
-def server_address(url: str | None) -> str:
-    """The server to use: this one, else TORCHTRACK_URL's, else the one logged in to."""
-    from torchtrack import credentials
-
-    address = url or credentials.default_url()
-    if address is None:
-        raise click.ClickException("no server: give --url, set TORCHTRACK_URL, or use torchtrack login")
-    return credentials.check_url(address)
 
 
 def _paths(place: Path, runs: Sequence[str]) -> list[Path]:
