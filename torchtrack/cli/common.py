@@ -76,6 +76,41 @@ def friendly() -> Iterator[None]:
         raise click.ClickException(str(error)) from None
 
 
+@contextmanager
+def server_packages() -> Iterator[None]:
+    """Around imports of what only `torchtrack[server]` installs."""
+    try:
+        yield
+    except ImportError as error:
+        raise click.ClickException(
+            f"{error}; install what the server needs: pip install 'torchtrack[server]'"
+        ) from None
+
+
+@contextmanager
+def progress(what: str, total: Callable[[], int], column: str, *, quiet: bool = False) -> Iterator[Callable[..., None]]:
+    """A line that moves, on a terminal. Gives what takes the arguments of rich's `Progress.update`, without the task.
+
+    Args:
+        what: is done.
+        total: how much there is to do; asked on a terminal only.
+        column: the class in rich.progress that says how much is done.
+        quiet: no line on a terminal either.
+    """
+    from rich import progress
+    from rich.console import Console
+
+    console = Console(stderr=True)
+    if quiet or not console.is_terminal:
+        yield lambda **_: None
+        return
+    shown = getattr(progress, column)()
+    columns = (progress.TextColumn("{task.description}"), progress.BarColumn(), shown, progress.TimeRemainingColumn())
+    with progress.Progress(*columns, console=console, transient=True) as bar:
+        task = bar.add_task(what, total=total())
+        yield lambda **changes: bar.update(task, **changes)
+
+
 def open_source(folder: Path | None) -> Api:
     """The runs of a folder."""
     from torchtrack.api import Api

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -79,30 +78,16 @@ def _import(place: Path, runs: Sequence[SourceRun], *, quiet: bool) -> list[Resu
     from torchtrack.importers import import_run
 
     results = []
-    with _shown(sum(run.size for run in runs), quiet=quiet) as show:
+    with common.progress(
+        "importing", lambda: max(1, sum(run.size for run in runs)), "TaskProgressColumn", quiet=quiet
+    ) as show:
         done = 0
         for run in runs:
-            name, before = run.about.name, done
-            results.append(import_run(place, run, lambda part, n=name, b=before: show(n, b + part)))  # type: ignore[misc]
+            show(description=run.about.name, completed=done)
+            results.append(import_run(place, run, lambda part, before=done: show(completed=before + part)))  # type: ignore[misc]
             done += run.size
-            show(name, done)
+            show(completed=done)
     return results
-
-
-@contextmanager
-def _shown(total: int, *, quiet: bool) -> Iterator[Callable[[str, int], None]]:
-    """A line that moves, on a terminal."""
-    from rich.console import Console
-    from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
-
-    console = Console(stderr=True)
-    if quiet or not console.is_terminal:
-        yield lambda _name, _done: None
-        return
-    columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, transient=True) as bar:
-        task = bar.add_task("importing", total=max(total, 1))
-        yield lambda name, done: bar.update(task, description=name, completed=done)
 
 
 def _report(place: Path, runs: Sequence[SourceRun], results: Sequence[Result], losses: Losses) -> dict[str, Any]:

@@ -3,17 +3,11 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import click
 
 from torchtrack.cli import common
-
-if TYPE_CHECKING:
-    from torchtrack.server.indexer import Indexer
 
 
 @click.command()
@@ -38,14 +32,11 @@ def reindex(data: Path, metrics: str | None) -> None:
     then `torchtrack server --metrics DSN`. It may be broken off: the server goes on where it ended.
     """
     with common.friendly():
-        try:
+        with common.server_packages():
+            from torchtrack.journal.reader import find_streams
             from torchtrack.server.app import take_hold
             from torchtrack.server.indexer import Indexer
             from torchtrack.server.metrics import MetricsStore
-        except ImportError as error:
-            raise click.ClickException(
-                f"{error}; install what the server needs: pip install 'torchtrack[server]'"
-            ) from None
         runs = data / "runs"
         if not runs.is_dir():
             raise click.ClickException(f"{data} is no data folder of a server: there is no {runs}")
@@ -58,27 +49,9 @@ def reindex(data: Path, metrics: str | None) -> None:
             store = MetricsStore(metrics) if metrics else MetricsStore.in_folder(data / "index")
             indexer = Indexer(runs, store)
             try:
-                with _shown(indexer, runs):
+                with common.progress("journals", lambda: len(find_streams(runs)), "MofNCompleteColumn") as show:
+                    indexer.on_followed = lambda: show(advance=1)
                     rows = indexer.rebuild()
             finally:
                 store.close()
     click.echo(f"{rows:,} rows from {runs} in {time.monotonic() - began:.1f} s")
-
-
-@contextmanager
-def _shown(indexer: Indexer, runs: Path) -> Iterator[None]:
-    """A line that moves, on a terminal."""
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    from torchtrack.journal.reader import find_streams
-
-    console = Console(stderr=True)
-    if not console.is_terminal:
-        yield
-        return
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, transient=True) as bar:
-        task = bar.add_task("journals", total=len(find_streams(runs)))
-        indexer.on_followed = lambda: bar.update(task, advance=1)
-        yield

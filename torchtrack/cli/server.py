@@ -72,13 +72,9 @@ def server(
     Put a server that serves TLS before it where others can listen on the network.
     """
     with common.friendly():
-        try:
+        with common.server_packages():
             from torchtrack.server.app import Config
             from torchtrack.server.serve import serve
-        except ImportError as error:
-            raise click.ClickException(
-                f"{error}; install what the server needs: pip install 'torchtrack[server]'"
-            ) from None
         provider = _provider(oidc_issuer, oidc_client, oidc_role, public_url)
         stores: dict[str, Any] = {"metrics": metrics, "catalog": catalog, "blobs": blobs, "provider": provider}
         config = Config(data=data, host=host, hosts=hosts, token=not no_token, **stores)

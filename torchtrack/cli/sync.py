@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -38,7 +37,8 @@ def sync(runs: tuple[str, ...], folder: Path | None, url: str | None, timeout_s:
         place = folder or common.default_folder()
         paths = _paths(place, runs)
         uploader = uploader_of(place, address, paths)
-        with _shown(uploader, quiet=as_json):
+        with common.progress("sending", lambda: _size(uploader), "DownloadColumn", quiet=as_json) as show:
+            uploader.on_read = lambda size: show(advance=size)
             gave_up = send(uploader, timeout_s)
     told = report(uploader, address, gave_up)
     click.echo(json.dumps(told, indent=2) if as_json else _in_words(told))
@@ -108,22 +108,8 @@ def send(uploader: Uploader, timeout_s: float) -> str | None:
         time.sleep(wait)
 
 
-@contextmanager
-def _shown(uploader: Uploader, *, quiet: bool) -> Iterator[None]:
-    """A line that moves, on a terminal."""
-    from rich.console import Console
-    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
-
-    console = Console(stderr=True)
-    if quiet or not console.is_terminal:
-        yield
-        return
-    total = sum(tail.path.stat().st_size for tail in uploader.tails.values() if tail.path.exists())
-    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, transient=True) as bar:
-        task = bar.add_task("sending", total=total)
-        uploader.on_read = lambda size: bar.update(task, advance=size)
-        yield
+def _size(uploader: Uploader) -> int:
+    return sum(tail.path.stat().st_size for tail in uploader.tails.values() if tail.path.exists())
 
 
 def report(uploader: Uploader, url: str, gave_up: str | None) -> dict[str, Any]:
