@@ -80,6 +80,12 @@ def hygiene(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[None]:
 
 
 @pytest.fixture
+def no_git(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What git and the packages say takes longer than the rest of a test."""
+    monkeypatch.setattr("torchtrack.environment.slow", dict)
+
+
+@pytest.fixture
 def expect_internal_failures() -> Iterator[None]:
     """Ask for this where torchtrack must fail inside and go on; it fails the test if nothing failed."""
     yield

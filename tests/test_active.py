@@ -16,12 +16,7 @@ from tests.runs import begin, column, finished, only_run, recorded, script
 from torchtrack.active import _Process, active
 from torchtrack.errors import NoActiveRunError, RunNotFoundError
 
-
-@pytest.fixture(autouse=True)
-def no_git(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What git and the packages say takes longer than the rest of a test."""
-    monkeypatch.setattr("torchtrack.environment.slow", dict)
-
+pytestmark = pytest.mark.usefixtures("no_git")
 
 # -- init and module-level calls --------------------------------------------------------------------------------------
 

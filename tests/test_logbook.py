@@ -23,11 +23,7 @@ from tests.runs import begin, column, finished, own, recorded, texts, until
 from torchtrack import records
 from torchtrack.run import Reduce, Run
 
-
-@pytest.fixture(autouse=True)
-def no_git(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What git and the packages say takes longer than the rest of a test."""
-    monkeypatch.setattr("torchtrack.environment.slow", dict)
+pytestmark = pytest.mark.usefixtures("no_git")
 
 
 @pytest.fixture

@@ -17,6 +17,8 @@ from tests.runs import begin, column, finished, own, until
 from torchtrack.run import Run
 from torchtrack.testing import ranks
 
+pytestmark = pytest.mark.usefixtures("no_git")
+
 GUIDE = Path(__file__).parents[1] / "docs" / "guides" / "phases.md"
 
 
@@ -28,12 +30,6 @@ class Clock:
 
     def __call__(self) -> float:
         return self.now
-
-
-@pytest.fixture(autouse=True)
-def no_git(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What git and the packages say takes longer than the rest of a test."""
-    monkeypatch.setattr("torchtrack.environment.slow", dict)
 
 
 @pytest.fixture

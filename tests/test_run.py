@@ -26,11 +26,7 @@ import torchtrack
 from tests.runs import begin, column, finished, recorded, script
 from torchtrack.run import Run
 
-
-@pytest.fixture(autouse=True)
-def no_git(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What git and the packages say takes longer than the rest of a test."""
-    monkeypatch.setattr("torchtrack.environment.slow", dict)
+pytestmark = pytest.mark.usefixtures("no_git")
 
 
 @pytest.fixture
