@@ -10,7 +10,7 @@ import logging
 import os
 import sys
 import types
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import timedelta
 from multiprocessing import parent_process
 from multiprocessing.util import Finalize, register_after_fork
@@ -141,11 +141,14 @@ def init(
     return begin(given)
 
 
-def own_arguments() -> inspect.Signature:
-    """What `init` takes, but for the words of scripts written for wandb: for adapters of frameworks."""
-    signature = inspect.signature(init)
+def _without_others(function: Callable[..., Any]) -> inspect.Signature:
+    signature = inspect.signature(function)
     own = [each for each in signature.parameters.values() if each.kind is not each.VAR_KEYWORD]
     return signature.replace(parameters=own)
+
+
+# What `init` says that it takes, to people and to adapters of frameworks: not the words of scripts written for wandb.
+init.__signature__ = _without_others(init)  # type: ignore[attr-defined]
 
 
 def _knows_us_as_wandb(caller: types.FrameType) -> bool:

@@ -18,6 +18,7 @@ ARROWS: dict[str, set[str]] = {
     "version": set(),
     "errors": set(),
     "guard": set(),
+    "beside": set(),
     "records": {"histogram"},
     "histogram": set(),
     "settings": {"credentials"},
@@ -84,9 +85,9 @@ ARROWS: dict[str, set[str]] = {
     # the reader's side
     "api": {"batches", "credentials", "histogram", "journal", "naming", "records", "sidecar", "stability"},
     "server": {"api", "credentials", "histogram", "journal", "naming", "records", "stability", "wire"},
-    "lookout": {"api", "journal", "records", "sidecar", "stability"},
+    "lookout": {"api", "beside", "journal", "records", "stability"},
     "importers": {"blobs", "histogram", "job", "journal", "records", "redact"},
-    "sinks": {"api", "histogram", "records", "sidecar", "stability"},
+    "sinks": {"api", "beside", "histogram", "records", "stability"},
     "cli": {
         "alerts",
         "api",

@@ -6,6 +6,7 @@ import importlib
 import importlib.abc
 import importlib.machinery
 import importlib.metadata
+import inspect
 import os
 import sys
 import types
@@ -109,7 +110,7 @@ def init(project: str | None = None, **arguments: Any) -> Run:
     """
     from torchtrack.compat.arguments import start
 
-    own = active.own_arguments().parameters
+    own = inspect.signature(active.init).parameters
     given = {**dict.fromkeys(own), "project": project, **{k: v for k, v in arguments.items() if k in own}}
     if given["dir"]:
         there = os.path.join(os.fspath(given["dir"]), "torchtrack-runs")  # noqa: PTH118

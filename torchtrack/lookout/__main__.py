@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any, Final
 
 from torchtrack import guard
+from torchtrack.beside import Requests
 from torchtrack.lookout.lookout import Lookout
-from torchtrack.sidecar.requests import Requests
 
 _LOOK_S: Final = 1.0
 _SHARE: Final = 0.25

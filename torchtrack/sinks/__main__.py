@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from torchtrack import guard
-from torchtrack.sidecar.requests import Requests
+from torchtrack.beside import Requests
 from torchtrack.sinks.forwarder import Forwarder
 
 _LOOK_S: Final = 1.0

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping
 from typing import Any
 
 import torchtrack
-from torchtrack.active import own_arguments
 
 
 class Beginning:
@@ -22,7 +22,7 @@ class Beginning:
 
     def __init__(self, name: str, init: Mapping[str, Any]) -> None:
         try:
-            own_arguments().bind(**init)
+            inspect.signature(torchtrack.init).bind(**init)
         except TypeError as error:
             raise TypeError(f"{name}() takes the arguments of torchtrack.init(): {error}") from None
         self._init = dict(init)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 import secrets
 import sys
@@ -15,7 +16,6 @@ from typing import TYPE_CHECKING, Any, Final
 import torch
 
 import torchtrack
-from torchtrack.active import own_arguments
 from torchtrack_lightning.framework import base
 
 if TYPE_CHECKING:
@@ -47,7 +47,7 @@ class TorchtrackLogger(Logger):
     def __init__(self, project: str | None = None, **init: Any) -> None:
         super().__init__()
         try:
-            own_arguments().bind(project, **init)
+            inspect.signature(torchtrack.init).bind(project, **init)
         except TypeError as error:
             raise TypeError(f"TorchtrackLogger() takes the arguments of torchtrack.init(): {error}") from None
         self._init = ({} if project is None else {"project": project}) | init

@@ -1,4 +1,4 @@
-"""The other end of a `Helper`: what the sidecar says to a process beside it that may hang."""
+"""What a process beside the sidecar, which may hang, hears from it: the other end of `sidecar.helper`."""
 
 from __future__ import annotations
 
