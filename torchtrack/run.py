@@ -355,12 +355,12 @@ class Run:
         Args:
             models: a torch.nn.Module or a list of them, before or after it is wrapped in DistributedDataParallel,
                 `fully_shard`, FSDP1, tensor parallelism or torch.compile; the stages of a pipeline are a list.
-            criterion: accepted for scripts written for other trackers; not used.
+            criterion: accepted for scripts written for other trackers; a line says that it is not used.
             log: what to record: "all" is gradients and parameters, a tuple may name more; None records the model's
                 structure only.
             log_freq: optimizer steps from one sample to the next; the first step is always sampled. (Other trackers
                 count backward passes.)
-            idx: accepted for scripts written for other trackers; not used.
+            idx: accepted for scripts written for other trackers; a line says that it is not used.
             log_graph: accepted for scripts written for other trackers; the structure is recorded in any case.
             name: prefix of the parameters' names; a second watched model gets "model1/" by itself.
             include: patterns, as in fnmatch, of parameters to watch.
@@ -385,7 +385,9 @@ class Run:
             TypeError: something that is no module, or an argument of the wrong type.
             ValueError: a value that is not allowed.
         """
-        del criterion, idx, log_graph
+        del log_graph
+        if criterion is not None or idx is not None:
+            importlib.import_module("torchtrack.compat.said").no_effect("watch", criterion=criterion, idx=idx)
         if self._forked:
             self._reopen_after_fork()
         if self.disabled:

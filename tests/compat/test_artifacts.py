@@ -100,6 +100,18 @@ def test_an_incremental_artifact_adds_to_the_newest(run: Any) -> None:
     assert [entry.path for entry in run.use_artifact("model:v1").files()] == ["a.txt", "b.txt"]
 
 
+def test_an_artifact_that_is_used_before_it_is_logged_is_logged_with_its_aliases(run: Any) -> None:
+    run.use_artifact(of_text("one"), aliases=["best"])
+
+    assert run.use_artifact("model:best").version == "v0"
+
+
+def test_an_argument_that_nobody_has_is_refused(run: Any) -> None:
+    for call in (run.log_artifact, run.use_artifact, run.upsert_artifact):
+        with pytest.raises(TypeError, match="unexpected keyword argument 'alias'"):
+            call(of_text("one"), alias=["best"])
+
+
 def test_what_is_not_there_says_what_is(run: Any) -> None:
     run.log_artifact(of_text("one"))
     with pytest.raises(torchtrack.CommError, match="its versions are v0"):

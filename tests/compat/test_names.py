@@ -115,6 +115,10 @@ def test_an_attribute_of_a_run_is_there_exactly_if_the_table_says_so(of: str) ->
 CALLS = sorted({entry.of for entry in ENTRIES} - {"names", "Run", "init", "Api"})
 
 
+REST = {("define_metric", name) for name in ("step_sync", "hidden", "overwrite")}
+"""Arguments that a call of ours takes without a name for them; those that have no effect are passed below."""
+
+
 @pytest.mark.parametrize("of", CALLS)
 def test_an_argument_is_taken_exactly_if_the_table_says_so(of: str) -> None:
     found: Any = getattr(torchtrack, of)
@@ -123,11 +127,10 @@ def test_an_argument_is_taken_exactly_if_the_table_says_so(of: str) -> None:
     elif of in names.CALLS or of in ("watch", "define_metric"):
         found = getattr(begin(mode="disabled"), of)
     taken = inspect.signature(getattr(found, "func", found)).parameters
-    rest = any(parameter.kind is parameter.VAR_KEYWORD for parameter in taken.values())
 
     for entry in ENTRIES:
         if entry.of == of:
-            assert (entry.name in taken or rest) == (entry.verdict != "missing"), entry
+            assert (entry.name in taken or (of, entry.name) in REST) == (entry.verdict != "missing"), entry
 
 
 def test_only_four_arguments_are_ignored() -> None:
@@ -135,12 +138,70 @@ def test_only_four_arguments_are_ignored() -> None:
     assert set(IGNORED) == {"entity", "monitor_gym", "anonymous", "force"}
 
 
-def test_the_table_counts_each_name_once_with_one_of_four_verdicts() -> None:
+def test_the_table_counts_each_name_once_with_one_of_five_verdicts() -> None:
     verdicts = Counter(entry.verdict for entry in ENTRIES)
 
-    assert set(verdicts) == {"honoured", "mapped", "ignored", "missing"}
+    assert set(verdicts) == {"honoured", "mapped", "no effect", "ignored", "missing"}
     assert [pair for pair, count in Counter((e.of, e.name) for e in ENTRIES).items() if count > 1] == []
-    assert [entry for entry in ENTRIES if entry.verdict == "mapped" and not entry.note] == []
+    assert [entry for entry in ENTRIES if entry.verdict in ("mapped", "no effect") and not entry.note] == []
+
+
+def asked(entry: coverage.Entry, value: Any) -> None:
+    """Pass an argument, or call a name, of which the table says that it has no effect."""
+    artifact = torchtrack.Artifact("a", "b")
+    first: dict[str, tuple[Any, ...]] = {
+        "Artifact": ("a", "b"),
+        "Histogram": ([1.0],),
+        "Html": ("<b>",),
+        "Image": ([[0.0]],),
+        "define_metric": ("x",),
+        "plot_table": ("x", torchtrack.Table(columns=["a"]), {}),
+        "termlog": ("x",),
+        "use_artifact": (artifact,),
+        "watch": (None,),
+    }
+    if entry.of == "names":
+        getattr(torchtrack, entry.name)()
+    elif entry.of == "init":
+        begin(mode="disabled", reinit=True, **{entry.name: value})
+    elif entry.of == "Run":
+        getattr(torchtrack.run, entry.name)()
+    else:
+        call = getattr(torchtrack.run, entry.of, None) or getattr(torchtrack, entry.of)
+        call(*first.get(entry.of, ()), **{entry.name: value})
+
+
+FALSE = ("allow_mixed_types", "allow_val_change", "newline", "optional", "overwrite", "prefix")
+"""Arguments of which it is always as if they were True."""
+
+
+@pytest.mark.parametrize(
+    "entry", [e for e in ENTRIES if e.verdict == "no effect"], ids=lambda entry: f"{entry.of}-{entry.name}"
+)
+def test_what_has_no_effect_is_said_in_one_line_with_the_reason_of_the_table(
+    entry: coverage.Entry, capsys: pytest.CaptureFixture[str]
+) -> None:
+    begin(mode="disabled")
+    capsys.readouterr()
+    asked(entry, ["lr"] if entry.name == "keys" else entry.name not in FALSE)
+    asked(entry, ["lr"] if entry.name == "keys" else entry.name not in FALSE)
+    said = [line for line in capsys.readouterr().err.splitlines() if "has no effect here" in line]
+
+    assert len(said) == 1
+    assert said[0].startswith(f"torchtrack: {entry.name if entry.of in ('names', 'Run') else entry.of}(")
+    assert entry.of in ("names", "Run") or f"({entry.name}=)" in said[0]
+    assert said[0].endswith(f": {entry.note}")
+
+
+@pytest.mark.parametrize("of", sorted({e.of for e in ENTRIES if e.verdict == "no effect"} - {"names", "Run", "init"}))
+def test_what_asks_for_what_happens_anyway_is_not_said(of: str, capsys: pytest.CaptureFixture[str]) -> None:
+    begin(mode="disabled")
+    capsys.readouterr()
+    anyway = [e for e in ENTRIES if e.of == of and e.verdict == "no effect" and e.note.startswith("as with ")]
+    for entry in anyway:
+        asked(entry, {"True": True, "False": False, '"MUTABLE"': "MUTABLE"}[entry.note.split(":")[0][8:]])
+
+    assert "no effect" not in capsys.readouterr().err
 
 
 def test_the_page_is_made_of_the_table() -> None:
@@ -172,7 +233,11 @@ def test_every_public_name_and_argument_of_wandb_is_in_the_table() -> None:
     wandb = pytest.importorskip("wandb")
     listed = {(entry.of, entry.name) for entry in ENTRIES}
     public = {name for name in wandb.__all__ if not name.startswith("_")}
-    calls = {of: getattr(wandb, of) for of in {entry.of for entry in ENTRIES} - {"names", "Run"} if hasattr(wandb, of)}
+    offered = {entry.name for entry in ENTRIES if entry.of == "names" and entry.verdict != "missing"}
+    without = {"Run", "Settings", "run", "config", "summary", "AlertLevel", "Error", "UsageError", "CommError"}
+    same = {"_attach", "termerror", "termwarn"}  # as attach and termlog
+    found = {of: getattr(wandb, of, None) or getattr(wandb.Run, of, None) for of in offered - without - same}
+    calls = {of: call for of, call in found.items() if callable(call)}
     arguments = {(of, name) for of, call in calls.items() for name in inspect.signature(call).parameters}
     attributes = {("Run", name) for name in dir(wandb.Run) if not name.startswith("_")}
 

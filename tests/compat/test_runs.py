@@ -124,10 +124,12 @@ def test_the_active_run_can_be_attached_to(run: Any) -> None:
 
 def test_the_folder_of_a_run_that_records_nothing_is_there_until_the_end() -> None:
     run: Any = begin(mode="disabled")
-    (Path(run.dir) / "model.pt").write_text("w")
+    folder = Path(run.dir)
+    (folder / "model.pt").write_text("w")
     run.finish(quiet=True)
 
-    assert run.dir == run.dir
+    assert Path(run.dir) == folder
+    assert (folder / "model.pt").read_text() == "w"
 
 
 @pytest.mark.parametrize(("text", "size"), [("2.5GB", 2_500_000_000), ("2GiB", 2 << 30), ("10", 10)])

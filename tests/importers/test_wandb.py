@@ -54,7 +54,7 @@ def test_a_run_comes_back_value_by_value(written: Path, tmp_path: Path) -> None:
     run = recorded(tmp_path / "runs")["calm"]
 
     assert points(run, "loss") == [(step, 1 / (step + 1)) for step in range(4)]
-    assert np.isnan([value for _, value in points(run, "nan")]).all()
+    assert np.isnan([value for _, value in points(run, "nan")]).tolist() == [True] * 4
     assert points(run, "nested.a") == [(step, float(step)) for step in range(4)]
     assert points(run, "imported/system/own") == [(4, 1.0)]
     assert [row["text"] for row in run.texts().to_pylist()] == [f"step {step}" for step in range(4)]

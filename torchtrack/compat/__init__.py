@@ -10,7 +10,7 @@ plot.py        tables for charts
 public.py      `Api`
 tensorboard.py `sync_tensorboard`
 standin.py     `import wandb`
-coverage.py    what is honoured, mapped or ignored, name by name
+coverage.py    what is honoured, what is mapped and what has no effect, name by name
 """
 
 from __future__ import annotations

@@ -13,7 +13,7 @@ from torchtrack import credentials
 from torchtrack.active import active, begin
 from torchtrack.compat import runs
 from torchtrack.compat import settings as wandb_settings
-from torchtrack.compat.said import ignored, once
+from torchtrack.compat.said import ignored, no_effect, once
 from torchtrack.environment import config_dict
 from torchtrack.run import Run
 
@@ -64,6 +64,7 @@ def start(given: Mapping[str, Any], others: Mapping[str, Any]) -> Run:
     for name in IGNORED:
         if others[name]:
             ignored("init()", name)
+    no_effect("init", magic=others["magic"] or None, allow_val_change=_asked(others["allow_val_change"], anyway=True))
     way, step = _reinit(others["reinit"]), _translate(mine, others)  # wrong ones are found before anything is done
     previous = active()
     if previous is not None and way in ("default", "return_previous"):
@@ -93,7 +94,15 @@ def metric(
         if len(set(kept)) > 1:
             once(f"define_metric(summary={summary!r}) keeps one value a metric: the {kept[0]}")
         summary = kept[0]
+    hidden, sync = (others.get(name) or None for name in ("hidden", "step_sync"))
+    overwrite = _asked(others.get("overwrite"), anyway=True)
+    no_effect("define_metric", hidden=hidden, step_sync=sync, overwrite=overwrite)
     return summary, goal, {name: bool(others[name]) for name in ("hidden", "step_sync") if others.get(name)}
+
+
+def _asked(value: bool | None, *, anyway: bool) -> bool | None:
+    """An argument that is as if it were `anyway`: None if that was asked for, or nothing."""
+    return None if value is None or bool(value) is anyway else value
 
 
 def _translate(mine: dict[str, Any], others: Mapping[str, Any]) -> int | None:

@@ -21,6 +21,7 @@ from urllib.parse import quote
 from torchtrack import guard
 from torchtrack.blobs import Blob
 from torchtrack.compat import store
+from torchtrack.compat.said import no_effect
 from torchtrack.media import Medium
 from torchtrack.redact import plain
 from torchtrack.settings import Settings
@@ -66,9 +67,9 @@ class Artifact:
         description: free text.
         metadata: a mapping of plain values.
         incremental: start from the files of the newest version.
-        use_as: accepted: what a run used is recorded without it.
-        storage_region: accepted: artifacts lie on this machine.
-        digest_algorithm: accepted: SHA-256 is used.
+        use_as: no effect: what a run used is recorded without it.
+        storage_region: no effect: artifacts lie on this machine.
+        digest_algorithm: no effect: it is SHA-256.
 
     Raises:
         ValueError: a name with other characters.
@@ -85,7 +86,7 @@ class Artifact:
         storage_region: str | None = None,
         digest_algorithm: str | None = None,
     ) -> None:
-        del use_as, storage_region, digest_algorithm
+        no_effect("Artifact", use_as=use_as, storage_region=storage_region, digest_algorithm=digest_algorithm)
         if not _NAME.fullmatch(str(name)):
             raise ValueError(f"the name of an artifact has letters, digits, '_', '-', '.' and spaces, got {name!r}")
         self.source_name, self.type, self.description = name, type, description

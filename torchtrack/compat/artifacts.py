@@ -17,6 +17,7 @@ from urllib.parse import quote, unquote
 from torchtrack import guard
 from torchtrack.compat import store
 from torchtrack.compat.artifact import Artifact
+from torchtrack.compat.said import no_effect
 from torchtrack.errors import ServerError
 from torchtrack.redact import plain
 from torchtrack.run import Run
@@ -29,7 +30,6 @@ def log_artifact(
     type: str | None = None,  # noqa: A002
     aliases: Iterable[str] | None = None,
     tags: Iterable[str] | None = None,
-    **_: Any,
 ) -> Artifact:
     """Keep an artifact as the next version of its name; the one that is there if nothing changed.
 
@@ -63,15 +63,30 @@ def _log(run: Run, artifact: Artifact, named: list[str]) -> None:
     run._event("artifact", {"action": "logged", **_facts(artifact)})
 
 
-def use_artifact(run: Run, artifact_or_name: Artifact | str, type: str | None = None, **_: Any) -> Artifact:  # noqa: A002
+def use_artifact(
+    run: Run,
+    artifact_or_name: Artifact | str,
+    type: str | None = None,  # noqa: A002
+    aliases: Iterable[str] | None = None,
+    use_as: str | None = None,
+) -> Artifact:
     """An artifact by `name:version`, `name:alias` or `project/name:alias`; that the run used it is recorded.
+
+    Args:
+        run: that uses it.
+        artifact_or_name: which; one that is not logged yet is logged.
+        type: that it has to be of.
+        aliases: of one that is logged by this.
+        use_as: no effect.
 
     Raises:
         ServerError: there is none (`wandb.errors.CommError`).
         ValueError: it is of another type.
     """
+    no_effect("use_artifact", use_as=use_as)
     if isinstance(artifact_or_name, Artifact):
-        artifact = artifact_or_name if artifact_or_name.version else log_artifact(run, artifact_or_name)
+        logged = artifact_or_name.version is not None
+        artifact = artifact_or_name if logged else log_artifact(run, artifact_or_name, aliases=aliases)
     else:
         artifact = find(run.settings.dir, run.project, artifact_or_name)
     of_type(artifact, type)

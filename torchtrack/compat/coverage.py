@@ -1,7 +1,8 @@
 """What becomes of every name and argument of wandb; docs/wandb-names.md is made of it.
 
-honoured: as there. mapped: what comes nearest here, as the note says. ignored: accepted, and one line says so.
-missing: not offered, an AttributeError as for any unknown name.
+honoured: as there. mapped: what comes nearest here, as the note says. no effect: accepted, and changes nothing; one
+line says so and why where something was asked for that does not happen. ignored: the four of which nothing was to be
+expected; one line says so. missing: not offered, an AttributeError as for any unknown name.
 """
 
 from __future__ import annotations
@@ -46,11 +47,13 @@ log_code: mapped: an artifact on this machine
 Api: mapped: reads the folder of runs; `entity/project/id` gives runs with wandb's methods
 login: mapped: keeps a key only for the server in `host=`
 Settings: mapped: what has a meaning here becomes an argument of `init`; one line names the rest
-require, setup, ensure_configured: mapped: nothing has to be set up
+setup: mapped: gives settings; nothing has to be set up
+require: no effect: there is nothing to be switched on
+ensure_configured: no effect: nothing has to be set up
 teardown, join: mapped: `finish`
 attach, _attach: mapped: the active run of this process, or of the one that forked it
 mark_preempting: mapped: a mark at the step
-pin_config_keys: mapped: recorded as an event; the page does not show it
+pin_config_keys: no effect: recorded as an event; the page does not show it
 AlertLevel: honoured
 Error: mapped: `TorchtrackError`, the root of ours
 UsageError: mapped: `TorchtrackError`
@@ -75,11 +78,11 @@ reinit: mapped: without it, under `install()` or as `wandb`, the active run is g
 resume_from: mapped: a later attempt from that step on, which hides the steps after it
 fork_from: mapped: recorded in the config as `forked_from`; the steps before are not copied
 config_exclude_keys, config_include_keys: honoured
-allow_val_change: honoured: values may always change
+allow_val_change: no effect: as with True: values may always change
 save_code: honoured: the script is copied to `files/code`
 sync_tensorboard, tensorboard: honoured
 settings: mapped: see `Settings`
-magic: honoured: it does nothing there either
+magic: no effect: nothing is guessed
 entity, monitor_gym, anonymous, force: ignored
 ## log
 data, step: honoured
@@ -87,35 +90,41 @@ commit: mapped: with `step=` it is True by default
 sync: missing
 ## define_metric
 name, step_metric: honoured
-step_sync: mapped: recorded; a metric is drawn against the value at the same step
-hidden: mapped: recorded; the page shows it nevertheless
+step_sync: no effect: recorded; a metric is drawn against the value at the same step
+hidden: no effect: recorded; the page shows it nevertheless
 summary: mapped: of several the first; "copy" is "last"
 goal: honoured
-overwrite: honoured: the last definition wins
+overwrite: no effect: as with True: the last definition wins
 ## watch
 models: honoured
 log: mapped: "all" by default
 log_freq: mapped: optimizer steps
-criterion, idx: mapped: not needed: every model gets a prefix of its own
-log_graph: mapped: the structure is always recorded
+criterion: no effect: the structure of the model is recorded without it
+idx: no effect: every model gets a prefix of its own
+log_graph: mapped: as with True: the structure is always recorded
+## unwatch
+models: honoured
 ## finish
 exit_code, quiet: honoured
 ## alert
 title, text, level, wait_duration: honoured
 ## save
-glob_str, base_path, policy, glob: honoured
+glob_str, base_path, glob: honoured
+policy: mapped: "live" copies at once and at the end, as "end" does
 ## restore
 name, replace, root: honoured
 run_path: mapped: a run on this machine
 ## login
 key: mapped: only with `host=`
 host: mapped: a torchtrack server
-relogin, verify, timeout, prompt, referrer: mapped: nobody is asked and nobody is waited for
+relogin, prompt, timeout: no effect: nobody is asked for a key
+verify: no effect: a key is tried when a run is sent
+referrer: no effect: nobody is told
 force, anonymous: ignored
 ## Image
 data_or_path, mode, caption, file_type, classes: honoured
 boxes, masks: mapped: drawn into the image
-grouping: mapped: images in one list are one group
+grouping: no effect: images in one list are one group
 normalize: honoured
 ## Audio
 data_or_path, sample_rate, caption: honoured
@@ -125,37 +134,74 @@ format: mapped: of files and file-like objects; frames become a GIF
 ## Histogram
 sequence: honoured
 np_histogram: mapped: spread over the fixed buckets; exact where no edge cuts a bin
-num_bins: mapped: the buckets are fixed
+num_bins: no effect: the buckets are fixed
 ## Table
 columns, data, rows, dataframe: honoured
-dtype, optional, allow_mixed_types: mapped: any cell may hold any type
-log_mode: mapped: a table is recorded as it is whenever it is logged
+dtype: no effect: cells keep the types they have
+optional: no effect: as with True: any cell may be None
+allow_mixed_types: no effect: as with True: a column may hold several types
+log_mode: no effect: as with "MUTABLE": a table is recorded as it is whenever it is logged
 ## Html
 data, data_is_not_path: honoured
-inject: mapped: the file is kept as it is
+inject: no effect: as with False: the file is kept as it is
 ## Object3D
-data_or_path, caption, kwargs: honoured
+data_or_path, caption: honoured
+kwargs: mapped: file_type; a line says of others that they have no effect
 ## Molecule
 data_or_path, caption: honoured
-kwargs: mapped: file_type
+kwargs: mapped: file_type; a line says of others that they have no effect
 ## Plotly
 val: honoured
 ## Artifact
 name, type, description, metadata, incremental: honoured
-use_as: mapped: what a run used is recorded without it
-storage_region: mapped: this machine
-digest_algorithm: mapped: SHA-256
+use_as: no effect: what a run used is recorded without it
+storage_region: no effect: artifacts lie on this machine
+digest_algorithm: no effect: it is SHA-256
 ## log_artifact
 artifact_or_path, name, type, aliases, tags: honoured
 ## use_artifact
 artifact_or_name, type: honoured
-aliases: mapped: an artifact that is not logged yet is logged without
-use_as: mapped: what a run used is recorded without it
+aliases: honoured: those of an artifact that is logged by it
+use_as: no effect: what a run used is recorded without it
+## link_artifact
+artifact, target_path, aliases: honoured
+## log_model
+path, name, aliases: honoured
+## use_model
+name: honoured
+## link_model
+path, registered_model_name, name, aliases: honoured
+## log_code
+root, name, include_fn, exclude_fn: honoured
+## pin_config_keys
+keys: no effect: recorded as an event; the page does not show it
+## require
+requirement, experiment: no effect: there is nothing to be switched on
+## setup
+settings: mapped: they are given back
+## teardown
+exit_code: honoured
+## join
+exit_code: honoured
+## attach
+attach_id, run_id, run: honoured
+## termlog
+string, repeat: honoured
+newline, prefix: no effect: a line is a line and begins with "torchtrack:"
+## plot_table
+vega_spec_name, data_table, fields, string_fields: mapped: the table; the rest stands in its caption
+split_table: no effect: the table is recorded once
+## visualize
+id, value: mapped: the table; the id stands in its caption
+## Classes
+class_set: honoured
 ## Api
 overrides: mapped: project; there are no entities
-timeout, api_key: mapped: a folder is read
+timeout: no effect: a folder is read, or a server within times of its own
+api_key: no effect: a server's key is that of `torchtrack login` or TORCHTRACK_API_KEY
 ## Run
-config, id, name, notes, tags, group, job_type, project, step, resumed, disabled, start_time, settings: honoured
+config, id, name, notes, tags, group, job_type, project, step, resumed, disabled, start_time: honoured
+settings: mapped: torchtrack's, with names of its own
 summary: mapped: what was set
 dir, sync_dir: mapped: the folder of the run
 entity: mapped: what `init` was given
@@ -168,10 +214,11 @@ sweep_id, sweep_url, get_sweep_url: mapped: None: there are no sweeps
 project_name: honoured
 log, finish, watch, unwatch, define_metric, alert, join: honoured
 save, restore, log_code: mapped: on this machine
-log_artifact, use_artifact, link_artifact, upsert_artifact, finish_artifact: mapped: on this machine
+log_artifact, use_artifact, link_artifact: mapped: on this machine
+upsert_artifact, finish_artifact: mapped: `log_artifact`: what each process adds is a version of its own
 log_model, use_model, link_model: mapped: on this machine
 mark_preempting: mapped: a mark at the step
-pin_config_keys: mapped: recorded as an event
+pin_config_keys: no effect: recorded as an event; the page does not show it
 write_logs: honoured
 display: mapped: False, as outside of a notebook
 to_html: mapped: a link, or the command that shows the run
@@ -192,6 +239,11 @@ def entries() -> Iterator[Entry]:
             yield Entry(of, name, verdict, note)
 
 
+def note_of(of: str, name: str) -> str:
+    """Why it is so with a name or an argument; empty where the table says nothing."""
+    return next((entry.note for entry in entries() if (entry.of, entry.name) == (of, name)), "")
+
+
 def page() -> str:
     """docs/wandb-names.md."""
     every = list(entries())
@@ -204,11 +256,14 @@ def page() -> str:
         "",
         "- *honoured*: it does what it does there.",
         "- *mapped*: it does what comes nearest here, as the note says.",
-        "- *ignored*: accepted; one line on rank 0 says that nothing is done.",
+        "- *no effect*: accepted, and changes nothing. Where it asks for something that does not happen, one line on",
+        "  rank 0 says so, and why.",
+        "- *ignored*: the same, for the four arguments of which nothing was to be expected.",
         "- *missing*: not offered: an AttributeError, or a TypeError for an argument.",
         "",
         f"Of {len(every)} names and arguments {counts['honoured']} are honoured, {counts['mapped']} mapped, "
-        f"{counts['ignored']} ignored, {counts['missing']} missing.",
+        f"{counts['no effect']} have no effect, {counts['ignored']} are ignored, {counts['missing']} missing. Not in",
+        "these tables: what methods of artifacts, tables and `Api`'s objects take, and the functions of `plot`.",
     ]
     for of in dict.fromkeys(entry.of for entry in every):
         title = "Names of the module" if of == "names" else "Attributes of a run" if of == "Run" else f"`{of}()`"

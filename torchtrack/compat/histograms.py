@@ -7,24 +7,25 @@ from typing import Any
 
 import numpy as np
 
+from torchtrack.compat.said import no_effect
 from torchtrack.histogram import NUM_BUCKETS, Histogram, bucket_ids, edges
 
 _HUGE = float(np.finfo(np.float64).max) / 4
 
 
-def make(sequence: Any = None, np_histogram: Any = None, num_bins: int = 64) -> Histogram:
+def make(sequence: Any = None, np_histogram: Any = None, num_bins: int | None = None) -> Histogram:
     """What `wandb.Histogram` is called with, as a histogram of ours.
 
     Args:
         sequence: values, of any shape; counted exactly.
         np_histogram: (counts, edges) as numpy.histogram returns them.
-        num_bins: accepted; the buckets are fixed.
+        num_bins: no effect: the buckets are fixed.
 
     Raises:
         TypeError: neither is given, both are, or the values are no numbers.
         ValueError: the counts and edges do not fit together.
     """
-    del num_bins
+    no_effect("Histogram", num_bins=num_bins)
     if (sequence is None) == (np_histogram is None):
         raise TypeError("Histogram() takes values, or np_histogram=(counts, edges)")
     if np_histogram is None:

@@ -14,6 +14,7 @@ from typing import Any, Final
 
 from torchtrack import guard, media
 from torchtrack.compat import drawing
+from torchtrack.compat.said import no_effect
 from torchtrack.media import Figure, Medium, Pending
 
 _Kept = Callable[[], tuple[bytes, str, dict[str, Any]]]
@@ -38,7 +39,7 @@ class Image(media.Image):
             in 0..255, unless `normalize` is False.
         mode: a mode of pillow, such as "L", that it is converted to; a text that is none is the caption.
         caption: a line of text shown with it.
-        grouping: accepted: images logged in one list are one group.
+        grouping: no effect: images logged in one list are one group.
         classes: names of the classes of boxes and masks: [{"id": 0, "name": "cat"}].
         boxes: boxes by group, drawn into the image: {"predictions": {"box_data": [...], "class_labels": {...}}}.
         masks: masks by group, drawn over it: {"predictions": {"mask_data": array, "class_labels": {...}}}.
@@ -61,7 +62,7 @@ class Image(media.Image):
         *,
         data: Any = None,
     ) -> None:
-        del grouping
+        no_effect("Image", grouping=grouping)
         inner = data_or_path if data is None else data
         if isinstance(inner, media.Image):
             caption = inner.caption if caption is None else caption
@@ -117,10 +118,10 @@ class Table(media.Table):
         data: the rows, an array, or a dataframe.
         rows: the rows, by an older name.
         dataframe: a pandas dataframe, in place of data.
-        dtype: accepted: cells keep the types they have.
-        optional: accepted: any cell may be None.
-        allow_mixed_types: accepted: a column may hold several types.
-        log_mode: accepted: a table is recorded as it is whenever it is logged.
+        dtype: no effect: cells keep the types they have.
+        optional: no effect: any cell may be None.
+        allow_mixed_types: no effect: a column may hold several types.
+        log_mode: no effect: a table is recorded as it is whenever it is logged.
     """
 
     def __init__(
@@ -131,10 +132,12 @@ class Table(media.Table):
         dataframe: Any = None,
         dtype: Any = None,
         optional: Any = True,
-        allow_mixed_types: bool = False,
+        allow_mixed_types: bool | None = None,
         log_mode: str | None = None,
     ) -> None:
-        del dtype, optional, allow_mixed_types, log_mode
+        asked = None if optional is True else optional, True if allow_mixed_types is False else None
+        mode = None if log_mode == "MUTABLE" else log_mode
+        no_effect("Table", dtype=dtype, optional=asked[0], allow_mixed_types=asked[1], log_mode=mode)
         given = rows if data is None else data
         if hasattr(given, "itertuples"):
             dataframe, given = given, None
@@ -230,15 +233,15 @@ class Html(File):
 
     Args:
         data: which.
-        inject: accepted: a page that shows it brings its own style.
+        inject: no effect: as with False, no style is added.
         data_is_not_path: take a text that ends in .html as HTML.
         caption: a line of text shown with it.
     """
 
     def __init__(
-        self, data: Any, inject: bool = True, data_is_not_path: bool = False, caption: str | None = None
+        self, data: Any, inject: bool | None = None, data_is_not_path: bool = False, caption: str | None = None
     ) -> None:
-        del inject
+        no_effect("Html", inject=inject or None)
         is_path = isinstance(data, os.PathLike) or (isinstance(data, str) and data.endswith((".html", ".htm")))
         if isinstance(data, str) and (data_is_not_path or not is_path):
             data = data.encode()
@@ -283,12 +286,14 @@ class Object3D(Medium):
     Args:
         data_or_path: which.
         caption: a line of text shown with it.
-        kwargs: file_type, of a file-like object; others are accepted.
+        kwargs: file_type, of a file-like object; others have no effect.
     """
 
     def __init__(self, data_or_path: Any, caption: str | None = None, **kwargs: Any) -> None:
         super().__init__(caption)
-        self.data, self.file_type = data_or_path, kwargs.get("file_type")
+        self.data, self.file_type = data_or_path, kwargs.pop("file_type", None)
+        if kwargs:
+            no_effect("Object3D", **kwargs)
 
     def _kept(self) -> _Kept:
         data = self.data
@@ -309,12 +314,14 @@ class Molecule(Medium):
     Args:
         data_or_path: which.
         caption: a line of text shown with it.
-        kwargs: file_type, of a file-like object, such as "pdb"; others are accepted.
+        kwargs: file_type, of a file-like object, such as "pdb"; others have no effect.
     """
 
     def __init__(self, data_or_path: Any, caption: str | None = None, **kwargs: Any) -> None:
         super().__init__(caption)
-        self.data, self.file_type = data_or_path, kwargs.get("file_type")
+        self.data, self.file_type = data_or_path, kwargs.pop("file_type", None)
+        if kwargs:
+            no_effect("Molecule", **kwargs)
 
     def _kept(self) -> _Kept:
         content = _content(self.data)

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from torchtrack.compat.media import Table
+from torchtrack.compat.said import no_effect
 
 
 class Chart(Table):
@@ -25,25 +26,25 @@ def _chart(table: Table, kind: str, title: str | None, **fields: str) -> Chart:
 
 def line(table: Table, x: str, y: str, stroke: str | None = None, title: str = "", split_table: bool = False) -> Chart:
     """A line of two columns of a table."""
-    del split_table
+    no_effect("plot_table", split_table=split_table or None)
     return _chart(table, "line", title, x=x, y=y, **({"stroke": stroke} if stroke else {}))
 
 
 def scatter(table: Table, x: str, y: str, title: str = "", split_table: bool = False) -> Chart:
     """Points of two columns of a table."""
-    del split_table
+    no_effect("plot_table", split_table=split_table or None)
     return _chart(table, "scatter", title, x=x, y=y)
 
 
 def bar(table: Table, label: str, value: str, title: str = "", split_table: bool = False) -> Chart:
     """A bar a row."""
-    del split_table
+    no_effect("plot_table", split_table=split_table or None)
     return _chart(table, "bar", title, label=label, value=value)
 
 
 def histogram(table: Table, value: str, title: str = "", split_table: bool = False) -> Chart:
     """How often the values of a column occur."""
-    del split_table
+    no_effect("plot_table", split_table=split_table or None)
     return _chart(table, "histogram", title, value=value)
 
 
@@ -59,9 +60,9 @@ def line_series(
         keys: a name a line.
         title: of the chart.
         xname: of the x axis.
-        split_table: accepted.
+        split_table: no effect: the table is recorded once.
     """
-    del split_table
+    no_effect("plot_table", split_table=split_table or None)
     each = xs if len(xs) and isinstance(xs[0], Iterable) else [xs] * len(ys)
     named = keys or [f"line_{i}" for i in range(len(ys))]
     rows = [[x, name, y] for at, name, of in zip(each, named, ys, strict=True) for x, y in zip(at, of, strict=False)]
@@ -77,7 +78,7 @@ def confusion_matrix(
     Raises:
         ValueError: neither or both of probs and preds are given.
     """
-    del split_table
+    no_effect("plot_table", split_table=split_table or None)
     if (probs is None) == (preds is None) or y_true is None:
         raise ValueError("confusion_matrix() takes y_true, and either probs or preds")
     guessed = np.asarray(preds if probs is None else np.argmax(np.asarray(probs), axis=1)).reshape(-1).astype(int)
@@ -110,7 +111,7 @@ def roc_curve(
     split_table: bool = False,
 ) -> Chart:  # fmt: skip
     """True against false positives as the threshold falls, a curve a class."""
-    del split_table
+    no_effect("plot_table", split_table=split_table or None)
     rows = []
     for name, hit, scores in _each_class(y_true, y_probas, labels, classes_to_plot):
         ends, right, wrong = _ends(scores), np.cumsum(hit), np.cumsum(~hit)
@@ -125,7 +126,7 @@ def pr_curve(
     title: str = "Precision-Recall Curve", split_table: bool = False,
 ) -> Chart:  # fmt: skip
     """Precision at `interp_size` evenly spaced recalls, a curve a class."""
-    del split_table
+    no_effect("plot_table", split_table=split_table or None)
     rows = []
     for name, hit, scores in _each_class(y_true, y_probas, labels, classes_to_plot):
         ends, right = _ends(scores), np.cumsum(hit)
@@ -142,7 +143,7 @@ def plot_table(
     split_table: bool = False,
 ) -> Chart:  # fmt: skip
     """A table with the name of a chart of your own."""
-    del split_table
+    no_effect("plot_table", split_table=split_table or None)
     title = (string_fields or {}).get("title")
     return Chart(data_table, vega_spec_name, title, {key: str(value) for key, value in fields.items()})
 

@@ -13,6 +13,7 @@ from torchtrack import api
 from torchtrack.compat import artifacts, store
 from torchtrack.compat.artifact import Artifact
 from torchtrack.compat.files import FOLDER
+from torchtrack.compat.said import no_effect
 from torchtrack.errors import ServerError
 from torchtrack.records import Table
 from torchtrack.settings import Settings
@@ -38,8 +39,8 @@ class Api(api.Api):
     Args:
         source: see `torchtrack.api.Api`; by default the folder that runs are written to.
         overrides: {"project": ...}: the project that a path without one is in.
-        timeout: accepted: a folder is read.
-        api_key: accepted; a server's key is read from `TORCHTRACK_API_KEY`.
+        timeout: no effect.
+        api_key: no effect: a server's key is that of `torchtrack login`, or `TORCHTRACK_API_KEY`.
 
     Raises:
         ValueError, FileNotFoundError: as there, where a source is given.
@@ -56,7 +57,7 @@ class Api(api.Api):
         timeout: int | None = None,
         api_key: str | None = None,
     ) -> None:
-        del timeout, api_key
+        no_effect("Api", timeout=timeout, api_key=api_key)
         settings = Settings.resolve(mode="offline")
         self._project = str((overrides or {}).get("project") or settings.project)
         self._dir = Path(source) if source is not None and "://" not in str(source) else settings.dir

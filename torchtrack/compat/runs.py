@@ -10,6 +10,7 @@ from typing import Any, Final
 
 from torchtrack.compat import artifacts, files
 from torchtrack.compat.artifact import Artifact
+from torchtrack.compat.said import no_effect
 from torchtrack.run import Run
 
 _entities: weakref.WeakKeyDictionary[Run, str] = weakref.WeakKeyDictionary()
@@ -41,6 +42,18 @@ def _nothing(run: Run, *_: Any, **__: Any) -> None:
 def _log_model(run: Run, path: Any, name: str | None = None, aliases: Iterable[str] | None = None) -> Artifact:
     named = name or f"run-{run.id}-{os.path.basename(os.fspath(path))}"  # noqa: PTH119
     return artifacts.log_artifact(run, path, named, "model", aliases)
+
+
+def _log_part(
+    run: Run,
+    artifact_or_path: Artifact | str | os.PathLike[str],
+    name: str | None = None,
+    type: str | None = None,  # noqa: A002
+    aliases: Iterable[str] | None = None,
+    distributed_id: str | None = None,
+) -> Artifact:
+    no_effect("upsert_artifact", distributed_id=distributed_id)
+    return artifacts.log_artifact(run, artifact_or_path, name, type, aliases)
 
 
 def _use_model(run: Run, name: str) -> str:
@@ -75,6 +88,7 @@ def _label(run: Run, code: str | None = None, **more: Any) -> None:
 
 
 def _pin_config_keys(run: Run, keys: Iterable[str] = ()) -> None:
+    no_effect("pin_config_keys", keys=keys)
     run._event("pinned", {"config": list(keys)})
 
 
@@ -94,7 +108,7 @@ PROPERTIES: Final[dict[str, Callable[[Run], Any]]] = {
 METHODS: Final[dict[str, Callable[..., Any]]] = {
     "_label": _label,
     "display": lambda *_, **__: False,  # there: False outside of a notebook
-    "finish_artifact": artifacts.log_artifact,
+    "finish_artifact": _log_part,
     "get_project_url": PROPERTIES["project_url"],
     "get_sweep_url": PROPERTIES["sweep_url"],
     "get_url": lambda run: run.url,
@@ -110,7 +124,7 @@ METHODS: Final[dict[str, Callable[..., Any]]] = {
     "restore": files.restore,
     "save": files.save,
     "to_html": _to_html,
-    "upsert_artifact": artifacts.log_artifact,
+    "upsert_artifact": _log_part,
     "use_artifact": artifacts.use_artifact,
     "use_model": _use_model,
     "write_logs": _write_logs,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from typing import Any
 
 from torchtrack.run import say
 
@@ -19,3 +20,18 @@ def once(line: str) -> None:
 def ignored(call: str, name: str) -> None:
     """The line of an argument that is ignored."""
     once(f"{call} ignores {name}=")
+
+
+def no_effect(call: str, **given: Any) -> None:
+    """The lines of what is taken and changes nothing here: a line an argument, without any one for the call itself.
+
+    Args:
+        call: what was called, without brackets.
+        given: arguments, None where nothing was asked for that does not happen.
+    """
+    from torchtrack.compat.coverage import note_of
+
+    what = [(call, f"{call}({name}=)", name) for name, value in given.items() if value is not None]
+    for of, said, name in what if given else [("names", f"{call}()", call)]:
+        note = note_of(of, name)
+        once(f"{said} has no effect here" + (f": {note}" if note else ""))

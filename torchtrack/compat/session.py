@@ -9,7 +9,7 @@ from urllib.parse import urlsplit
 
 from torchtrack import credentials
 from torchtrack.active import active, finish
-from torchtrack.compat.said import ignored, once
+from torchtrack.compat.said import ignored, no_effect, once
 from torchtrack.compat.settings import Settings
 from torchtrack.errors import TorchtrackError
 from torchtrack.run import Run, say
@@ -29,9 +29,9 @@ def login(
     host: str | None = None,
     force: bool | None = None,
     timeout: int | None = None,
-    verify: bool = True,
+    verify: bool | None = None,
     referrer: str | None = None,
-    prompt: bool = True,
+    prompt: bool | None = None,
     anonymous: Any = None,
 ) -> bool:
     """Keep the key of a torchtrack server; nothing is asked and nothing is sent.
@@ -40,13 +40,13 @@ def login(
 
     Args:
         key: the server's key.
-        relogin: accepted: a key given again replaces the one before.
+        relogin: no effect: nobody is asked for a key.
         host: the address of a torchtrack server.
         force: ignored.
-        timeout: accepted: nobody is waited for.
-        verify: accepted: the server is asked when a run is sent.
-        referrer: accepted.
-        prompt: accepted: nothing is asked.
+        timeout: no effect: nobody is waited for.
+        verify: no effect: a key is tried when a run is sent.
+        referrer: no effect.
+        prompt: no effect: as with False, nobody is asked.
         anonymous: ignored.
 
     Returns:
@@ -55,7 +55,8 @@ def login(
     Raises:
         ValueError: the host is no address of a server.
     """
-    del relogin, timeout, verify, referrer, prompt
+    asked = {"relogin": relogin or None, "verify": verify or None, "prompt": prompt or None}
+    no_effect("login", timeout=timeout, referrer=referrer, **asked)
     for name, value in (("force", force), ("anonymous", anonymous)):
         if value:
             ignored("login()", name)
@@ -85,12 +86,15 @@ def join(exit_code: int | None = None) -> None:
 
 
 def require(requirement: Any = None, experiment: Any = None) -> None:
-    """Every feature that can be required is on."""
-    del requirement, experiment
+    """No effect: there is nothing to be switched on."""
+    if requirement is None and experiment is None:
+        no_effect("require")
+    no_effect("require", requirement=requirement, experiment=experiment)
 
 
 def ensure_configured() -> None:
-    """It is."""
+    """No effect: nothing has to be set up."""
+    no_effect("ensure_configured")
 
 
 def attach(attach_id: str | None = None, run_id: str | None = None, *, run: Run | None = None) -> Run:
@@ -109,8 +113,8 @@ _attach = attach
 
 
 def termlog(string: str = "", newline: bool = True, repeat: bool = True, prefix: bool = True) -> None:
-    """A line on stderr; once if not `repeat`."""
-    del newline, prefix
+    """A line on stderr; once if not `repeat`. `newline` and `prefix` have no effect: it is as if they were True."""
+    no_effect("termlog", newline=None if newline else newline, prefix=None if prefix else prefix)
     say(string) if repeat else once(string)
 
 
