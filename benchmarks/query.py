@@ -205,7 +205,20 @@ def table_of_runs(store: MetricsStore, number: int, rng: np.random.Generator) ->
         lambda: overview.page(store, scope, where, ["summary.m7"], 50, 0),
     )
     ask("the same, the newest 50", lambda: overview.page(store, scope, every, ["-created"], 50, 0))
+    by_uid = compile_filter(f'uid = "{number // 2:016x}"', FIELDS)
+    ask("the same, one by its uid", lambda: overview.page(store, scope, by_uid, ["-created"], 50, 0))
     ask("the same, metrics and settings there are", lambda: overview.keys(store, scope, ""))
+
+
+def sizes(store: MetricsStore) -> None:
+    """What the rows above take on disk."""
+    print("\non disk, as inserted here\n\n| table | rows | bytes a row |\n|---|---|---|")
+    found = store.query(
+        "SELECT table, sum(rows) AS n, sum(bytes_on_disk) AS size FROM system.parts "
+        "WHERE active AND database = currentDatabase() GROUP BY table HAVING n > 0 ORDER BY table"
+    )
+    for row in found.to_pylist():
+        print(f"| {row['table']} | {row['n']:,} | {row['size'] / row['n']:,.1f} |")
 
 
 def mlflow(command: str, folder: Path, number: int, rng: np.random.Generator) -> None:
@@ -231,6 +244,7 @@ def main() -> None:
         charts(store, rng)
         maps(store, rng)
         table_of_runs(store, options.runs, rng)
+        sizes(store)
         store.close()
         if options.mlflow:
             mlflow(options.mlflow, Path(folder), options.runs, rng)

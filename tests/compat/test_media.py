@@ -62,12 +62,18 @@ def test_mode_caption_and_file_type_are_taken() -> None:
 
 def test_boxes_are_drawn_where_they_lie_and_named() -> None:
     box = {"position": {"minX": 0.25, "maxX": 0.75, "minY": 0.25, "maxY": 0.75}, "class_id": 1}
-    boxes = {"predictions": {"box_data": [box], "class_labels": {1: "cat"}}}
-    changed: Any = pixels(wandb.Image(np.zeros((64, 64, 3), np.uint8), boxes=boxes)).any(axis=2)
 
-    assert changed[16, 16:48].all()
-    assert changed[16:48, 47].any()
-    assert not changed[:15].any()
+    def drawn(labels: dict[int, str]) -> Any:
+        boxes = {"predictions": {"box_data": [box], "class_labels": labels}}
+        return pixels(wandb.Image(np.zeros((64, 64, 3), np.uint8), boxes=boxes)).any(axis=2)
+
+    named, bare = drawn({1: "cat"}), drawn({})
+    edge = np.zeros((64, 64), bool)
+    edge[16:49, 16:49], edge[18:47, 18:47] = True, False
+
+    assert (bare == edge).all()
+    assert named[edge].all()
+    assert named[18:30, 18:40].any()
 
 
 def test_masks_are_laid_over_the_image() -> None:

@@ -193,7 +193,9 @@ def test_rows_that_come_after_a_look_count_at_once(runs: Path, journal: Make, st
 
     now = Item(UID, "loss", "mean", tuple(placed(store, Api.of(stored.open_source(store)).run(UID))))
     for item in (before, now):
-        assert series(store, [item], Span(None, None, 10), surveys).columns["last.0"].tolist() == [1.0, 5.0, 3.0]
+        columns = series(store, [item], Span(None, None, 10), surveys).columns
+        assert columns["last.0"].tolist() == columns["min.0"].tolist() == [1.0, 5.0, 3.0]
+        assert columns["count.0"].tolist() == [1, 1, 1]
 
 
 @pytest.mark.parametrize(("low", "high"), [(0.0, 1.0), (-1e308, 1e308), (5.0, 5.0), (1.0, 1.0 + 1e-15), (0.0, 5e-324)])

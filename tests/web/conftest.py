@@ -13,11 +13,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+import psutil
 import pytest
 import urllib3
 from playwright.sync_api import Browser, ConsoleMessage, Page, expect, sync_playwright
 
 from torchtrack.server.page import BUILT
+from torchtrack.testing import leaks
 
 expect.set_options(timeout=30_000)
 SCRIPT = Path(__file__).parent / "training.py"
@@ -98,10 +100,14 @@ def chromium() -> Iterator[Browser]:
     program = next((found for name in ("chromium", "google-chrome") if (found := shutil.which(name))), None)
     if program is None:
         pytest.skip("no browser here: make system-deps")
+    before = set(psutil.Process().children())
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=program, args=["--disable-gpu", "--no-sandbox"])
+        mine = {child.pid for child in set(psutil.Process().children()) - before}
+        leaks.exempt_processes.update(mine)  # a browser starts some of its processes once the first test is under way
         yield browser
         browser.close()
+    leaks.exempt_processes.difference_update(mine)
 
 
 @pytest.fixture(params=["light"])

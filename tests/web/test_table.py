@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
+import pytest
 from playwright.sync_api import Page, expect
 
 from tests.web.conftest import Served
+from torchtrack import Api
 
 
 def go(page: Page, served: Served, path: str) -> None:
@@ -88,7 +91,19 @@ def test_settings_stand_against_results(page: Page, served: Served) -> None:
 
 
 def test_a_group_of_runs_is_a_mean_with_a_band(page: Page, served: Served) -> None:
-    go(page, served, "p/page?group=config.lr&search=^loss$")
+    go(page, served, "p/page?group=group&search=^loss$&smooth=0&logx=1")
+    plot = page.get_by_role("img", name="loss: 1 line").locator(".u-over")
+    box = plot.bounding_box()
+    assert box is not None
+    plot.hover(position={"x": box["width"] / 5, "y": box["height"] / 2})  # there neither run is NaN yet
+    reading = page.locator(".reading").filter(has_text="2 of them")
+    expect(reading).to_be_visible()
+    found = re.fullmatch(r"step (\d+)\D+?([\d.]+)\s+([\d.]+) … ([\d.]+), 2 of them", reading.inner_text())
+    assert found, reading.inner_text()
+    runs = [Api(served.folder).run(uid).history(["loss"])["loss"].to_pylist() for uid in (served.healthy, served.sick)]
+    here = [losses[int(found[1])] for losses in runs]
+    assert [float(text) for text in found.groups()[1:]] == pytest.approx([sum(here) / 2, *sorted(here)], rel=1e-3)
+    page.get_by_role("combobox", name="Group by").select_option("config.lr")
     expect(page.get_by_role("img", name="loss: 2 lines; 0.")).to_be_visible()
     page.get_by_role("combobox", name="Group by").select_option("")
     expect(page.get_by_role("img", name="loss: 2 lines; ")).not_to_have_accessible_name("loss: 2 lines; 0.")
