@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-import threading
 from pathlib import Path
 from typing import Any
 
 from tests.api.journals import RankJournal
+from tests.runs import until
 from tests.server.running import Running
 from torchtrack import wire
 from torchtrack.server.app import Config
@@ -49,8 +49,7 @@ class Team:
         assert self.ask("DELETE", f"/keys/{gone['id']}", "owner").status == 204
         assert self.send(self.streams[MINE], "write").status == 200
         assert self.send(self.streams[THEIRS], "other").status == 200
-        while self.ask("GET", "/projects", "owner").body.count(b'"project"') < 2:
-            threading.Event().wait(0.05)
+        until(lambda: self.ask("GET", "/projects", "owner").body.count(b'"project"') == 2, 60)
 
     @staticmethod
     def _record(folder: Path, uid: str, project: str) -> Path:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ import pytest
 from sqlalchemy.exc import OperationalError
 
 from tests.api.journals import RankJournal
+from tests.runs import until
 from tests.server.running import Running
 from tests.server.team import MINE, THEIRS, Team
 from torchtrack.server.app import Config, create_app
@@ -266,8 +266,7 @@ def test_a_key_of_a_project_sends_runs_of_that_project(team: Team, tmp_path: Pat
     path = f"/runs/{THEIRS}/media/missing"
     assert team.ask("POST", path, "write", {"sha256": []}).status == 403
     assert team.ask("POST", path, "other", {"sha256": []}).status == 200
-    while not any(run == "dddd000011112222" for run in _runs(team, "write")):
-        threading.Event().wait(0.05)
+    until(lambda: "dddd000011112222" in _runs(team, "write"), 60)
     assert "dddd000011112222" not in _runs(team, "other")
     for uid in ("dddd000011112222",):
         assert team.ask("DELETE", f"/runs/{uid}", "write").status == 204

@@ -9,14 +9,14 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
 import torchtrack
-from tests.runs import begin
+from tests.runs import begin, until
 from tests.server.simulated import stored
 from torchtrack import credentials
 from torchtrack.journal.reader import find_streams
@@ -74,14 +74,24 @@ def record(folder: Path, seed: int) -> str:
     return run.uid
 
 
-def send(url: str, key: str, folder: Path, until: float) -> Uploader:
-    """Send until all is there or the time is up."""
+def send(url: str, key: str, folder: Path, enough: Callable[[Uploader], bool]) -> Uploader:
+    """Send until it is so, for a minute at most."""
     uploader = Uploader(Http(url, lambda: key))
     for path in find_streams(folder):
         uploader.follow(path).hurried = True
-    while time.monotonic() < until and not (uploader.idle and uploader.done):
-        time.sleep(min(uploader.step(), 0.2))
+    ends = time.monotonic() + 60
+    while time.monotonic() < ends and not enough(uploader):
+        time.sleep(min(uploader.step(), 0.2))  # as long as the uploader wants to wait
     return uploader
+
+
+def is_there(uploader: Uploader) -> bool:
+    return uploader.idle and uploader.done
+
+
+def is_full(uploader: Uploader) -> bool:
+    """Something was taken, and then there was no room."""
+    return "make room on the server" in str(uploader.problem) and any(tail.acked for tail in uploader.tails.values())
 
 
 def assert_kept(uploader: Uploader, runs: Path) -> None:
@@ -100,11 +110,10 @@ def test_what_was_acknowledged_survives_a_full_disk_and_the_rest_is_sent_when_th
     folder, runs = tmp_path / "here", disk / "data" / "runs"
     uids = [record(folder, seed) for seed in range(2)]
     with server(disk, free_bytes) as (process, url, key):
-        first = send(url, key, folder, time.monotonic() + 8)
+        first = send(url, key, folder, is_full)
         full = shutil.disk_usage(disk).free
         assert (first.done, first.state) == (False, "busy")
-        assert "make room on the server" in str(first.problem)
-        assert any(tail.acked for tail in first.tails.values())
+        assert is_full(first), first.problem
         process.kill()
         process.wait()
     assert_kept(first, runs)
@@ -112,18 +121,14 @@ def test_what_was_acknowledged_survives_a_full_disk_and_the_rest_is_sent_when_th
 
     subprocess.run(["mount", "-o", f"remount,size={LARGE}", disk], check=True)
     with server(disk, free_bytes) as (_, url, key):
-        assert send(url, key, folder, time.monotonic() + 60).done
-        again = send(url, key, folder, time.monotonic() + 60)  # the same once more changes nothing
+        assert send(url, key, folder, is_there).done
+        again = send(url, key, folder, is_there)  # the same once more changes nothing
         credentials.keep(url, key)
         there = torchtrack.Api(url)
-        until = time.monotonic() + 60
-        while len(there.runs()) < len(uids) and time.monotonic() < until:
-            time.sleep(0.1)
+        until(lambda: len(there.runs()) == len(uids), 60)
         for uid in uids:
-            mine, theirs = torchtrack.Api(folder).run(uid), there.run(uid)
-            while theirs.history(["loss"]).num_rows < 400 and time.monotonic() < until:
-                time.sleep(0.1)
-                theirs = torchtrack.Api(url).run(uid)
+            until(lambda uid=uid: torchtrack.Api(url).run(uid).history(["loss"]).num_rows == 400, 60)  # type: ignore[misc]
+            mine, theirs = torchtrack.Api(folder).run(uid), torchtrack.Api(url).run(uid)
             assert theirs.history(["loss"]) == mine.history(["loss"])
     assert_kept(again, runs)
     assert {key for path in find_streams(runs) for key in stored(path)} == {

@@ -7,7 +7,7 @@ import re
 import shutil
 import subprocess
 import sys
-import time
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,6 +18,7 @@ import pytest
 import urllib3
 from playwright.sync_api import Browser, ConsoleMessage, Page, expect, sync_playwright
 
+from tests.runs import until
 from torchtrack.server.page import BUILT
 from torchtrack.testing import leaks
 
@@ -84,10 +85,13 @@ def _wait_until_it_answers(url: str) -> None:
     address, _, token = url.partition("#token=")
     pool = urllib3.PoolManager(retries=urllib3.Retry(100, backoff_factor=0.1, backoff_max=1, status_forcelist=(503,)))
     headers = {"Authorization": f"Bearer {token}"}
-    answer = pool.request("GET", f"{address}api/v1/projects", headers=headers)
-    while b'"wide"' not in answer.data:  # it answers before it has read the folder
-        time.sleep(0.1)  # the cores are for what is waited for
-        answer = pool.request("GET", f"{address}api/v1/projects", headers=headers)
+    url = f"{address}api/v1/projects"
+
+    def has_read_all() -> bool:  # it answers before that
+        found = b'"wide"' in pool.request("GET", url, headers=headers).data
+        return found or threading.Event().wait(0.1)  # the cores are for what is waited for
+
+    until(has_read_all, 60)
 
 
 def _with(extra: dict[str, str]) -> dict[str, str]:
