@@ -48,6 +48,28 @@ def test_a_path_without_one_gives_our_run() -> None:
     assert torchtrack.Api().run("p/r0").history("loss").num_rows == 4
 
 
+@pytest.mark.parametrize(
+    ("operator", "other", "found"),
+    [
+        ("$eq", 0.1, ["r0"]),
+        ("$ne", 0.1, ["r1"]),
+        ("$gt", 0.1, ["r1"]),
+        ("$gte", 0.1, ["r0", "r1"]),
+        ("$gte", 0.15, ["r1"]),
+        ("$lt", 0.2, ["r0"]),
+        ("$lte", 0.2, ["r0", "r1"]),
+        ("$lte", 0.15, ["r0"]),
+        ("$in", [0.2, 0.3], ["r1"]),
+        ("$nin", [0.2, 0.3], ["r0"]),
+    ],
+)
+def test_every_operator_of_a_filter_has_its_bounds(operator: str, other: Any, found: list[str]) -> None:
+    api: Any = torchtrack.Api()
+
+    assert sorted(run.id for run in api.runs("team/p", {"config.lr": {operator: other}})) == found
+    assert operator in ("$ne", "$nin") or list(api.runs("team/p", {"config.none": {operator: other}})) == []
+
+
 def test_runs_are_filtered_and_ordered_in_wandbs_words() -> None:
     api: Any = torchtrack.Api()
     found = {
