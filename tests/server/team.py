@@ -49,7 +49,7 @@ class Team:
         assert self.ask("DELETE", f"/keys/{gone['id']}", "owner").status == 204
         assert self.send(self.streams[MINE], "write").status == 200
         assert self.send(self.streams[THEIRS], "other").status == 200
-        until(lambda: self.ask("GET", "/projects", "owner").body.count(b'"project"') == 2, 60)
+        until(lambda: self.ask("GET", "/projects", "owner").body.count(b'"project"') >= 2, 60)
 
     @staticmethod
     def _record(folder: Path, uid: str, project: str) -> Path:
