@@ -140,6 +140,63 @@ def test_a_name_that_is_no_string_raises(run: Run, name: Any) -> None:
         run.phase(name)
 
 
+def wait(run: Run, clock: Clock, own: float, sync: float) -> None:
+    """A step as `watch` sees it."""
+    clock.now += own
+    run._phases.sync()
+    clock.now += sync
+    run._phases.resume()
+    run._phases.step()
+
+
+def measured(run: Run) -> None:
+    run._recorder.log_beside(run._phases.take)
+    run._phases.step()  # the first step of all starts the clock
+
+
+def test_without_phases_what_a_rank_waits_is_told_and_what_it_does_not(run: Run, clock: Clock) -> None:
+    measured(run)
+    wait(run, clock, 2.0, 1.0)
+    run.log({"loss": 1.0})
+    clock.now += 0.5
+    wait(run, clock, 3.0, 4.0)
+    run.log({"loss": 1.0})
+
+    assert at_steps(run, "phase/own_s", "phase/sync_s") == [(0, 2.0, 1.0), (1, 3.5, 4.0)]
+
+
+def test_what_is_measured_covers_whole_steps(run: Run, clock: Clock) -> None:
+    measured(run)
+    wait(run, clock, 2.0, 1.0)
+    run.log({"loss": 1.0})
+    clock.now += 0.5
+    run.log({"lr": 1.0})
+    wait(run, clock, 2.0, 1.0)
+    run.log({"loss": 1.0})
+
+    assert at_steps(run, "phase/own_s", "phase/sync_s") == [(0, 2.0, 1.0), (2, 2.5, 1.0)]
+
+
+def test_ranks_that_have_not_met_since_the_last_row_tell_nothing(run: Run, clock: Clock) -> None:
+    measured(run)
+    clock.now += 2.0
+    run._phases.step()
+    run.log({"loss": 1.0})
+
+    assert own(finished(run)) == ["loss"]
+
+
+def test_where_the_script_says_its_phases_nothing_is_told_of_what_was_measured(run: Run, clock: Clock) -> None:
+    measured(run)
+    wait(run, clock, 2.0, 1.0)
+    spend(run, clock, data=0.5)
+    wait(run, clock, 2.0, 1.0)
+    run.log({"loss": 1.0})
+
+    assert own(finished(run)) == ["loss", "phase/data_s"]
+    assert at_steps(run, "phase/data_s") == [(0, 3.5)]
+
+
 def test_a_disabled_or_finished_run_accepts_it() -> None:
     disabled = begin(mode="disabled")
     disabled.phase("data")

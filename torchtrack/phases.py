@@ -1,4 +1,7 @@
-"""Where the time of a step goes: seconds on the host's clock in each phase that the training thread says it is in."""
+"""Where the time of a step goes: seconds on the host's clock in each phase that the training thread says it is in.
+
+Where it says none, what `watch` sees is told: how long a rank waits for the others, and how long it does not.
+"""
 
 from __future__ import annotations
 
@@ -7,13 +10,16 @@ from time import perf_counter
 from typing import Any, Final
 
 MAX_NAME: Final = 128
+OWN: Final = "phase/own_s"
+SYNC: Final = "phase/sync_s"
 
 
 class Phases:
     """The clock of one process: `enter` ends one phase and begins the next, `take` reads and starts over.
 
     **Threads:** the training thread, which is the one that called `enter` last. A row that another thread commits
-    takes nothing, so there is no lock. Neither call waits.
+    takes nothing, so there is no lock. `sync` and `resume` come from the thread that runs the backward pass, while the
+    training thread is in it. No call waits.
     """
 
     def __init__(self) -> None:
@@ -22,6 +28,12 @@ class Phases:
         self._metric = ""
         self._since = 0.0
         self._thread = 0
+        self._said = False
+        """Whether the script says its phases: then what is measured is not told."""
+        self._stepped = False
+        """Whether an optimizer step has begun since the last row,"""
+        self._synced = False
+        """and whether ranks have met."""
 
     def enter(self, name: Any) -> None:
         """Count the time from now on to this phase.
@@ -33,16 +45,41 @@ class Phases:
         metric = self._names.get(name) if type(name) is str else None
         if metric is None:
             metric = self._names[name] = f"phase/{_checked(name)}_s"
+        if not self._said:
+            self._said, self._metric, self._seconds = True, "", {}
         self._charge(perf_counter())
         self._metric, self._thread = metric, threading.get_ident()
 
     def take(self) -> dict[str, float]:
         """Metric name -> seconds of every phase since the last call; the phase under way goes on."""
-        if self._thread != threading.get_ident():
+        if self._thread != threading.get_ident() or not (self._said or (self._stepped and self._synced)):
             return {}
+        self._stepped = self._synced = False
         self._charge(perf_counter())
         seconds, self._seconds = self._seconds, {}
         return seconds
+
+    def sync(self) -> None:
+        """From now on this rank may wait for others. Without effect where the script says its phases."""
+        if not self._said and self._metric:
+            self._charge(perf_counter())
+            self._metric, self._synced = SYNC, True
+
+    def resume(self) -> None:
+        """From now on it works by itself again."""
+        if not self._said and self._metric:
+            self._charge(perf_counter())
+            self._metric = OWN
+
+    def step(self) -> None:
+        """An optimizer step begins, on the training thread. The first one starts the clock."""
+        if self._said:
+            return
+        if self._metric:
+            self._stepped = True
+        else:
+            self._since, self._metric = perf_counter(), OWN
+        self._thread = threading.get_ident()
 
     def _charge(self, now: float) -> None:
         since, self._since = self._since, now  # first: a signal handler that logs must not count it again

@@ -45,6 +45,8 @@ class Case:
     clip: bool = False
     phase: str = "data"
     """In which the sleeping rank sleeps."""
+    says: bool = True
+    """Whether the script says its phases."""
     size: float = 2.0**-16
     """What "underflow" multiplies the loss by."""
 
@@ -83,14 +85,15 @@ def _train(folder: Path, case: Case) -> str:
     run = torchtrack.init(dir=folder, system_interval=0.0, finish_timeout=30.0)
     run.watch(trained, log=case.log, log_freq=case.log_freq)
     sleeper = _Sleeper(case)
+    say = run.phase if case.says else lambda _: None
     for step in range(case.steps):
         broken = rank == case.rank and step >= case.at
-        run.phase("data")
+        say("data")
         replays = case.fault in ("replays", "lags") and broken
         run.mark(batch=_ids(other_rank(rank), step - 3 * (case.fault == "lags")) if replays else _ids(rank, step))
         x, y = (other if replays else own).batch(BATCH)
         sleeper.sleep("data", broken=broken)
-        run.phase("forward")
+        say("forward")
         sleeper.sleep("forward", broken=broken)
         hooks = _poison(net, case) if case.fault == "nan" and rank == case.rank and step == case.at else []
         with torch.autocast("cpu", torch.bfloat16, enabled=case.dtype == "mixed" and case.wrapper == "ddp"):
@@ -101,12 +104,12 @@ def _train(folder: Path, case: Case) -> str:
         told = loss = loss * 2 if case.fault.startswith("doubles") and broken else loss
         if case.fault == "doubles unseen" and broken:
             told = loss / 2
-        run.phase("backward")
+        say("backward")
         loss.backward()
         for hook in hooks:
             hook.remove()
         _after_backward(net, case, rank, step)
-        run.phase("optimizer")
+        say("optimizer")
         sleeper.sleep("optimizer", broken=broken)
         if case.clip:
             nn.utils.clip_grad_norm_(trained.parameters(), 1.0)

@@ -91,6 +91,13 @@ CASES = {
     "doubled loss under fsdp2, not logged": Case("doubles unseen", rank=2, wrapper="fsdp2", seed=4),
     "sleep": Case("sleeps", rank=1),
     "sleep in the optimizer under fsdp2": Case("sleeps", rank=2, wrapper="fsdp2", phase="optimizer", log="gradients"),
+    "healthy, plain watch": Case(says=False, log_freq=100),
+    "healthy under fsdp2, plain watch": Case(says=False, log_freq=100, wrapper="fsdp2"),
+    "sleep, plain watch": Case("sleeps", rank=3, says=False, log_freq=100),
+    "sleep in the forward pass under fsdp2, plain watch": Case(
+        "sleeps", rank=2, wrapper="fsdp2", phase="forward", says=False, log_freq=100
+    ),
+    "sleep before the step, plain watch": Case("sleeps", rank=0, phase="optimizer", says=False, log_freq=100),
     "replayed batches": Case("replays", rank=1, steps=22),
     "replayed batches, late": Case("lags", rank=3, wrapper="fsdp2", steps=22),
     "zeroed layer": Case("zeroed", layer="2.weight", wrapper="fsdp2", dtype="bfloat16", steps=20),
@@ -143,7 +150,7 @@ def test_a_fault_on_real_ranks_is_found_with_its_step_tensor_and_rank_and_nothin
     if names_tensor:
         assert first.names[0] == case.layer
     if case.fault == "sleeps":
-        assert first.names == (f"phase/{case.phase}_s",)
+        assert first.names == (f"phase/{case.phase if case.says else 'own'}_s",)
     assert [finding for finding in found if finding.severity == "critical" and finding is not first] == []
 
 

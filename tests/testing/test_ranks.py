@@ -15,7 +15,8 @@ import psutil
 import pytest
 
 from torchtrack import guard
-from torchtrack.testing import RankError, leaks, ranks, torchrun
+from torchtrack.testing import RankError, Ranks, leaks, ranks, torchrun
+from torchtrack.testing.rank_worker import Rules
 
 
 def alive(pid: int) -> bool:
@@ -97,8 +98,9 @@ def warn() -> None:
     warnings.warn("careful", stacklevel=1)
 
 
-def leave_a_thread(stop: str) -> None:
-    threading.Thread(target=threading.Event().wait, name=stop, daemon=True).start()
+def leave_a_thread_on_rank_one() -> None:
+    if os.environ["RANK"] == "1":
+        threading.Thread(target=threading.Event().wait, name="forgotten", daemon=True).start()
 
 
 def set_a_variable() -> None:
@@ -237,8 +239,9 @@ def test_warnings_are_errors_on_ranks_too() -> None:
 
 
 def test_a_thread_left_on_a_rank_fails_the_test() -> None:
+    rules = Rules(init=False, allow_failures=False, timeout_s=60.0, grace_s=0.2)
     with pytest.raises(RankError, match="thread 'forgotten' is alive"):
-        ranks(2).run(leave_a_thread, "forgotten")
+        Ranks(size=2, rules=rules).run(leave_a_thread_on_rank_one)
 
 
 def test_a_variable_left_on_a_rank_fails_the_test() -> None:
@@ -277,12 +280,12 @@ def test_the_pool_ends_with_the_interpreter(tmp_path: Path) -> None:
     script.write_text(
         "import os\nfrom torchtrack.testing import ranks\n"
         "def pid():\n    import os\n    return os.getpid()\n"
-        "if __name__ == '__main__':\n    print(*ranks(2).run(pid))\n"
+        "if __name__ == '__main__':\n    print(*ranks(1).run(pid))\n"
     )
 
     done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, check=True)
 
-    assert [alive(int(pid)) for pid in done.stdout.split()[-2:]] == [False, False]
+    assert [alive(int(pid)) for pid in done.stdout.split()[-1:]] == [False]
 
 
 def test_processes_of_the_pool_are_no_leak() -> None:
@@ -312,7 +315,7 @@ def test_torchrun_that_takes_too_long_is_killed_with_its_ranks(tmp_path: Path) -
     )
 
     with pytest.raises(subprocess.TimeoutExpired):
-        torchrun(script, nproc=1, cwd=tmp_path, timeout_s=8)
+        torchrun(script, nproc=1, cwd=tmp_path, timeout_s=5)
 
     pid = tmp_path / "pid"
     assert not pid.exists() or not alive(int(pid.read_text()))

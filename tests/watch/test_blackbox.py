@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import os
 import signal
@@ -18,6 +19,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn.utils import clip_grad_norm_
 
 from tests.watch.conftest import Events, Watched, backward, scaled_step
+from torchtrack.api import Event
 from torchtrack.journal import ring
 from torchtrack.run import Run
 from torchtrack.testing import SyncGuard
@@ -49,6 +51,14 @@ class Boxed(Watched):
     def files(self, suffix: str) -> list[Path]:
         """What lies on the node."""
         return [path for path in ring.left_by(f"{self.run._stream:016x}") if path.suffix == suffix]
+
+    def told(self) -> list[Event]:
+        """End the run, the sidecar having copied what it was told to, and read what the box said in it."""
+        for watcher in self.run._watchers:
+            assert watcher.blackbox is not None
+            watcher.blackbox._kept_s = -math.inf
+        events: list[Event] = self.read().events("nonfinite_boxed")
+        return events
 
     def records(self) -> list[ring.Record]:
         """What the only ring holds."""
@@ -219,6 +229,26 @@ def test_a_value_that_is_not_finite_has_the_last_steps_kept_once(box: Boxed, mod
         optimizer.zero_grad()
         box.run.log({"loss": 1.0})
     assert box.kept == ["nonfinite-3"]
+
+
+def test_a_value_that_is_not_finite_between_two_samples_is_an_event_once_until_all_are_again(
+    box: Boxed, model: nn.Module
+) -> None:
+    box.boxed(model)
+    optimizer, sound = sgd(model), copy.deepcopy(model.state_dict())
+    for step in range(8):
+        backward(model, step)
+        if step in (2, 3, 6):
+            for name in ("0.weight", "0.bias"):
+                model.get_parameter(name).grad.view(-1)[0] = math.nan  # type: ignore[union-attr]
+        optimizer.step()
+        optimizer.zero_grad()
+        model.load_state_dict(sound)
+        box.run.log({"loss": 1.0})
+    told = box.told()
+    assert [event.step for event in told] == [2, 6]
+    found = {"kind": "gradient", "first": "0.bias", "names": ["0.bias", "0.weight"], "count": 2}
+    assert [event.data for event in told] == [found] * 2
 
 
 def test_a_spike_has_the_last_steps_kept_and_a_slow_rise_does_not(box: Boxed, model: nn.Module) -> None:

@@ -10,6 +10,7 @@ import pytest
 import torch
 import torch.nn.utils as U
 from torch import nn
+from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict
 from torch.nn.utils import clip_grad_norm_
 
 from tests.watch.conftest import (
@@ -47,6 +48,22 @@ def test_a_closure_is_counted_when_its_gradients_are_there(
         result = optimizer.step(closure=closure) if keyword else optimizer.step(closure)
         assert isinstance(result, float)
     watched.check("gradient", used[::log_freq], "pre_clip" if clip else "step")
+
+
+@pytest.mark.parametrize("lr", [0.1, torch.tensor(0.1)], ids=["", "tensor"])
+def test_the_step_by_which_torch_makes_the_state_of_an_optimizer_for_a_checkpoint_is_none(
+    watched: Watched, model: nn.Module, lr: Any
+) -> None:
+    watched.watch(model)
+    optimizer = torch.optim.Adam(model.parameters(), lr=lr)
+    get_optimizer_state_dict(model, optimizer)
+    used = []
+    for step in range(2):
+        optimizer.zero_grad()
+        backward(model, step)
+        used.append(gradients(model))
+        optimizer.step()
+    watched.check("gradient", used, "step")
 
 
 @pytest.mark.parametrize("clip", [False, True], ids=["", "clipped"])

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
-import numpy as np
+import random
 
+import numpy as np
+import pytest
+
+from torchtrack.histogram import NUM_BUCKETS
 from torchtrack.watch.agreement import agree
 from torchtrack.watch.layout import Region
 from torchtrack.watch.offer import Offer, read_offers
@@ -88,3 +92,31 @@ def test_a_piece_of_an_update_stays_outside_and_asks_for_no_other_plan() -> None
     assert packed.rest is not None
     assert packed.rest.keys == [("update", "a")]
     assert packed.replan == 0.0
+
+
+def random_rows(generator: np.random.Generator, width: int) -> Counted:
+    """Of each row some buckets, here or there on either side of zero."""
+    rows = counted(*[(kind, name, 4) for kind, name in ROWS])
+    rows.sums[:, :NUM_BUCKETS] = 0.0
+    for row in rows.sums:
+        for begin in generator.integers(0, NUM_BUCKETS - width, 2):
+            row[begin : begin + width] = generator.integers(0, 2, width)
+    return rows
+
+
+@pytest.mark.parametrize("width", [1, 7, 60])
+def test_what_goes_through_sum_is_all_that_any_rank_has(width: int, rng: random.Random) -> None:
+    generator = np.random.default_rng(rng.getrandbits(64))
+    several = [Packed(PLAN, random_rows(generator, width)) for _ in range(2)] + [Packed(PLAN, None)]
+    expected = np.sum([packed.sums for packed in several], 0)
+    highest = np.max([packed.maxes for packed in several], 0)
+    for packed in several:
+        packed.maxes[:] = highest
+    (places,) = {tuple(packed.occupied()) for packed in several}
+    assert set(np.flatnonzero(expected)) <= set(places)
+    assert len(set(places)) == len(places) < expected.size
+
+
+def test_of_a_row_that_nobody_counted_three_numbers_go_through_sum() -> None:
+    packed = Packed(PLAN, None)
+    assert packed.occupied().size == 2 + 3 * len(ROWS)  # who is present; zeros, sum and sum of squares of each row

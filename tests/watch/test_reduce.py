@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -33,14 +33,18 @@ class Rows:
 
     def __init__(self) -> None:
         self.rows: list[dict[str, Any]] = []
-        self.numbers: list[tuple[str, float, int | None]] = []
+        self.metrics: list[tuple[str, float, int | None]] = []
         self.open: list[Ticket] = []
 
     def put(self, _table: object, make: Callable[[], pa.RecordBatch], _size: int = 0) -> None:
         self.rows += make().to_pylist()
 
     def number(self, name: str, value: float, step: int | None) -> None:
-        self.numbers.append((name, value, step))
+        self.metrics.append((name, value, step))
+
+    def numbers(self, values: Mapping[str, float], step: int | None) -> None:
+        for name, value in values.items():
+            self.number(name, value, step)
 
     def stamp(self, tickets: Iterable[Ticket]) -> None:
         for ticket in tickets:
@@ -198,7 +202,7 @@ def test_three_ranks_that_each_counted_a_third_write_the_whole_once(start: Start
     assert {row["ranks"] for row in ranks[0].of(number)} == {3}
     assert [rank.of(number) for rank in ranks[1:]] == [[], []]
     total = torch.cat(list(truth.values())).norm().item()
-    norms = [value for name, value, _ in ranks[0].written.numbers if name == "watch/grad_norm"]
+    norms = [value for name, value, _ in ranks[0].written.metrics if name == "watch/grad_norm"]
     assert norms[-1] == pytest.approx(total, rel=1e-6)
 
 

@@ -17,9 +17,16 @@ SIGMA_OF_MEAN: Final = 1.2533
 
 
 def center_and_scale(values: Floats) -> tuple[float, float]:
-    """Median, and the standard deviation by the median absolute deviation."""
-    center = float(np.median(values))
-    return center, SIGMA * float(np.median(np.abs(values - center)))
+    """Median, and the standard deviation by the median absolute deviation, of values of which none is NaN."""
+    center = _median(values)
+    return center, SIGMA * _median(np.abs(values - center))
+
+
+def _median(values: Floats) -> float:
+    """What `np.median` gives, which takes ten times as long for a few values: replays ask millions of times."""
+    half, odd = divmod(len(values), 2)
+    ordered = np.sort(values)
+    return float(ordered[half]) if odd else float((ordered[half - 1] + ordered[half]) / 2)
 
 
 class Window:

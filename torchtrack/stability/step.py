@@ -70,7 +70,7 @@ class Facts:
 
 
 class Seen(NamedTuple):
-    """An event of `watch`: "nonfinite", "nonfinite_held", "nonfinite_step" or "replica_divergence": what it says."""
+    """An event of `watch`, one of `api.findings.SEEN`."""
 
     rank: int
     type: str
@@ -93,6 +93,15 @@ class Step:
     seen: Sequence[Seen] = ()
     """What `watch` saw on the ranks themselves, before rows were merged."""
     facts: Facts = Facts()  # frozen
+
+
+def comparable(values: Mapping[int, float], peers: Mapping[int, str]) -> dict[str, dict[int, float]]:
+    """The values of ranks that can be compared, where there is more than one; all, where that is not known of each."""
+    known = values.keys() <= peers.keys()
+    groups: dict[str, dict[int, float]] = {}
+    for rank, value in values.items():
+        groups.setdefault(peers[rank] if known else "", {})[rank] = value
+    return {key: own for key, own in groups.items() if len(own) > 1}
 
 
 def from_flat(columns: Mapping[str, Any], row: Ints, bucket: Ints, counts: npt.NDArray[Any]) -> Tensors:

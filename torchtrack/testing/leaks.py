@@ -32,7 +32,7 @@ ENDING_THREADS: Final = frozenset({"torchtrack kernel loader", "tqdm_monitor", "
 """Names of threads that a process has once, and that end by themselves or with it: torch's compiler starts tqdm's, a
 server those of AnyIO."""
 
-ENDING_PROCESS: Final = "from torchtrack.watch.kernels import compile; compile.main()"
+ENDING_PROCESS: Final = "import os; os.nice(19); from torchtrack.watch.kernels import compile; compile.main()"
 """What a child process that ends by itself likewise was told to run."""
 
 _IGNORED_VARIABLES: Final = frozenset({"TORCHINDUCTOR_CACHE_DIR", "PYTEST_CURRENT_TEST"})
@@ -65,7 +65,7 @@ class Snapshot:
     """The state of this process at one moment."""
 
     threads: frozenset[threading.Thread]
-    children: frozenset[psutil.Process]
+    processes: frozenset[int]
     files: frozenset[tuple[str, int]]
     variables: dict[str, str]
     folder: str
@@ -79,7 +79,7 @@ def snapshot() -> Snapshot:
     """What there is now."""
     return Snapshot(
         threads=frozenset(thread for thread in threading.enumerate() if thread.name not in ENDING_THREADS),
-        children=_children(),
+        processes=frozenset(psutil.pids()),  # of the machine: who is whose child is asked only of those that are new
         files=_files(),
         variables={name: value for name, value in os.environ.items() if name not in _IGNORED_VARIABLES},
         folder=str(Path.cwd()),
@@ -117,7 +117,7 @@ def restore(before: Snapshot) -> None:
         from torch import distributed
 
         distributed.destroy_process_group()
-    leaked = _children() - before.children
+    leaked = _children(frozenset(psutil.pids()) - before.processes)
     for child in leaked:
         try:
             child.kill()
@@ -129,7 +129,7 @@ def restore(before: Snapshot) -> None:
 def _passing(before: Snapshot, now: Snapshot) -> list[str]:
     """What may yet go away by itself."""
     found = [f"thread {thread.name!r} is alive" for thread in now.threads - before.threads]
-    found += [_describe(child) for child in now.children - before.children]
+    found += [_describe(child) for child in _children(now.processes - before.processes)]
     found += [f"file {path} is open (fd {fd})" for path, fd in now.files - before.files]
     return sorted(found)
 
@@ -155,24 +155,26 @@ def _lasting(before: Snapshot, now: Snapshot) -> list[str]:
     return sorted(found)
 
 
-def _children() -> frozenset[psutil.Process]:
+def _children(new: frozenset[int]) -> list[psutil.Process]:
+    """Those of the new processes that descend from this one and are not meant to outlive a test."""
     # The resource tracker of multiprocessing is started once and lives as long as the interpreter.
     tracker = getattr(getattr(resource_tracker, "_resource_tracker", None), "_pid", None)
-    return frozenset(
-        child for child in psutil.Process().children(recursive=True) if child.pid != tracker and not _exempt(child)
-    )
+    found = []
+    for pid in new - {tracker}:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            child = psutil.Process(pid)
+            parents = {parent.pid for parent in child.parents()}
+            if os.getpid() in parents and not _exempt(child, parents):
+                found.append(child)
+    return found
 
 
-def _exempt(child: psutil.Process) -> bool:
-    if child.pid in exempt_processes:
+def _exempt(child: psutil.Process, parents: set[int]) -> bool:
+    if exempt_processes & {child.pid, *parents}:
         return True
     with contextlib.suppress(psutil.Error):  # one that has ended has no command line
-        if ENDING_PROCESS in child.cmdline():
-            return True
-    try:
-        return any(parent.pid in exempt_processes for parent in child.parents())
-    except psutil.NoSuchProcess:
-        return True
+        return ENDING_PROCESS in child.cmdline()
+    return False
 
 
 def _describe(child: psutil.Process) -> str:

@@ -43,6 +43,8 @@ class Rules:
     init: bool
     allow_failures: bool
     timeout_s: float
+    grace_s: float = 10.0
+    """How long what is just ending may take to be gone."""
 
 
 @dataclass(frozen=True)
@@ -151,7 +153,7 @@ def _run(function: Callable[..., Any], job: Job, args: tuple[Any, ...], kwargs: 
         finally:
             if job.rules.init and distributed.is_initialized():
                 distributed.destroy_process_group()
-    left = leaks.since(before)
+    left = leaks.since(before, job.rules.grace_s)
     if left:
         raise AssertionError("this rank left behind:\n  " + "\n  ".join(left))
     if guard.failures and not job.rules.allow_failures:

@@ -20,6 +20,7 @@ from torchtrack.watch.watcher import KINDS, Watcher
 
 if TYPE_CHECKING:
     from torchtrack.job import Job
+    from torchtrack.phases import Phases
     from torchtrack.recorder import Recorder
 
 __all__ = ["Order", "Shard", "Watcher", "describe", "start"]
@@ -40,6 +41,7 @@ def start(
     job: Job | None,
     ordinal: int,
     prefixes: MutableMapping[nn.Module, str],
+    phases: Phases | None = None,
     blackbox: Order | None = None,
     on_nonfinite: Any = "record",
 ) -> Watcher:
@@ -59,6 +61,7 @@ def start(
         job: the other ranks.
         ordinal: number of this watch in the run.
         prefixes: the prefix of every model this run has watched; the new ones are added.
+        phases: the clock of the run, which is told how long this rank waits for the others.
         blackbox: how the black box is kept; None for none.
         on_nonfinite: one of `nonfinite.ACTIONS`.
 
@@ -112,6 +115,7 @@ def start(
         exclude,
         device,
         checksum_every,
+        phases,
     )
     if on_nonfinite != "record":
         judge = nonfinite.Judge(

@@ -9,6 +9,7 @@ only whether there is any. Which steps are kept, and why not all by default: doc
 
 from __future__ import annotations
 
+import json
 import math
 import time
 import weakref
@@ -21,7 +22,7 @@ import torch
 from torch import nn
 from torch.optim.optimizer import Optimizer
 
-from torchtrack import guard
+from torchtrack import guard, records
 from torchtrack.journal import ring
 from torchtrack.watch import flight, hooks, kernels, layout, stacks
 from torchtrack.watch.drain import HostCopy, snapshot
@@ -53,6 +54,7 @@ _UNSETTLED: Final = 2
 """So many steps tell nothing of what later ones take: memory is new, and code is loaded."""
 _KEEPING_S: Final = 5.0
 """For so long the sidecar may yet have to copy what it was told to keep."""
+_NAMED: Final = 8
 _KEPT: Final = 4
 """How often what led up to a spike or a non-finite value is kept: the first ones say why."""
 
@@ -139,8 +141,11 @@ class BlackBox:
         self._kept = self._quiet = 0
         self._kept_s = -math.inf
         self._unjudged: int | None = None
-        self._squares, self._bad = 0.0, False
-        """Of the step that was written last: the squared norm of all, and whether any is not finite."""
+        self._squares = 0.0
+        self._bad: set[int] = set()
+        """Of the step that was written last: the squared norm of all, and the rows that are not finite."""
+        self._lost = False
+        """Whether that was told of the steps before it too."""
         self._stalled = False
         hooks.add(self)
 
@@ -337,7 +342,7 @@ class BlackBox:
             out = self._ring.rows
             if taken.number != self._written:
                 self._judge()
-                self._squares, self._bad = 0.0, False
+                self._squares, self._bad = 0.0, set()
                 out[:] = _NO_ROW
                 self._written = taken.number
             scale = 1.0 if taken.scale is None else taken.scale.value()
@@ -348,7 +353,7 @@ class BlackBox:
                 out["norm"][part.rows], out["absmax"][part.rows] = norms, sizes
                 out["nonfinite"][part.rows] = np.minimum(bad, ring.ABSENT - 1)
                 self._squares += float(norms @ norms)
-                self._bad |= bool(bad.any())
+                self._bad.update(np.asarray(part.rows)[bad > 0].tolist())
             skipped = taken.skipped or (taken.found_inf is not None and taken.found_inf.value() > 0)
             self._ring.write(taken.number, taken.step, taken.time_ns, out, skipped=skipped)
             self._device_s = sum(before.elapsed_time(behind) for before, behind in taken.events) / 1e3
@@ -359,6 +364,9 @@ class BlackBox:
         step, self._unjudged = self._unjudged, None
         if self._ring is None or step is None:
             return
+        if self._bad and not self._lost:
+            self._tell(step)
+        self._lost = bool(self._bad)
         norm, known, self._quiet = math.sqrt(self._squares), self._norms, self._quiet - 1
         why = "nonfinite" if self._bad else ""
         if not why and len(known) >= _WINDOW // 4 and norm > _SPIKE * min(known) and norm > _SPIKE * np.median(known):
@@ -368,6 +376,13 @@ class BlackBox:
         if why and self._quiet <= 0 and self._kept < _KEPT:
             self._kept, self._quiet = self._kept + 1, ring.STEPS
             self._keep(f"{why}-{step}")
+
+    def _tell(self, step: int) -> None:
+        """Say which gradients are not finite, the last of the forward pass first: a sample may be far away."""
+        names = [name for name, row in reversed(self._rows.items()) if row in self._bad]
+        found = {"kind": "gradient", "first": names[0], "names": names[:_NAMED], "count": len(names)}
+        event = {"time": time.time_ns() // 1000, "step": step, "type": "nonfinite_boxed", "json": json.dumps(found)}
+        self._recorder.put(records.Table.EVENTS, lambda: event)
 
     def _keep(self, why: str) -> None:
         self._kept_s = time.perf_counter()

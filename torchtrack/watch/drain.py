@@ -47,6 +47,11 @@ class HostCopy:
             self._event = torch.get_device_module(tensor.device.type).Event()
             self._event.record(torch.get_device_module(tensor.device.type).current_stream(tensor.device))
 
+    @property
+    def is_here(self) -> bool:
+        """Whether the tensor lay on the host already."""
+        return self._event is None
+
     def ready(self) -> bool:
         """Whether the numbers have arrived."""
         return self._event is None or bool(self._event.query())

@@ -24,7 +24,7 @@ from torchtrack.watch import tree
 
 SLAB_BYTES: Final = 8 << 20
 _CONNECT_TIMEOUT_S: Final = 5.0
-_POLL_S: Final = (0.0002, 0.005)
+_POLL_S: Final = (0.0005, 0.02)
 _MAX_UNFINISHED: Final = 3
 _unfinished: list[tuple[Any, Any]] = []
 """Gloo groups that cannot be destroyed yet, with the work that holds them."""
@@ -164,7 +164,7 @@ def finish(done: Callable[[], bool], deadline: float, give_up: Callable[[], bool
         if time.monotonic() > deadline or give_up():
             raise TimeoutError("a rank did not come to the merge in time")
         time.sleep(pause)
-        pause = min(pause * 1.5, _POLL_S[1])
+        pause = min(2 * pause, _POLL_S[1])
 
 
 def may_connect() -> bool:

@@ -5,12 +5,17 @@ from __future__ import annotations
 import fnmatch
 import sys
 from collections.abc import Sequence
+from itertools import chain
+from operator import methodcaller
+from typing import Any, Final
 
 from torch import nn
 from torch.nn.parameter import is_lazy
 
 from torchtrack.watch import layout
 from torchtrack.watch.layout import Held
+
+_VALUES: Final = methodcaller("values")
 
 
 class Holdings:
@@ -29,11 +34,11 @@ class Holdings:
         self._include, self._exclude = tuple(include), tuple(exclude)
         self.last: dict[int, list[Held]] = {}
         """What `now` returned last."""
-        self._seen: list[_Seen] | None = None
+        self._seen: _Seen | None = None
 
     def now(self) -> dict[int, list[Held]]:
         """Id of every watched parameter -> what is held of it. The same object as before if nothing has changed."""
-        if self._seen is None or not all(seen.is_current() for seen in self._seen):
+        if self._seen is None or not self._seen.is_current():
             self.last, self._seen = self._read(), self._look()
         return self.last
 
@@ -58,43 +63,36 @@ class Holdings:
                     by_id.setdefault(id(held.parameter), []).append(held)
         return by_id
 
-    def _look(self) -> list[_Seen] | None:
+    def _look(self) -> _Seen | None:
         """Every module as it is now; None if some keep parameters that do not show in them."""
         fully_sharded = sys.modules.get("torch.distributed.fsdp")
-        seen = []
-        for _, model in self._models:
-            for module in model.modules():
-                hides = fully_sharded is not None and isinstance(
-                    module, (fully_sharded.FSDPModule, fully_sharded.FullyShardedDataParallel)
-                )
-                if hides or any(p is not None and is_lazy(p) for p in module._parameters.values()):
-                    return None
-                seen.append(_Seen(module))
-        return seen
+        modules = [module for _, model in self._models for module in model.modules()]
+        for module in modules:
+            hides = fully_sharded is not None and isinstance(
+                module, (fully_sharded.FSDPModule, fully_sharded.FullyShardedDataParallel)
+            )
+            if hides or any(p is not None and is_lazy(p) for p in module._parameters.values()):
+                return None
+        return _Seen(modules)
 
 
 class _Seen:
-    """What a module had registered. Whoever is registered stays alive, so that no other can have its identity."""
+    """What modules had registered. Whoever is registered stays alive, so that no other can have its identity."""
 
-    __slots__ = ("_class", "_kept", "_module", "_modules", "_parameters")
-
-    def __init__(self, module: nn.Module) -> None:
-        self._module, self._class = module, module.__class__
-        self._parameters, self._modules = _registered(module)
-        self._kept = [*module._parameters.values(), *module._modules.values()]
+    def __init__(self, modules: Sequence[nn.Module]) -> None:
+        self._modules = list(modules)
+        self._registered, self._kept = self._look()
 
     def is_current(self) -> bool:
-        """Whether it still has."""
-        module = self._module
-        return module.__class__ is self._class and _registered(module) == (self._parameters, self._modules)
+        """Whether they still have."""
+        return self._look()[0] == self._registered
 
-
-def _registered(module: nn.Module) -> tuple[list[tuple[str, int]], list[tuple[str, int]]]:
-    """Name and identity of each parameter and module."""
-    parameters, modules = module._parameters, module._modules
-    return [*zip(parameters, map(id, parameters.values()), strict=True)], [
-        *zip(modules, map(id, modules.values()), strict=True)
-    ]
+    def _look(self) -> tuple[tuple[list[Any], ...], list[Any]]:
+        """Class of each module, how much it has, then of all name and identity; without Python for each of them."""
+        tables = [table for module in self._modules for table in (module._parameters, module._modules)]
+        values = [*chain.from_iterable(map(_VALUES, tables))]
+        classes, sizes, names = [*map(type, self._modules)], [*map(len, tables)], [*chain.from_iterable(tables)]
+        return (classes, sizes, names, [*map(id, values)]), values
 
 
 def matches(name: str, patterns: Sequence[str]) -> bool:

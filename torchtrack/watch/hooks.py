@@ -174,6 +174,22 @@ def _is_part_of(optimizer: Optimizer, outer: Optimizer) -> bool:
     return all(id(p) in held for group in optimizer.param_groups for p in group["params"])
 
 
+def _makes_state(optimizer: Optimizer) -> bool:
+    """Whether the step under way is torch's own, of zeros.
+
+    `torch.distributed.checkpoint` has an optimizer make it that has no state yet, to load one into it or to save it.
+    """
+    rates = [group.get("lr") for group in optimizer.param_groups]
+    if any(isinstance(rate, (int, float)) and rate for rate in rates):  # it sets them to 0
+        return False
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None:
+        if frame.f_code.co_name == "_init_optim_state":
+            return True
+        frame = frame.f_back
+    return False
+
+
 def backward_pass() -> int | None:
     """Autograd's number of the backward pass around the caller, in which no optimizer's closure runs; None outside."""
     task = torch._C._current_graph_task_id()
@@ -207,6 +223,8 @@ def _before_step(optimizer: Optimizer, args: Any, kwargs: Any) -> tuple[Any, Any
 def _begin(optimizer: Optimizer, args: Any, kwargs: Any) -> Iterable[tuple[Any, Any]]:
     outer = enclosing_optimizer(2)  # the first is its own
     if outer is not None and (outer is optimizer or _is_part_of(optimizer, outer)):
+        return []
+    if _makes_state(optimizer):
         return []
     _installed.stepped.any = True
     if _installed.stepping:

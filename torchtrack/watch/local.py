@@ -7,9 +7,9 @@ The average hides which rank it owes to. Its summands are there for a moment in 
     fully_shard                 in the buffer that is about to be reduced and scattered
 
 One norm a tensor is taken there, in float32 or wider, and nothing is kept: a NaN or an infinity in a tensor is one in
-its norm. The same is done of what the rank holds when its step begins: a replica is read by one rank in turn, and what
-went wrong on another after the average would not be seen. DDP's communication hook is left alone: there can be only
-one, and having one changes how DDP averages.
+its norm. The same is told of what the rank holds when its step begins: a replica is read by one rank in turn, and what
+went wrong on another after the average would not be seen. What this rank has counted is not read for that once more.
+DDP's communication hook is left alone: there can be only one, and having one changes how DDP averages.
 """
 
 from __future__ import annotations
@@ -21,24 +21,32 @@ from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
+import numpy as np
 import torch
 from torch import nn
 from torch._compile import _disable_dynamo
 from torch.nn.parallel import DistributedDataParallel
 
 from torchtrack import guard
-from torchtrack.watch import hooks, layout
+from torchtrack.histogram import NAN, NEG_INF, POS_INF
+from torchtrack.watch import hooks, kernels, layout
 from torchtrack.watch.drain import HostCopy
 from torchtrack.watch.layers import layers_of
 
 if TYPE_CHECKING:
     from torchtrack.watch.layout import Held
+    from torchtrack.watch.sample import Part
 
+_NOT_FINITE: Final = (NEG_INF, POS_INF, NAN)
 _UNDIVIDED: Final = (torch.float32, torch.bfloat16)
 """What `fully_shard` reduces as it is; of other types it divides the summands by a factor of its own first."""
 _NARROW: Final = (torch.float16, torch.bfloat16)
 _NAMED: Final = 8
 """So many tensors that are not finite are named; their number is told."""
+
+
+Norm = torch.Tensor | float
+"""On its way to the host, or there."""
 
 
 class LocalNorms:
@@ -53,15 +61,19 @@ class LocalNorms:
 
     def __init__(
         self,
-        norms: Mapping[str, torch.Tensor],
-        held: Mapping[str, torch.Tensor],
+        norms: Mapping[str, Norm],
+        held: Mapping[str, Norm],
         scale: torch.Tensor | None,
         *,
         whole: bool,
     ) -> None:
         self.names, self.held = list(norms), list(held)
         self.whole = whole and bool(norms)
-        stacked = torch.stack([norm.double() for norm in (*norms.values(), *held.values())])
+        numbers = [*norms.values(), *held.values()]
+        if any(isinstance(number, torch.Tensor) for number in numbers):
+            stacked = torch.stack([torch.as_tensor(number) for number in numbers]).double()
+        else:
+            stacked = torch.tensor(numbers, dtype=torch.float64, device="cpu")
         self._norms = HostCopy(stacked if scale is None else stacked / scale.detach().double())
 
     def ready(self) -> bool:
@@ -106,9 +118,9 @@ class _Seen:
         held: by parameter, of what is there once the ranks have averaged.
     """
 
-    norms: dict[str, torch.Tensor] = field(default_factory=dict)
+    norms: dict[str, Norm] = field(default_factory=dict)
     whole: bool = True
-    held: dict[str, torch.Tensor] = field(default_factory=dict)
+    held: dict[str, Norm] = field(default_factory=dict)
 
 
 class LocalGradients:
@@ -147,7 +159,7 @@ class LocalGradients:
                 source.stop()
 
     @property
-    def seen(self) -> Mapping[str, torch.Tensor]:
+    def seen(self) -> Mapping[str, Norm]:
         """Norms since the last `renew`, by parameter; still multiplied by the loss scale."""
         return self._seen.norms
 
@@ -158,16 +170,32 @@ class LocalGradients:
         self._sources = []
 
     @torch.no_grad()
-    def final(self, every: Iterable[Held]) -> None:
+    def final(self, every: Iterable[Held], counted: Iterable[Part] = ()) -> None:
         """Gradients are averaged: look at those that were not looked at since the last `renew`.
 
         To be called before they are clipped, which makes all of them NaN where one was.
+
+        Args:
+            every: what to look at.
+            counted: what this rank has counted of the same gradients, as they are.
         """
-        fresh = [(held.name, held.parameter.grad) for held in every if held.name not in self._seen.held]
-        local = [(name, layout.local_part(g) if layout.is_dtensor(g) else g) for name, g in fresh if g is not None]
-        local = [(name, g) for name, g in local if g.layout is torch.strided and g.numel() and not g.is_meta]
-        norms = _norms([gradient for _, gradient in local])
-        self._seen.held |= zip([name for name, _ in local], norms, strict=True)
+        seen = self._seen.held
+        known = _counted_whole(counted)
+        names, gradients = [], []
+        for held in every:
+            gradient = held.parameter.grad
+            if gradient is None or held.name in seen:
+                continue
+            if type(gradient) not in layout.PLAIN and layout.is_dtensor(gradient):
+                gradient = layout.local_part(gradient)
+            numel = gradient.numel()
+            if not numel or gradient.layout is not torch.strided or gradient.is_meta:
+                continue
+            seen[held.name], size = known.get(held.name, (0.0, -1))
+            if size != numel or held.part is not None:
+                names.append(held.name)
+                gradients.append(gradient)
+        seen |= zip(names, _norms(gradients), strict=True)  # in the places that they have
 
     def take(self, names: Container[str], scale: torch.Tensor | None) -> LocalNorms | None:
         """What was seen of some parameters since the last `renew`; None for nothing.
@@ -191,7 +219,7 @@ class _Replica:
         self._held: Mapping[int, Sequence[Held]] = {}
         self._arrived: list[tuple[str, torch.Tensor]] = []
         self._tasks: set[int] = set()
-        self._averaged: Mapping[str, torch.Tensor] | None = None
+        self._averaged: Mapping[str, Norm] | None = None
         """What was being filled when a pass was averaged: a second average of one step is added to the first."""
         self._late = bool(module.static_graph)
         """Whether the pass to come is the first of a static graph, where DDP's callback comes before ours."""
@@ -214,11 +242,9 @@ class _Replica:
             handle.remove()
         self._handles, self._held = {}, {}
 
-    @torch.no_grad()
     def arrived(self, name: str, parameter: torch.Tensor) -> None:
         """A gradient has been accumulated."""
-        module, task = self._module(), hooks.backward_pass()
-        gradient = parameter.grad
+        module, task, gradient = self._module(), hooks.backward_pass(), parameter.grad
         if module is None or task is None or gradient is None or gradient.layout is not torch.strided:
             return
         if task not in self._tasks:  # one may run inside another, to compute anew what was not kept
@@ -226,18 +252,18 @@ class _Replica:
             hooks.after_backward(self._passed)
         if module.gradient_as_bucket_view:
             self._seen.norms[name] = _norms([gradient])[0]
-        else:
-            self._arrived.append((name, parameter))
+            return
+        self._arrived.append((name, parameter))
 
-    @torch.no_grad()
     def _passed(self) -> None:
         """The backward pass has come to its end, and nothing has been averaged yet."""
         module, arrived = self._module(), self._arrived
         self._arrived, self._tasks = [], set()
         if module is None:
             return
-        names = [name for name, p in arrived if p.grad is not None]
-        self._seen.norms.update(zip(names, _norms([p.grad for _, p in arrived if p.grad is not None]), strict=True))
+        there = [(name, p.grad) for name, p in arrived if p.grad is not None]
+        norms = _norms([gradient for _, gradient in there])
+        self._seen.norms.update(zip([name for name, _ in there], norms, strict=True))
         if module.require_forward_param_sync:  # DDP decides in the forward pass whether the backward pass averages
             twice = self._averaged is self._seen.norms
             self._seen.whole = self._seen.whole and not twice and not self._late
@@ -301,7 +327,7 @@ class _Sharded:
             norm = torch.linalg.vector_norm(piece, dtype=_wide(piece))
             before = seen.norms.get(name)
             if before is not None:  # of another group, or reduced in an earlier micro-batch too
-                norm, seen.whole = torch.hypot(norm, before), seen.whole and name == ""
+                norm, seen.whole = torch.hypot(norm, torch.as_tensor(before)), seen.whole and name == ""
             seen.norms[name] = norm
 
 
@@ -329,15 +355,40 @@ def _wide(tensor: torch.Tensor) -> torch.dtype:
     return torch.float32 if tensor.dtype in _NARROW else tensor.dtype
 
 
-def _norms(gradients: Sequence[torch.Tensor]) -> list[torch.Tensor]:
-    """One norm a tensor: one call for all of a type."""
-    found: list[torch.Tensor | None] = [None] * len(gradients)
+@torch.no_grad()
+def _norms(gradients: Sequence[torch.Tensor]) -> list[Norm]:
+    """One norm a tensor: one call for all of a type; on a CPU one for all, and they are there at once."""
+    if not gradients:
+        return []
+    is_here = all(gradient.is_cpu for gradient in gradients)
+    fast = kernels.fast_norms(gradients[0].device)
+    if fast is not None and is_here and len(gradients) > 1:
+        norms: list[Norm] = fast(gradients)[:, 0].tolist()
+        return norms
+    found: list[Norm] = [0.0] * len(gradients)
     for dtype, at in _by_type(gradients):
         same = [gradients[i] for i in at]
-        norms = torch._foreach_norm(same, 2, torch.float32) if dtype in _NARROW else torch._foreach_norm(same)
-        for i, norm in zip(at, norms, strict=True):
+        several = torch._foreach_norm(same, 2, torch.float32) if dtype in _NARROW else torch._foreach_norm(same)
+        for i, norm in zip(at, torch.stack(several).tolist() if is_here else several, strict=True):
             found[i] = norm
-    return [norm for norm in found if norm is not None]
+    return found
+
+
+def _counted_whole(parts: Iterable[Part]) -> dict[str, tuple[float, int]]:
+    """By parameter: norm and elements of the gradients that were counted here from end to end, as far as it is known.
+
+    Only on a CPU: else their numbers are still on their way.
+    """
+    known = {}
+    for part in parts:
+        if not part.is_here:
+            continue
+        bad = part.counts.numpy()[:, _NOT_FINITE].any(1)
+        norms = np.where(bad, np.nan, np.sqrt(part.moments.numpy()[:, 1])).tolist()
+        for ((kind, name), place), norm in zip(part.rows, norms, strict=True):
+            if kind == "gradient" and place.cut[0] == 0:
+                known[name] = norm, place.cut[1]
+    return known
 
 
 def _by_type(tensors: Sequence[torch.Tensor]) -> Iterator[tuple[torch.dtype, list[int]]]:

@@ -31,6 +31,7 @@ from torchtrack.watch.holdings import Holdings
 if TYPE_CHECKING:
     from torchtrack.job import Job
     from torchtrack.recorder import Recorder
+    from torchtrack.watch.local import Norm
 
 ACTIONS: Final = ("record", "skip", "raise")
 _NAMED: Final = 8
@@ -88,7 +89,7 @@ class Judge:
         recorder: Recorder,
         job: Job | None,
         ordinal: int,
-        own: Callable[[], Mapping[str, torch.Tensor]],
+        own: Callable[[], Mapping[str, Norm]],
         trains: Callable[[], bool],
         include: Sequence[str] = (),
         exclude: Sequence[str] = (),

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 import torch
 
-from torchtrack.histogram import NUM_BUCKETS, Histogram
+from torchtrack.histogram import NUM_BUCKETS, ZERO, Histogram
 from torchtrack.watch.plan import OWN_ELEMENTS, Plan, Summed, base_name, format_covers
 from torchtrack.watch.rows import MAXES, SUMS, Counted
 
@@ -18,7 +18,9 @@ if TYPE_CHECKING:
 HEADER: Final = 8
 """Numbers before the rows of the MAX buffer: sample, -sample, plan, -plan, whether a rank asks for another plan, the
 interval a rank wants, the latest step of a rank, and what a rank asks of a comparison of replicas."""
-MAX_COLUMNS: Final = MAXES + 1
+_SIDES: Final = ((0, ZERO), (ZERO + 1, NUM_BUCKETS))
+"""The buckets below zero and those above it."""
+MAX_COLUMNS: Final = MAXES + 1 + 2 * len(_SIDES)
 STAGES: Final = ("step", "pre_clip", "skipped")
 
 
@@ -26,7 +28,10 @@ class Packed:
     """A sample as the buffers of a turn; their size follows from the plan alone, so that it is the same on all ranks.
 
     sums: [world size] who is present, then rows x (328 counts, sum, sum of squares).
-    maxes: the header, then rows x (max, -min, number of the stage).
+    maxes: the header, then rows x (max, -min, number of the stage, then for each side of zero -first, end: which
+        buckets have been counted into).
+
+    Most buckets are empty, on every rank: once MAX has told where a row has any, only those go through SUM.
     """
 
     def __init__(self, plan: Plan, counted: Counted | None) -> None:
@@ -45,6 +50,7 @@ class Packed:
         self._sums()[into] = counted.sums[shared]
         self._maxes()[into, :MAXES] = counted.maxes[shared]
         self._maxes()[into, MAXES] = [STAGES.index(counted.stages[i]) for i in shared]
+        self._maxes()[into, MAXES + 1 :] = _windows(counted.sums[shared])
         if alone:
             self.rest = counted.select(alone)
             # A piece of an update too large to be kept at once is left out of every plan.
@@ -56,6 +62,16 @@ class Packed:
     def _maxes(self) -> np.ndarray[Any, Any]:
         return self.maxes[HEADER:].reshape(-1, MAX_COLUMNS)
 
+    def occupied(self) -> np.ndarray[Any, Any]:
+        """Which of `sums` may differ from 0 on any rank, in the same order on all; once MAX has been merged."""
+        windows = self._maxes()[:, MAXES + 1 :, None]
+        some = np.ones(len(self.sums), bool)
+        rows = some[self._plan.world_size :].reshape(-1, SUMS)
+        for side, (begin, end) in enumerate(_SIDES):
+            place = np.arange(begin, end)
+            rows[:, begin:end] = (place >= -windows[:, 2 * side]) & (place < windows[:, 2 * side + 1])
+        return np.flatnonzero(some)
+
     @property
     def all_present(self) -> bool:
         """Whether every rank gave its part; after the all-reduce."""
@@ -64,24 +80,37 @@ class Packed:
     def merged(self) -> Counted | None:
         """The merged rows after both all-reduces; None if this rank cannot tell what they cover."""
         present = np.flatnonzero(self.sums[: self._plan.world_size] > 0).tolist()
-        sums, maxes, covers, numels = self._sums(), self._maxes(), [], []
-        for i, key in enumerate(self._plan.rows):
-            own = key[0] in OWN_ELEMENTS
-            cover = "" if own else self._plan.covers(base_name(key), present)
-            if cover is None:
-                return None
-            covers.append(cover)
-            numels.append(int(sums[i, :NUM_BUCKETS].sum()) if own else self._plan.numels[base_name(key)])
+        sums, maxes, numels = self._sums(), self._maxes(), list(self._plan.row_numels)
+        covers = [""] * len(numels)
+        for i in self._plan.own_rows:
+            numels[i] = int(sums[i, :NUM_BUCKETS].sum())
+        if len(present) < self._plan.world_size:
+            for i, key in enumerate(self._plan.rows):
+                cover = "" if key[0] in OWN_ELEMENTS else self._plan.covers(base_name(key), present)
+                if cover is None:
+                    return None
+                covers[i] = cover
         return Counted(
             list(self._plan.rows),
             sums,
             maxes[:, :MAXES],
             numels,
             covers,
-            [STAGES[int(max(stage, 0))] for stage in maxes[:, MAXES]],
+            [STAGES[stage] for stage in maxes[:, MAXES].clip(min=0.0).astype(int).tolist()],
             [True] * len(covers),
             len(present),
         )
+
+
+def _windows(sums: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    """[rows, 2 * sides]: -first and end of the buckets on each side that have been counted into; -inf for none."""
+    found = np.full((len(sums), 2 * len(_SIDES)), -np.inf)
+    for side, (begin, end) in enumerate(_SIDES):
+        some = sums[:, begin:end] > 0
+        has = some.any(1)
+        found[has, 2 * side] = -(begin + some.argmax(1)[has])
+        found[has, 2 * side + 1] = end - some[:, ::-1].argmax(1)[has]
+    return found
 
 
 class Sums:

@@ -194,6 +194,16 @@ class Plan:
         return self.division.of(rank)
 
     @functools.cached_property
+    def row_numels(self) -> tuple[int, ...]:
+        """By row, the elements of the whole tensor; 0 where each rank has its own."""
+        return tuple(0 if key[0] in OWN_ELEMENTS else self.numels[base_name(key)] for key in self.rows)
+
+    @functools.cached_property
+    def own_rows(self) -> tuple[int, ...]:
+        """Which rows are of elements that are each rank's own."""
+        return tuple(i for i, (kind, _) in enumerate(self.rows) if kind in OWN_ELEMENTS)
+
+    @functools.cached_property
     def _places(self) -> dict[str, int]:
         return {name: i for i, name in enumerate(self.numels)}
 

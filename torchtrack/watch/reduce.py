@@ -227,7 +227,10 @@ class Merger:
             header = self._align(sample, packed)
             if header is not None:
                 packed.sums[self._rank()] = 0.0 if sample.dropped else 1.0
-                self._all_reduce(packed.sums, "sum")
+                occupied = packed.occupied()
+                some = packed.sums[occupied]
+                self._all_reduce(some, "sum")
+                packed.sums[occupied] = some
                 if sums.values.size:
                     self._all_reduce(sums.values, "sum")
         except FAILURES as error:
@@ -410,8 +413,12 @@ class Merger:
             sample.scalars = []
             if norms and counted:
                 values += _norms(counted, sample.max_norm).items()
-            for name, value in values:
-                self._recorder.number(name, value, step)
+            several = dict(values)
+            if len(several) == len(values):
+                self._recorder.numbers(several, step)
+            else:  # gradients were clipped more than once
+                for name, value in values:
+                    self._recorder.number(name, value, step)
 
     def _write_local(self, sample: Sample, step: int) -> None:
         """Of each rank: shares of its updates, its own gradients before the average, where these are not finite."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final
@@ -16,6 +17,8 @@ SUMS: Final = NUM_BUCKETS + 2
 """Columns merged by SUM: the bucket counts, sum, sum of squares."""
 MAXES: Final = 2
 """Columns merged by MAX: max, -min."""
+_KNOWN: Final = 8
+"""So many sets of rows are remembered."""
 _NEG_INF, _ZERO, _POS_INF, _NAN = 0, 163, 326, 327
 
 
@@ -118,9 +121,10 @@ def tensors_batch(counted: Counted, sample: int, step: int, time_ns: int) -> pa.
     keep = np.flatnonzero(totals > 0)
     if not len(keep):
         return None
-    part = counted.select(keep.tolist())
+    part = counted if len(keep) == len(totals) else counted.select(keep.tolist())
     counts = part.sums[:, :NUM_BUCKETS]
     n = len(keep)
+    labels = _labels(tuple(part.keys), tuple(part.stages))
     row, bucket = np.nonzero(counts)
     offsets = pa.array(np.concatenate([[0], np.cumsum(np.bincount(row, minlength=n))]).astype(np.int32))
     integers = counts.astype(np.int64)
@@ -128,9 +132,9 @@ def tensors_batch(counted: Counted, sample: int, step: int, time_ns: int) -> pa.
         "sample": np.full(n, sample),
         "step": np.full(n, step),
         "time": pa.array(np.full(n, time_ns // 1000)).view(pa.timestamp("us", tz="UTC")),
-        "kind": [kind for kind, _ in part.keys],
-        "name": [name for _, name in part.keys],
-        "stage": part.stages,
+        "kind": labels[0],
+        "name": labels[1],
+        "stage": labels[2],
         "ranks": np.full(n, part.ranks, np.int32),
         "numel": part.numels,
         "covers": part.covers,
@@ -148,6 +152,14 @@ def tensors_batch(counted: Counted, sample: int, step: int, time_ns: int) -> pa.
     }
     arrays = [_array(columns[field.name], field.type) for field in records.TENSORS]
     return pa.RecordBatch.from_arrays(arrays, schema=records.TENSORS)
+
+
+@functools.lru_cache(_KNOWN)
+def _labels(keys: tuple[tuple[str, str], ...], stages: tuple[str, ...]) -> tuple[pa.Array, pa.Array, pa.Array]:
+    """Kinds, names and stages as columns: as a rule those of the sample before."""
+    columns = {"kind": [kind for kind, _ in keys], "name": [name for _, name in keys], "stage": list(stages)}
+    kinds, names, several = (_array(values, records.TENSORS.field(name).type) for name, values in columns.items())
+    return kinds, names, several
 
 
 def _array(values: Any, kind: pa.DataType) -> pa.Array:

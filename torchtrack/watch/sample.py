@@ -43,6 +43,11 @@ class Part:
     counts: HostCopy = field(init=False)
     moments: HostCopy = field(init=False)
 
+    @property
+    def is_here(self) -> bool:
+        """Whether the numbers never were anywhere else than on the host."""
+        return self.counts.is_here and self.moments.is_here
+
     def ready(self) -> bool:
         """Whether the numbers are on the host."""
         return self.counts.ready() and self.moments.ready()

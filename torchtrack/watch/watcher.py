@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import time
 import weakref
@@ -11,28 +12,30 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 import torch
 from torch import nn
-from torch.multiprocessing.reductions import StorageWeakRef
 from torch.optim.optimizer import Optimizer
 
 from torchtrack import guard
 from torchtrack.watch import hooks, layout
 from torchtrack.watch.activations import Activations
+from torchtrack.watch.clipping import Clipping
 from torchtrack.watch.counting import Counter, Item
 from torchtrack.watch.drain import HostCopy, Known
 from torchtrack.watch.holdings import Holdings, matches
 from torchtrack.watch.layout import Held, Shard
-from torchtrack.watch.local import LocalGradients
+from torchtrack.watch.local import LocalGradients, Norm
 from torchtrack.watch.moments import moments
 from torchtrack.watch.plan import Plan
 from torchtrack.watch.reduce import Merger
 from torchtrack.watch.replicas import Checks, Replicas
 from torchtrack.watch.rounding import rounded
-from torchtrack.watch.sample import Part, Sample
+from torchtrack.watch.sample import Sample
 from torchtrack.watch.schedule import Schedule
 from torchtrack.watch.updates import Kept, Updates, changes
+from torchtrack.watch.waits import Waits
 
 if TYPE_CHECKING:
     from torchtrack.job import Job
+    from torchtrack.phases import Phases
     from torchtrack.recorder import Recorder
     from torchtrack.watch.blackbox import BlackBox
     from torchtrack.watch.nonfinite import Judge
@@ -52,7 +55,7 @@ _RESTING: Final = 8
 logger = logging.getLogger("torchtrack")
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class _Count:
     """How often one optimizer was seen, how many of these steps were ours, and whether its parameters are watched."""
 
@@ -89,20 +92,6 @@ class _Stepping(NamedTuple):
     submits: bool
 
 
-@dataclass(slots=True)
-class _Clipped:
-    """A gradient that was counted before it was clipped, and how to tell that nothing else happened to it since."""
-
-    part: Part
-    row: int
-    plan: Plan | None
-    mark: _Mark | None = None
-
-    def is_last_of(self, parameter: torch.Tensor) -> bool:
-        """Whether the clipping was the last that happened to this parameter's gradient."""
-        return self.mark is not None and (gradient := parameter.grad) is not None and self.mark.is_on(gradient)
-
-
 class Watcher:
     """Counts the watched parameters and their gradients at the scheduled steps of each optimizer.
 
@@ -119,6 +108,7 @@ class Watcher:
         exclude: patterns of names to leave out.
         device: where ranks merge with the backend that training uses; None for the host.
         checksum_every: samples from one comparison of replicas to the next; 0 for none.
+        phases: the clock that is told how long this rank waits for the others; None for nobody.
     """
 
     def __init__(
@@ -133,6 +123,7 @@ class Watcher:
         exclude: Sequence[str] = (),
         device: torch.device | None = None,
         checksum_every: int = 0,
+        phases: Phases | None = None,
     ) -> None:
         self.models = list(models)
         self.kinds = tuple(kinds)
@@ -146,9 +137,6 @@ class Watcher:
         self._in_backward = _InBackward()
         self._observed: Sample | None = None
         self._observed_steps = 0
-        self._clipped: dict[str, _Clipped] = {}
-        self._coefficients: list[HostCopy] = []
-        self._max_norm: float | None = None
         self._owners: dict[int, _Count] = {}
         self._ownerless = False
         self._unclaimed = 0
@@ -159,7 +147,9 @@ class Watcher:
         self._job = job
         self._activations: Activations | None = None
         self._local: LocalGradients | None = None
+        self._waits: Waits | None = None
         self._counter = Counter(timed=schedule.budget is not None)
+        self._clipping = Clipping(self._counter)
         self._host_s = 0.0
         self.merger = Merger(recorder, job, ordinal, self.kinds, schedule, device)
         self._replicas = Replicas(checksum_every, self.merger.comparison)
@@ -167,6 +157,9 @@ class Watcher:
             self.merger.start()
             if "gradient" in self.kinds:
                 self._local = LocalGradients(model for _, model in models) or None
+            if phases is not None and (waits := Waits((model for _, model in models), phases)):
+                self._waits = waits
+                recorder.log_beside(phases.take)
             looks = self._local is not None or not {"update", "activation"}.isdisjoint(self.kinds)
             hooks.add(self, after_steps=looks)
         if "activation" in self.kinds:
@@ -192,7 +185,7 @@ class Watcher:
         """Wait until all of it is written. False after the timeout."""
         return self.merger.join(timeout_s)
 
-    def own_norms(self) -> Mapping[str, torch.Tensor]:
+    def own_norms(self) -> Mapping[str, Norm]:
         """Norms of this rank's own gradients of the step under way, as far as the passes were looked at."""
         return self._local.seen if self._local is not None else {}
 
@@ -228,6 +221,8 @@ class Watcher:
         if not count.watched:
             return False
         count.steps += 1
+        if self._waits is not None:
+            self._waits.phases.step()
         count.sample = self._next_sample() if due else None
         if not due:
             self._skip_sample()
@@ -288,18 +283,19 @@ class Watcher:
             return None
         held = self._holdings.now()
         clipped = [p for p in parameters if p.grad is not None]
-        due = [h for p in clipped if self._is_due(self._owner(p), stepping) for h in held.get(id(p), ())]
+        is_due = functools.cache(lambda owner: self._is_due(owner, stepping))
+        due = [h for p in clipped if is_due(self._owner(p)) for h in held.get(id(p), ())]
         if not due:
             return None
         if "gradient" in self.kinds:
             begin = time.perf_counter()
-            if self._local is not None:
-                self._local.final(due)
             number = stepping.sample.number if stepping and stepping.sample else self.samples
-            self._count_unclipped(due, self._plan(number))
+            counted = self._clipping.before(due, self._plan(number))
+            if self._local is not None:
+                self._local.final(due, counted)
             self._charge(begin)
         whole = all(id(p) in held for p in clipped)
-        return lambda max_norm, total: self._remember_clipped(due, max_norm, total, whole=whole)
+        return lambda max_norm, total: self._clipping.after(due, max_norm, total, whole=whole)
 
     # -- steps that are no part of the training ---------------------------------------------------------------------
 
@@ -461,34 +457,6 @@ class Watcher:
             return owner.sample is not None  # None too if its gradients were final after the closure's first call
         return owner is None or self.schedule.is_due(owner.steps)
 
-    def _count_unclipped(self, due: Sequence[Held], plan: Plan | None) -> None:
-        """Count gradients before the first clipping that changes them; a second one finds them clipped already."""
-        todo = []
-        for held in due:
-            before = self._clipped.get(held.name)
-            if before is None or not before.is_last_of(held.parameter):
-                self._clipped.pop(held.name, None)
-                todo += _gradient(held)
-        for part in self._counter.count(todo, "pre_clip", plan):
-            for row, ((_, name), _) in enumerate(part.rows):
-                self._clipped[name] = _Clipped(part, row, plan)
-
-    def _remember_clipped(
-        self, due: Sequence[Held], max_norm: float | None, total: torch.Tensor | None, *, whole: bool
-    ) -> None:
-        """How the gradients look right after the clipping, and what it multiplied them by."""
-        for held in due:
-            clipped = self._clipped.get(held.name)
-            if clipped is not None and held.parameter.grad is not None:
-                clipped.mark = _Mark.of(held.parameter.grad)
-        if max_norm is None or total is None:
-            return
-        if layout.is_partial(total):  # to know it here would be a collective, on this rank alone
-            self._max_norm = max_norm if whole and layout.is_2_norm(total) else None
-        else:
-            norm = (layout.local_part(total) if layout.is_dtensor(total) else total).detach()
-            self._coefficients.append(HostCopy((max_norm / (norm + 1e-6)).clamp(max=1.0)))
-
     def _plan(self, number: int) -> Plan | None:
         plan = self.merger.plan
         return plan if plan is not None and number >= plan.start else None
@@ -507,7 +475,7 @@ class Watcher:
         todo: list[Item] = []
         every = [*own, *others]
         if "gradient" in self.kinds:
-            todo += self._unclipped_of(sample, own, scaled=multiplier is not None)
+            todo += self._clipping.give(sample, own, scaled=multiplier is not None)
         if multiplier is not None:
             self._add(sample, todo, multiplier)
             todo = []
@@ -527,18 +495,16 @@ class Watcher:
         sample.offered, self._counter.offered = self._counter.offered, {}
         if isinstance(found_inf, torch.Tensor):
             sample.found_inf = HostCopy(found_inf.detach().clone())
-        sample.scalars += [("watch/clip_coef", copy) for copy in self._coefficients]
+        self._clipping.tell(sample)
         if scale is not None and own:
             sample.scalars.append(("watch/loss_scale", HostCopy(scale.detach().clone())))
         if (rate := _learning_rate(optimizer)) is not None and own:
             sample.scalars.append(("watch/lr", rate))
-        sample.max_norm, self._max_norm = self._max_norm, None
-        self._coefficients = []
         if self._activations is not None:
             rank, world_size = (self._job.identity.rank, self._job.identity.world_size) if self._job else (0, 1)
             sample.add(self._activations.take(rank, world_size, planned=sample.plan is not None))
         if self._local is not None:
-            self._take_local(sample, own, scale)
+            self._take_local(sample, own, scale, scaled=multiplier is not None)
         if "update" in self.kinds and not sample.skipped:
             self._keep(sample, optimizer, own)
         self._charge(begin, sample)
@@ -582,10 +548,10 @@ class Watcher:
             return True  # one that has yet to show up is sampled at its first step
         return self._in_backward.task >= 0 and self.schedule.is_due(self._in_backward.steps)
 
-    def _take_local(self, sample: Sample, own: Sequence[Held], scale: torch.Tensor | None) -> None:
-        """What this rank's own gradients were, under this loss scale."""
+    def _take_local(self, sample: Sample, own: Sequence[Held], scale: torch.Tensor | None, *, scaled: bool) -> None:
+        """What this rank's own gradients were, under this loss scale; `scaled` if they were counted without it."""
         if self._local is not None:
-            self._local.final(own)
+            self._local.final(own, () if scaled else [part for part, _ in sample.picks if part.stage == "step"])
             sample.local = self._local.take({held.name for held in own}, scale)
 
     def _keep(self, sample: Sample, optimizer: Optimizer, own: Sequence[Held]) -> None:
@@ -605,22 +571,6 @@ class Watcher:
         if sample is not None:
             sample.host_s, self._host_s = sample.host_s + self._host_s, 0.0
             sample.events, self._counter.events = sample.events + self._counter.events, []
-
-    def _unclipped_of(self, sample: Sample, own: Sequence[Held], *, scaled: bool) -> list[Item]:
-        """Gradients that have yet to be counted; those counted at a clipping go into the sample."""
-        kept: dict[int, tuple[Part, list[int]]] = {}
-        plans, todo = [], []
-        for held in own:
-            clipped = self._clipped.pop(held.name, None)
-            if clipped is not None and clipped.is_last_of(held.parameter) and not scaled:
-                kept.setdefault(id(clipped.part), (clipped.part, []))[1].append(clipped.row)
-                plans.append(clipped.plan)
-            elif held.name not in self._counter.summands or scaled:
-                todo += _gradient(held)
-        sample.picks += kept.values()
-        if kept:  # counted at the clip: a plan that came since must not be mixed in
-            sample.plan = plans[0] if all(plan is plans[0] for plan in plans) else None
-        return todo
 
     def _unowned(self, first: _Count, by_id: dict[int, list[Held]]) -> list[Held]:
         """Parameters that no optimizer steps (frozen ones); they are counted with those of the first optimizer.
@@ -647,53 +597,21 @@ class Watcher:
         if self._local is not None:
             self._local.stop()
             self._local = None
+        if self._waits is not None:
+            self._waits.stop()
+            self._waits = None
         for optimizer in list(self._kept):
             self._hand_over(optimizer)
         self._end_backward()
         self._observed = None
-        self._clipped.clear()
+        self._clipping.forget()
         self._counter.forget()
         self._trains = None
-        self._coefficients.clear()
         self._owners.clear()
 
 
 def _parameters(optimizer: Optimizer) -> list[torch.Tensor]:
     return [p for group in optimizer.param_groups for p in group["params"]]
-
-
-def _gradient(held: Held) -> list[Item]:
-    gradient = held.parameter.grad
-    return [] if gradient is None else [Item("gradient", held.name, held, gradient)]
-
-
-class _Mark(NamedTuple):
-    """Tells whether anything has happened to a gradient.
-
-    An address would not do: the next gradient may lie at the same one, with as many changes behind it. A weak reference
-    to the tensor would forbid `torch.utils.swap_tensors`, which is the user's to call.
-    """
-
-    storage: StorageWeakRef
-    offset: int
-    version: int
-
-    @classmethod
-    def of(cls, gradient: torch.Tensor) -> _Mark | None:
-        """Of a gradient as it is now; None where that cannot be told."""
-        local = _local(gradient)
-        if local.layout is not torch.strided or local.is_inference():
-            return None
-        storage = StorageWeakRef(local.untyped_storage())  # type: ignore[no-untyped-call]
-        return cls(storage, int(local.storage_offset()), local._version)
-
-    def is_on(self, gradient: torch.Tensor) -> bool:
-        """Whether it is that gradient, unchanged."""
-        local = _local(gradient)
-        if local.layout is not torch.strided or local.is_inference():
-            return False
-        is_same = local.untyped_storage()._cdata == self.storage.cdata  # the reference keeps others off this address
-        return is_same and local.storage_offset() == self.offset and local._version == self.version
 
 
 def _learning_rate(optimizer: Optimizer) -> HostCopy | Known | None:
@@ -704,8 +622,3 @@ def _learning_rate(optimizer: Optimizer) -> HostCopy | Known | None:
     if held:
         return HostCopy(torch.stack([rate.to(held[0].device, torch.float32) for rate in held]).amax())
     return Known(max(numbers)) if numbers else None
-
-
-def _local(gradient: torch.Tensor) -> torch.Tensor:
-    is_here = type(gradient) in layout.PLAIN or not layout.is_dtensor(gradient)
-    return gradient if is_here else layout.local_part(gradient)

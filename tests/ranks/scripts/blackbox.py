@@ -6,7 +6,6 @@ stays until its stdin is closed, so that ranks are collected after they were see
 
 from __future__ import annotations
 
-import contextlib
 import itertools
 import json
 import os
@@ -18,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch._dynamo  # the first optimizer imports it: here, and not in each rank anew
 import torch.distributed as dist
 from torch import nn
 from torch.distributed.fsdp import fully_shard
@@ -28,9 +28,7 @@ from torchtrack.journal import ring
 from torchtrack.run import Run
 from torchtrack.sidecar.client import Sidecar
 from torchtrack.sidecar.process import address
-
-with contextlib.suppress(ImportError):
-    from torchtrack.watch.kernels import numba  # noqa: F401  # here, and not in each rank anew
+from torchtrack.watch import kernels
 
 STEPS = 12
 
@@ -131,6 +129,8 @@ def rank(way: str, base: Path, number: int) -> None:
 
 
 def main(base: Path, ways: list[str]) -> None:
+    kernels.prepare(torch.device("cpu"))  # here, and not in each rank anew
+    kernels.wait()
     pids: dict[int, str] = {}
     for way, number in itertools.product(ways, range(2)):
         pid = os.fork()

@@ -1,4 +1,4 @@
-"""Rank of a DDP job under torchrun: python ddp.py FOLDER HOW. HOW: bare, watched, or what goes wrong at step 20."""
+"""Rank of a DDP job: python ddp.py FOLDER HOW. HOW: bare, watched, or what goes wrong at step 20."""
 
 from __future__ import annotations
 

@@ -67,6 +67,21 @@ def test_a_nan_that_some_ranks_alone_hold_after_the_average_is_blamed_on_them(te
     assert [(one.severity, one.names, one.ranks) for one in found] == ([("critical", ("b",), named)] if named else [])
 
 
+def test_what_the_black_box_saw_between_two_samples_has_its_step_and_tensor_and_blames_no_rank() -> None:
+    rows = samples("gradient", [{"a": WEIGHT, "b": WEIGHT}] * 4)
+    said = {"kind": "gradient", "first": "b", "names": ["b", "a"], "count": 2}
+    seen = [Seen(rank, "nonfinite_boxed", said) for rank in range(2)]
+    lost = {"loss": math.nan}
+    (one,) = steps.run([*rows, Step(5, seen=seen), Step(6, lost, {"loss": {0: math.nan, 1: math.nan}})])
+    assert (one.rule, one.severity, one.first_step, one.names[:2], one.ranks) == (
+        "non_finite",
+        "critical",
+        5,
+        ("b", "a"),
+        (),
+    )
+
+
 def test_a_nan_after_a_spike_that_is_over_is_a_finding_of_its_own_with_tensor_and_rank() -> None:
     broken = np.where(np.arange(400) == 7, np.nan, WEIGHT)
     norms = [1.0 + 0.01 * (at % 3) + 500.0 * (at == 30) for at in range(60)]

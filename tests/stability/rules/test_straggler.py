@@ -7,7 +7,7 @@ import pytest
 
 from tests.stability import steps
 from tests.stability.steps import RNG, rules_of
-from torchtrack.stability import Step
+from torchtrack.stability import Facts, Step
 
 
 def phases(slow: int | None, ranks: int, phase: str, count: int = 40) -> list[Step]:
@@ -68,3 +68,40 @@ def test_a_rank_that_is_slow_on_such_a_machine_is_found_within_twenty_steps() ->
         made.append(Step(at, {}, {f"phase/{name}_s": dict(enumerate(own.tolist())) for name, own in seconds.items()}))
     (one,) = steps.run(made)
     assert (one.rule, one.ranks, abs(one.first_step - 30) <= 3) == ("straggler", (2,), True)
+
+
+def measured(slow: int | None, ranks: int, count: int = 40, peers: dict[int, str] | None = None) -> list[Step]:
+    """Steps as `watch` measures them, of which one rank begins to be slow at the tenth."""
+    made = []
+    for at in range(count):
+        own = 0.02 * np.exp(RNG.normal(0, 0.2, ranks))
+        if slow is not None and at >= 10:
+            own[slow] += 0.03
+        sync = own.max() + 0.005 - own
+        metrics = {"phase/own_s": dict(enumerate(own.tolist())), "phase/sync_s": dict(enumerate(sync.tolist()))}
+        made.append(Step(at, {}, metrics, facts=Facts(peers=peers or {})))
+    return made
+
+
+@pytest.mark.parametrize("ranks", [2, 3, 4])
+def test_of_ranks_that_say_no_phases_the_one_that_does_not_wait_is_named_within_twenty_steps(ranks: int) -> None:
+    (one,) = steps.run(measured(1, ranks, count=30))
+    assert (one.rule, one.ranks, one.names, abs(one.first_step - 10) <= 2) == (
+        "straggler",
+        (1,),
+        ("phase/own_s",),
+        True,
+    )
+    assert one.evidence["wait"] == "sync"
+    assert "what it does by itself" in one.why
+
+
+def test_ranks_that_wait_by_turns_have_no_straggler() -> None:
+    assert steps.run(measured(None, 4, 300)) == []
+
+
+def test_stages_of_a_pipeline_are_not_compared_with_each_other() -> None:
+    found = steps.run(measured(1, 2, peers={0: "stage 0", 1: "stage 1"}))
+    assert found == []
+    found = steps.run(measured(1, 4, peers={0: "stage 0", 1: "stage 0", 2: "stage 1", 3: "stage 1"}))
+    assert [one.ranks for one in found] == [(1,)]

@@ -27,6 +27,7 @@ _KINDS: Final = ("activation", "gradient", "update", "optimizer", "parameter")
 """In the order in which a step computes them; rows of parameters are from before the update."""
 _BROUGHT: Final = "nonfinite"
 _HELD: Final = "nonfinite_held"
+_BOXED: Final = "nonfinite_boxed"
 _MOST: Final = 16
 _LOOK_AT: Final = (
     "The batch of this step and the operations of this layer (division, log, sqrt, exp, a mask that hides all); "
@@ -61,6 +62,9 @@ class NonFinite:
         for kind in {str(seen.data.get("kind")): None for seen in step.seen if seen.type in (_BROUGHT, _HELD)}:
             if kind not in looked and (ranks := _blamed(kind, step)):
                 looked[kind] = _of_ranks(kind, ranks, step)
+        boxed = [seen for seen in step.seen if seen.type == _BOXED]
+        if boxed and "gradient" not in looked:
+            looked["gradient"] = _of_ranks("gradient", boxed, step)
         for seen in step.seen:
             if seen.type == "nonfinite_step":
                 looked["gradient"] = _stopped(seen, step)
@@ -142,9 +146,12 @@ def _blamed(kind: str, step: Step) -> list[Seen]:
 
 
 def _of_ranks(kind: str, blamed: list[Seen], step: Step) -> Sign:
-    """Of values that a rank holds and no row does: of a replica, which rows have from another rank."""
+    """Of values that a rank holds and no row does: of a replica, which rows have from another rank.
+
+    Or of a step that was no sample, which the black box saw after the average: who brought them is not known.
+    """
     names = tuple(dict.fromkeys(str(name) for seen in blamed for name in (seen.data.get("names") or ())))
-    ranks = tuple(sorted({seen.rank for seen in blamed}))
+    ranks = tuple(sorted({seen.rank for seen in blamed if seen.type != _BOXED}))
     more = f" and {len(names) - 1} more" if len(names) > 1 else ""
     return Sign(
         why=f"Elements of the {kind} {names[0] if names else '(unnamed)'}{more} are NaN or infinite at step "

@@ -25,7 +25,7 @@ import numpy as np
 from torchtrack.stability.finding import Sign
 from torchtrack.stability.metrics import LOCAL_NORM, MEMORY, is_amount, is_gradient_norm, is_training_loss
 from torchtrack.stability.robust import SIGMA, SIGMA_OF_MEAN, Rings, Steps, log2, quiet_median, rest_median
-from torchtrack.stability.step import Bools, Floats, Step
+from torchtrack.stability.step import Bools, Floats, Step, comparable
 
 _WINDOW: Final = 16
 _LEAST: Final = 10
@@ -79,7 +79,7 @@ class RankSkew:
                 continue
             if name in MEMORY:
                 values = self._round(name, values)
-            for peers, own in _comparable(values, step.facts.peers).items():
+            for peers, own in comparable(values, step.facts.peers).items():
                 self._look((name, peers), limit, own, step, looked)
         return looked
 
@@ -162,15 +162,6 @@ def _compared(window: Floats, sound: Bools) -> tuple[Floats, Floats, Floats]:
     mean = np.nansum(apart, axis=1) / np.maximum(known, 1)
     spreads = np.fmax(SIGMA * np.fmax(quiet_median(apart), usual), SIGMA_OF_MEAN * mean)
     return ratios, medians, _ERROR_OF_MEDIAN * spreads / np.sqrt(np.maximum(known, 1))
-
-
-def _comparable(values: Mapping[int, float], peers: Mapping[int, str]) -> dict[str, dict[int, float]]:
-    """The values of ranks that can be compared, where there is more than one; all, where that is not known of each."""
-    known = values.keys() <= peers.keys()
-    groups: dict[str, dict[int, float]] = {}
-    for rank, value in values.items():
-        groups.setdefault(peers[rank] if known else "", {})[rank] = value
-    return {key: own for key, own in groups.items() if len(own) > 1}
 
 
 @functools.lru_cache(maxsize=4096)

@@ -9,7 +9,8 @@ Default: over the last 16 steps the rank's median surplus in a phase, over the m
 and four standard errors, and seven steps of eight have at least a third of it: on a machine that others use too every
 rank is slow now and then, and a median of such steps may lie anywhere, but between them the rank is as fast as the
 others. Of several such phases the one that waits least often counts: data, then those you name, then
-optimizer, forward, and backward never. Needs `run.phase`, or `phase/NAME_s` logged by each rank.
+optimizer, forward, and backward never. Without `run.phase` there are the two that `watch` measures: `own`, and `sync`,
+in which ranks wait. Ranks are compared that hold the same parameters and differ in data-parallel coordinates alone.
 Evidence: seconds of the rank and of the others in this phase, the step, and where the others wait.
 """
 
@@ -25,7 +26,7 @@ import numpy as np
 from torchtrack.stability.finding import Sign
 from torchtrack.stability.metrics import phase_of
 from torchtrack.stability.robust import SIGMA, Rings, Steps, quiet_median, rest_median
-from torchtrack.stability.step import Floats, Step
+from torchtrack.stability.step import Floats, Step, comparable
 
 _WINDOW: Final = 16
 _LEAST: Final = 8
@@ -37,7 +38,8 @@ _PERSISTS: Final = 1 / 3
 _OFTEN: Final = 7 / 8
 _WAITS: Final = {"data": 0, "optimizer": 2, "forward": 3}
 _NAMED: Final = 1
-_NEVER: Final = "backward"
+_NEVER: Final = frozenset({"backward", "sync"})
+_IN_WORDS: Final = {"own": "what it does by itself"}
 
 
 class Straggler:
@@ -49,30 +51,41 @@ class Straggler:
     causes: frozenset[str] = frozenset()
 
     def __init__(self) -> None:
-        self._shares: dict[str, Rings] = {}
-        self._steps = Steps(_WINDOW)
+        self._shares: dict[tuple[str, str], Rings] = {}
+        self._steps: dict[str, Steps] = {}
 
     def update(self, step: Step) -> Mapping[str, Sign | None]:
         """Look at the phases of a step, by rank."""
-        phases = {phase_of(name): dict(values) for name, values in step.ranks.items() if phase_of(name)}
+        phases = {phase_of(name): values for name, values in step.ranks.items() if phase_of(name)}
         ranks = sorted(set.intersection(*map(set, phases.values()))) if phases else []
-        if len(ranks) < 2:
-            return {}
+        whole = {rank: sum(own[rank] for own in phases.values()) for rank in ranks}
+        looked: dict[str, Sign | None] = {}
+        for peers, own in comparable(whole, step.facts.peers).items():
+            looked |= self._look(peers, own, phases, step)
+        return looked
+
+    def _look(
+        self, peers: str, wholes: Mapping[int, float], phases: Mapping[str, Mapping[int, float]], step: Step
+    ) -> Mapping[str, Sign | None]:
+        """Look at ranks that can be compared."""
+        ranks = list(wholes)
         seconds = {phase: np.array([own[rank] for rank in ranks]) for phase, own in phases.items()}
-        whole = float(np.median(sum(seconds.values())))
+        whole = float(np.median(list(wholes.values())))
         if not 0 < whole < math.inf:
             return {}
         names = tuple(map(str, ranks))
-        self._steps.push(step.step)
+        steps = self._steps.setdefault(peers, Steps(_WINDOW))
+        steps.push(step.step)
         slow: dict[int, list[tuple[int, str, float, int]]] = {}
         for phase, own in seconds.items():
-            rings = self._shares.setdefault(phase, Rings(_WINDOW)).push(
+            rings = self._shares.setdefault((peers, phase), Rings(_WINDOW)).push(
                 names, (own - rest_median(own[:, None], np.ones(len(own), np.bool_))[:, 0]) / whole
             )
-            if phase != _NEVER:
+            if phase not in _NEVER:
                 for i, share in _surplus(rings).items():
-                    since = self._steps.since(rings[i], share / 2)
-                    slow.setdefault(i, []).append((_WAITS.get(phase, _NAMED), phase, share, since))
+                    slow.setdefault(i, []).append(
+                        (_WAITS.get(phase, _NAMED), phase, share, steps.since(rings[i], share / 2))
+                    )
         return self._signs(ranks, slow, seconds, whole, step)
 
     def _signs(
@@ -112,10 +125,12 @@ def _sign(
     others = {name: float(np.median(np.delete(own, place))) for name, own in seconds.items()}
     wait = max(seconds, key=lambda name: others[name] - float(seconds[name][place]))
     own = float(seconds[phase][place])
+    where = "" if phase in _IN_WORDS else f" in {phase}"
+    longer = _IN_WORDS.get(phase, phase)
     return Sign(
-        why=f"Rank {rank} spends {share:.0%} of a step more in {phase} than the others ({own:.3g} s, they "
+        why=f"Rank {rank} spends {share:.0%} of a step more in {longer} than the others ({own:.3g} s, they "
         f"{others[phase]:.3g} s), which wait for it in {wait}, at step {step.step:,}.",
-        look_at=f"What rank {rank} does in {phase}: its data loader, its processors, other programs on its node.",
+        look_at=f"What rank {rank} does{where}: its data loader, its processors, other programs on its node.",
         value=share,
         names=(f"phase/{phase}_s",),
         ranks=(rank,),

@@ -1,7 +1,8 @@
 """Compiles the numba kernel into its cache on disk: `python -c COMMAND`.
 
 In a process of its own, so that the training process only has to load what was compiled: the compiler holds locks that
-a fork must not copy, and a fork on the training thread would wait for them. One process at a time does it.
+a fork must not copy, and a fork on the training thread would wait for them. One process at a time does it, at the
+lowest priority: where ranks use all cores, compiling at theirs makes one of them the slow one.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import tempfile
 from pathlib import Path
 from typing import Final
 
-COMMAND: Final = "from torchtrack.watch.kernels import compile; compile.main()"
+COMMAND: Final = "import os; os.nice(19); from torchtrack.watch.kernels import compile; compile.main()"
 
 
 def main() -> None:

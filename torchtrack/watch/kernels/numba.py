@@ -76,7 +76,8 @@ def statistics(
 
 def norms(tensors: Sequence[torch.Tensor]) -> torch.Tensor:
     """Norm, largest size and number of elements that are not finite of each tensor; see `reference.norms`."""
-    flat = [_flat(tensor) for tensor in tensors]  # some are copies: they have to live until they are read
+    # Some are copies: they have to live until they are read.
+    flat = [tensor if tensor.is_contiguous() else _flat(tensor) for tensor in tensors]
     items = _items(flat)
     others = np.flatnonzero(items[:, _FORMAT] == _OTHER)
     if others.size:
@@ -100,7 +101,7 @@ def norms(tensors: Sequence[torch.Tensor]) -> torch.Tensor:
 
 def _flat(tensor: torch.Tensor) -> torch.Tensor:
     """A tensor without gaps as 1-D, in whatever order its elements lie: norms do not ask for it."""
-    if tensor.dim() < 2 or tensor.is_contiguous():
+    if tensor.dim() < 2:
         return tensor
     expected = 1
     for step, size in sorted(zip(tensor.stride(), tensor.shape, strict=True)):
@@ -146,26 +147,20 @@ def _items(tensors: Sequence[torch.Tensor]) -> _Items:
 
     What a small tensor costs is mostly these calls, some 0.1 us each.
     """
-    items = np.empty((len(tensors), 5), np.int64)
-    formats = [_FORMATS.get(t.dtype, _OTHER) if _lies_here(t) else _OTHER for t in tensors]
-    if _OTHER in formats:
-        tensors = [t if form != _OTHER else _NOTHING for t, form in zip(tensors, formats, strict=True)]
-    items[:, _ADDRESS] = [t.data_ptr() for t in tensors]
-    items[:, _SIZE] = [t.numel() for t in tensors]
-    items[:, _STEP] = [1 if t.is_contiguous() else t.stride(0) for t in tensors]
-    items[:, _FORMAT] = formats
-    items[:, _ROW] = range(len(tensors))
-    return items
-
-
-def _lies_here(tensor: torch.Tensor) -> bool:
-    """Whether its numbers are at its address, a step apart: those of an AsyncCollectiveTensor, say, are not."""
-    is_flat = tensor.is_contiguous() or tensor.dim() == 1
-    return is_flat and type(tensor) in _PLAIN and tensor.is_cpu and not tensor.is_neg()
+    items = []
+    for row, tensor in enumerate(tensors):
+        form, dense = _OTHER, tensor.is_contiguous()
+        # Whether its numbers are at its address, a step apart: those of an AsyncCollectiveTensor, say, are not.
+        if (dense or tensor.dim() == 1) and type(tensor) in _PLAIN and tensor.is_cpu and not tensor.is_neg():
+            form = _FORMATS.get(tensor.dtype, _OTHER)
+        if form == _OTHER:
+            items.append((0, 0, 1, _OTHER, row))
+        else:
+            items.append((tensor.data_ptr(), tensor.numel(), 1 if dense else tensor.stride(0), form, row))
+    return np.array(items, np.int64).reshape(-1, 5)
 
 
 _PLAIN: Final = frozenset((torch.Tensor, torch.nn.Parameter))
-_NOTHING: Final = torch.empty(0, device="cpu")
 
 
 def _cut(items: _Items, rows: int, threads: int) -> tuple[list[_Items], list[int]]:

@@ -524,15 +524,25 @@ def _wide(items, counts, moments, factor, scaled):  # type: ignore[no-untyped-de
 
 @_compiled
 def _norms_of_words(words, row):  # type: ignore[no-untyped-def]
-    """Add bits of float32 to a row: sum of squares, largest size as bits, elements that are not finite."""
-    squares, largest, bad = 0.0, u4(0), i8(0)
-    for i in range(words.size):
-        size = words[i] & u4(0x7FFFFFFF)
-        x = np.float64(u4(words[i]).view(np.float32))
-        squares, largest, bad = squares + x * x, max(largest, size), bad + (size >= u4(0x7F800000))
-    row[0] += squares
-    row[1] = max(row[1], np.float64(largest))
-    row[2] += bad
+    """Add bits of float32 to a row: sum of squares, largest size as bits, elements that are not finite.
+
+    A block is in the innermost cache for its second loop: one loop over numbers of several widths would be slower.
+    """
+    for start in range(0, words.size, _BLOCK):
+        end = min(words.size, start + _BLOCK)
+        squares, largest = 0.0, u4(0)
+        for i in range(start, end):
+            x = np.float64(u4(words[i]).view(np.float32))
+            squares += x * x
+        for i in range(start, end):
+            largest = max(largest, u4(words[i] & u4(0x7FFFFFFF)))
+        row[0] += squares
+        row[1] = max(row[1], np.float64(largest))
+        if largest >= u4(0x7F800000):
+            bad = i8(0)
+            for i in range(start, end):
+                bad += words[i] & u4(0x7FFFFFFF) >= u4(0x7F800000)
+            row[2] += bad
 
 
 @_compiled
