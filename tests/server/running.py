@@ -8,7 +8,7 @@ import time
 import uvicorn
 
 from torchtrack.server.app import Config, create_app
-from torchtrack.server.journals import _SYNCS
+from torchtrack.server.journals import _SYNCS, _TAKERS
 from torchtrack.server.serve import listener
 from torchtrack.sidecar.upload.transport import Http
 
@@ -24,8 +24,10 @@ class Running:
         self.key: str = self.app.state.keys.token
         self._server = uvicorn.Server(uvicorn.Config(self.app, log_level="error", access_log=False))
         self._thread = threading.Thread(target=self._server.run, kwargs={"sockets": [self._socket]})
-        together = threading.Barrier(_SYNCS)  # all of its threads are there before a test
-        list(self.app.state.store._syncers.map(lambda _: together.wait(), range(_SYNCS)))
+        store = self.app.state.store
+        for threads, count in ((store._syncers, _SYNCS), (store.takers, _TAKERS)):
+            together = threading.Barrier(count)  # all of them are there before a test
+            list(threads.map(lambda _, together=together: together.wait(), range(count)))
         self._thread.start()
         while not self._server.started:
             time.sleep(0.005)

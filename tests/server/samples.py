@@ -9,10 +9,12 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pytest
 
 from tests.api.journals import UID, RankJournal
 from torchtrack.api.run import Run
 from torchtrack.records import Table
+from torchtrack.server.metrics import MetricsStore
 
 Make = Callable[..., RankJournal]
 ODD_NAN = struct.unpack("<d", struct.pack("<Q", 0x7FF8_0000_DEAD_BEEF))[0]
@@ -116,3 +118,16 @@ def journal_files(runs: Path) -> list[Path]:
 
 
 __all__ = ["OTHER", "UID", "bits", "facts", "journal_files", "write_runs"]
+
+
+def counted(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The questions that the store is asked from now on."""
+    asked: list[str] = []
+    query = MetricsStore.query
+
+    def noted(self: MetricsStore, sql: str, **parameters: Any) -> pa.Table:
+        asked.append(sql)
+        return query(self, sql, **parameters)
+
+    monkeypatch.setattr(MetricsStore, "query", noted)
+    return asked

@@ -16,7 +16,7 @@ from torchtrack import wire
 from torchtrack.journal import frame
 from torchtrack.journal.frame import Kind
 from torchtrack.journal.reader import PADDING, Stream
-from torchtrack.server import stream_log
+from torchtrack.server import disk as on_disk
 from torchtrack.server.budget import Limits
 from torchtrack.server.ingest import Ingest
 from torchtrack.server.journals import JournalStore
@@ -249,6 +249,6 @@ class Journal:
 
 def simulate_disk(disk: Disk, patch: Callable[[object, str, object], None]) -> None:
     """Have the store's files go through this disk."""
-    patch(stream_log, "_fdatasync", disk.fdatasync)
-    patch(stream_log, "_sync_folder", disk.sync_folder)
-    patch(stream_log, "_write", disk.write)
+    patch(on_disk, "fdatasync", disk.fdatasync)
+    patch(on_disk, "sync_folder", disk.sync_folder)
+    patch(on_disk, "write", disk.write)

@@ -119,6 +119,16 @@ def test_a_file_that_came_in_is_no_longer_missing_and_read_back_whole(place: Run
     assert back.headers["content-disposition"].startswith("attachment")
 
 
+def test_a_file_that_came_in_is_among_those_that_the_run_keeps(place: Running) -> None:
+    put(place, CONTENT)
+    kept = place.client().ask("GET", f"/api/v1/runs/{UID}/kept").json()["files"]
+    named = [each for each in kept if each["sha256"] == sha256(CONTENT)]
+
+    assert [(each["path"], each["kind"], each["size"]) for each in named] == [
+        (f"media/{sha256(CONTENT)}", "media", len(CONTENT))
+    ]
+
+
 @pytest.mark.parametrize(
     ("asked", "status", "part"),
     [
@@ -231,12 +241,12 @@ def test_while_the_store_is_away_clients_are_told_to_come_again_and_send_all_whe
 def test_a_store_that_is_slow_does_not_take_all_threads(s3: Bucket, tmp_path: Path) -> None:
     store = BlobStore(tmp_path, tmp_path / "waiting", s3.url)
     taken = 0
-    while store._room.acquire(blocking=False):
+    while store._bucket._room.acquire(blocking=False):
         taken += 1
 
     with pytest.raises(OSError, match="too much to do"):
         store.size(UID, "0" * 64)
-    store._room.release()
+    store._bucket._room.release()
     assert [store.size(UID, "0" * 64) for _ in range(2)] == [None, None]
     assert 0 < taken < 40
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
+import sys
 import tempfile
 import threading
 from collections.abc import Iterator
@@ -14,7 +15,8 @@ from pathlib import Path
 import pytest
 import sqlalchemy as sa
 
-from torchtrack.server.catalog import Catalog, ConflictError
+from torchtrack.server import migrations
+from torchtrack.server.catalog import Catalog, ConflictError, newest
 from torchtrack.server.homes import RefusedRunError
 from torchtrack.server.people import TakenError, UnknownError, digest
 from torchtrack.server.rights import OWNER, Who
@@ -155,6 +157,26 @@ def test_a_key_is_known_by_its_hash_alone_until_it_ends(catalog: Catalog, url: s
     again.close()
 
 
+def test_one_user_or_key_is_looked_up_by_its_id_and_is_as_in_the_list(url: str) -> None:
+    catalog = Catalog(url)
+    people = catalog.people
+    ids = [people.add_user(name, {"llm": "editor"}, OWNER)["id"] for name in ("ann", "bob")]
+    keys = [people.add_key("laptop", "write", OWNER, user=id_)[1]["id"] for id_ in ids]
+    listed = {each["id"]: each for each in [*people.all_users(), *people.all_keys()]}
+    asked: list[str] = []
+    sa.event.listen(sa.Engine, "before_cursor_execute", note := lambda *about: asked.append(about[2]))
+    try:
+        found = [*map(people.user, ids), *map(people.key, keys), people.user("nobody"), people.key("none")]
+    finally:
+        sa.event.remove(sa.Engine, "before_cursor_execute", note)
+
+    catalog.close()
+    assert found == [*(listed[each] for each in (*ids, *keys)), None, None]
+    looked = [" ".join(statement.split()) for statement in asked if statement.startswith("SELECT")]
+    assert looked
+    assert [statement for statement in looked if " WHERE " not in statement] == []
+
+
 def test_a_users_keys_and_sessions_may_what_the_user_may_now(catalog: Catalog) -> None:
     people = catalog.people
     ann = people.add_user("ann", {"llm": "editor", "*": "viewer"}, OWNER)["id"]
@@ -277,3 +299,13 @@ def test_tables_and_migrations_say_the_same(catalog: Catalog, url: str) -> None:
     with engine.connect() as connection:
         assert compare_metadata(MigrationContext.configure(connection), metadata) == []
     engine.dispose()
+
+
+def test_a_catalog_that_is_up_to_date_is_opened_without_alembic(tmp_path: Path) -> None:
+    Catalog.in_folder(tmp_path).close()
+    code = (
+        "import pathlib, sys; from torchtrack.server.catalog import Catalog;"
+        "Catalog.in_folder(pathlib.Path(sys.argv[1])).close(); print('alembic' in sys.modules)"
+    )
+    assert subprocess.check_output([sys.executable, "-c", code, str(tmp_path)], text=True).strip() == "False"
+    assert newest() == migrations.script()[1].get_current_head()

@@ -13,7 +13,7 @@ from tests.api.journals import UID
 from tests.server.samples import Make, write_runs
 from tests.server.serving import Client, serving
 from torchtrack.server.catalog import Catalog
-from torchtrack.server.curation import router, views_router
+from torchtrack.server.curation import readers_router, router
 from torchtrack.server.metrics import MetricsStore
 from torchtrack.server.rights import OWNER
 
@@ -41,7 +41,7 @@ def as_owner(catalog: Catalog) -> APIRouter:
 
     routes = APIRouter(dependencies=[Depends(let_in)])
     routes.include_router(router(catalog, where))
-    routes.include_router(views_router(catalog))
+    routes.include_router(readers_router(catalog))
     return routes
 
 

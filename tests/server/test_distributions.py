@@ -33,7 +33,7 @@ def test_histograms_over_steps_add_up_to_those_of_the_run(
     runs: Path, two_ranks: MetricsStore, kind: str, name: str, pixels: int
 ) -> None:
     run = Api.of(stored.open_source(two_ranks)).run(UID)
-    answer = histogram(two_ranks, run, placed(two_ranks, run), Window(kind, name, pixels=pixels))
+    answer = histogram(two_ranks, run, placed(run), Window(kind, name, pixels=pixels))
     cells = answer.columns["counts"].reshape(answer.header["shape"])
     there = Api(runs).run(UID)
 
@@ -52,7 +52,7 @@ def test_a_cell_is_pooled_from_the_samples_it_covers(runs: Path, two_ranks: Metr
     answer = heatmap(
         two_ranks,
         run,
-        placed(two_ranks, run),
+        placed(run),
         Window(kind, pixels=3),
         "norm",
         norm="abs",
@@ -88,11 +88,10 @@ def test_a_map_that_is_fetched_in_pieces_is_the_same(
             rank.tensor(step, name, values)
     Indexer(runs, store).poll()
     run = Api.of(stored.open_source(store)).run(UID)
-    where, window = placed(store, run), Window("gradient", pixels=pixels)
+    where, window = placed(run), Window("gradient", pixels=pixels)
     whole = heatmap(store, run, where, window, "norm", norm="abs", pool="max")
     added = histogram(store, run, where, window)
     monkeypatch.setattr(distributions, "MOST_ROWS", 7)
-    monkeypatch.setattr(distributions, "MOST_HISTOGRAMS", 7)
 
     for answer, other in (
         (whole, heatmap(store, run, where, window, "norm", norm="abs", pool="max")),
@@ -109,7 +108,7 @@ def test_a_map_that_is_fetched_in_pieces_is_the_same(
 
 def test_what_was_never_recorded_is_an_empty_map(two_ranks: MetricsStore) -> None:
     run = Api.of(stored.open_source(two_ranks)).run(UID)
-    where = placed(two_ranks, run)
+    where = placed(run)
 
     assert heatmap(two_ranks, run, where, Window("update"), "norm", norm="median", pool="max").header["shape"] == [0, 0]
     assert histogram(two_ranks, run, where, Window("gradient", "nothing")).header["shape"][0] == 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,15 +11,17 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from tests.api.journals import UID
+from tests.api.journals import UID, RankJournal
 from tests.server.samples import Make, facts, write_runs
 from torchtrack.api import Api
 from torchtrack.errors import StoreError
 from torchtrack.journal.reader import Frame, Stream
+from torchtrack.journal.writer import Writer
 from torchtrack.records import Table
 from torchtrack.server import stored
 from torchtrack.server.indexer import Indexer
 from torchtrack.server.metrics import MetricsStore
+from torchtrack.server.reading import Reader
 
 
 def stored_api(store: MetricsStore) -> Api:
@@ -59,6 +62,34 @@ def test_a_run_in_the_store_is_the_run_in_its_journals_bit_by_bit(
     assert inserted == sum(n for _, n, _ in numbers(store))
 
 
+@pytest.mark.parametrize("wrong", [{"attempt": "first"}, {"rank": 1.5}, {"uid": 7}, {"start_time_ns": "now"}])
+def test_a_journal_whose_opening_has_wrong_types_is_named_and_stops_no_other_run(
+    runs: Path, journal: Make, store: MetricsStore, caplog: pytest.LogCaptureFixture, wrong: dict[str, Any]
+) -> None:
+    opening = {
+        "role": "rank",
+        "uid": "0" * 16,
+        "attempt": 1,
+        "rank": 0,
+        "start_time_ns": 0,
+        "start_mono_ns": 0,
+        **wrong,
+    }
+    damaged = Writer(runs / ("0" * 16) / "000", "0-00000000000000aa", 0xAA, opening, sync_interval_s=60)
+    damaged.meta({"type": "ended", "reason": "finish", "error": None, "time_ns": 1})
+    damaged.close()
+    write_runs(journal)
+    Indexer(runs, store).poll()
+
+    assert_alike(runs, stored_api(store))
+    assert sorted(Reader(store).projects()) == sorted(run.uid for run in Api(runs).runs())
+    (path,) = Api(runs).unread
+    assert (path.name, next(iter(wrong)) in Api(runs).unread[path]) == ("0-00000000000000aa.ttj", True)
+    (warning,) = [record.getMessage() for record in caplog.records]
+    assert str(path) in warning
+    assert next(iter(wrong)) in warning
+
+
 def test_rows_appear_as_the_run_goes_on(runs: Path, journal: Make, store: MetricsStore) -> None:
     rank = journal()
     rank.about()
@@ -96,7 +127,7 @@ class FailingStore(MetricsStore):
 def test_whatever_insert_is_interrupted_every_row_is_there_once(
     runs: Path, journal: Make, store: MetricsStore, after: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("torchtrack.server.indexer.BATCH_ROWS", 80)
+    monkeypatch.setattr("torchtrack.server.indexer.BATCH_BYTES", 64 << 10)
     write_runs(journal)
     store.__class__ = FailingStore
     assert isinstance(store, FailingStore)
@@ -283,3 +314,62 @@ def test_those_who_wait_are_told_which_runs_changed(runs: Path, journal: Make, s
     indexer.poll()
 
     assert told == [{UID}]
+
+
+def write_one_run_each(runs: Path, number: int) -> list[str]:
+    """Runs of one stream and one value, the newest last; their uids."""
+    uids = [f"{i:016x}" for i in range(1, number + 1)]
+    for i, uid in enumerate(uids):
+        with RankJournal(runs, uid) as rank:
+            rank.log(0, {"loss": float(i)})
+        os.utime(rank.writer.path, (1e9 + i, 1e9 + i))
+    return uids
+
+
+def readable(store: MetricsStore) -> list[str]:
+    return sorted(set(store.query("SELECT uid FROM streams")["uid"].to_pylist()))
+
+
+def test_of_a_folder_that_is_new_the_newest_run_can_be_asked_about_once_it_was_read(
+    runs: Path, store: MetricsStore
+) -> None:
+    uids = write_one_run_each(runs, 30)
+    indexer = Indexer(runs, store)
+    seen: list[list[str]] = []
+    indexer.on_followed = lambda: seen.append(readable(store))
+    indexer.poll()
+
+    assert seen[0] == []
+    assert seen[1] == uids[-1:]
+    assert [len(each) for each in seen] == [0, 1, 1, 1, 1, *[5] * 16, *[21] * 9]
+    assert readable(store) == uids
+
+
+def test_a_run_that_somebody_waits_for_is_read_before_the_others(runs: Path, store: MetricsStore) -> None:
+    uids = write_one_run_each(runs, 30)
+    indexer = Indexer(runs, store)
+    assert not indexer.arrivals.wait(uids[3], 0)
+    reader = Reader(store, lambda: indexer.batch, arrivals=indexer.arrivals)
+    seen: list[tuple[list[str], bool, int]] = []
+    indexer.on_followed = lambda: seen.append((readable(store), indexer.arrivals.wait(uids[3], 0), reader.missing))
+    indexer.poll()
+
+    assert seen[:2] == [([], False, 30), ([uids[3]], True, 29)]
+    assert reader.missing == 0
+    assert indexer.arrivals.wait("no such run", 0)
+
+
+def test_runs_that_are_followed_are_told_in_one_piece(runs: Path, store: MetricsStore) -> None:
+    writers = [RankJournal(runs, f"{i:016x}") for i in range(20)]
+    for rank in writers:
+        rank.log(0, {"loss": 1.0})
+    indexer = Indexer(runs, store)
+    indexer.poll()
+    before = indexer.batch
+    for rank in writers:
+        rank.log(1, {"loss": 1.0})
+    assert indexer.poll() == 20
+    for rank in writers:
+        rank.close()
+
+    assert indexer.batch == before + 1

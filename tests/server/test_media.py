@@ -8,8 +8,15 @@ from pathlib import Path
 
 import pytest
 
+from tests.server.samples import Make
+from tests.server.serving import serving
+from torchtrack import Api
+from torchtrack.errors import ServerError
+from torchtrack.records import Table
 from torchtrack.server import media
+from torchtrack.server.giving import media_router
 from torchtrack.server.media import MediaStore
+from torchtrack.server.metrics import MetricsStore
 
 UID, CONTENT = "ab" * 8, b"a picture"
 NAME = hashlib.sha256(CONTENT).hexdigest()
@@ -68,3 +75,35 @@ def test_a_link_in_the_place_of_the_folder_is_not_followed(tmp_path: Path) -> No
     with pytest.raises(OSError), MediaStore(tmp_path / "runs").receive(UID, NAME) as part:
         part.keep()
     assert list(elsewhere.iterdir()) == []
+
+
+def test_files_are_read_through_a_server_as_from_the_folder(store: MetricsStore, runs: Path, journal: Make) -> None:
+    rank = journal(UID)
+    content = os.urandom(3 << 20)
+    name, gone = hashlib.sha256(content).hexdigest(), hashlib.sha256(b"").hexdigest()
+    row = {"time": rank.tick(), "step": 1, "name": "sample", "mime": "image/png", "caption": "", "size": len(content)}
+    rank._rows(Table.MEDIA, [{**row, "sha256": each} for each in (name, gone)])
+    rank.close()
+    (runs / UID / "media").mkdir()
+    (runs / UID / "media" / name).write_bytes(content)
+
+    with serving(store, runs, more=media_router(MediaStore(runs), None)) as client:
+        found = []
+        for source in (runs, client.url):
+            run = Api(source).run(UID)
+            assert run.media()["sha256"].to_pylist() == [name, gone]
+            assert run.media_file(name) == run.media_file(name)
+            found.append(run.media_file(name).read_bytes())
+            with pytest.raises(FileNotFoundError, match="still be on its way"):
+                run.media_file(gone)
+            for bad in ("../" + name, name[:-1], name.upper()):
+                with pytest.raises(ValueError, match="64 hex digits"):
+                    run.media_file(bad)
+        assert found == [content, content]
+
+        (runs / UID / "media" / name).write_bytes(content[:-1])
+        far = Api(client.url).run(UID)
+        with pytest.raises(ServerError, match="another content"):
+            far.media_file(name)
+        (runs / UID / "media" / name).write_bytes(content)
+        assert far.media_file(name).read_bytes() == content

@@ -134,7 +134,7 @@ def test_at_the_first_login_a_user_is_made_who_may_what_the_server_says(
     browser: Browser, provider: tuple[str, Checked]
 ) -> None:
     assert browser.ask("/me").status == 401
-    assert browser.ask("/login").json() == {"issuer": provider[0], "url": "oidc/login"}
+    assert browser.ask("/login").json() == {"issuer": provider[0], "url": "oidc/login", "signed_in": False}
     address = browser.begin()
     asked = parse_qs(urlsplit(address).query)
     assert all(len(asked[name][0]) > 15 for name in ("state", "nonce", "code_challenge"))

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pytest
 
 from tests.api.journals import UID
@@ -55,6 +56,25 @@ def test_a_row_says_what_the_run_says(runs: Path, journal: Make, store: MetricsS
     assert rows["e" * 16]["summary"] == {"loss": 1.0, "best": 3, "none": None}
 
 
+def test_runs_that_are_asked_for_while_they_are_written_are_there_afterwards(
+    runs: Path, journal: Make, store: MetricsStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_runs(journal)
+    indexer = Indexer(runs, store)
+    reader = Reader(store, lambda: indexer.batch)
+    insert = store.insert
+
+    def ask_first(table: str, rows: pa.Table) -> None:
+        if table == "streams":
+            reader.update()
+        insert(table, rows)
+
+    monkeypatch.setattr(store, "insert", ask_first)
+    indexer.poll()
+
+    assert {row["uid"] for row in shown(reader)} == {run.uid for run in Api(runs).runs()}
+
+
 def test_a_server_that_starts_again_makes_no_row_twice(
     runs: Path, journal: Make, store: MetricsStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -97,6 +117,21 @@ def test_a_question_does_not_wait_for_many_runs_and_says_how_many_are_missing(
         pass
     assert len(shown(reader)) == 5
     assert reader.pending == 0
+
+
+def test_what_lies_along_x_is_told_without_a_look_at_every_run(
+    runs: Path, journal: Make, store: MetricsStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_runs(journal)
+    indexer = Indexer(runs, store)
+    indexer.poll()
+    reader = Reader(store, lambda: indexer.batch)
+    known = reader.along(None, ["loss"])  # what is new is looked at once
+    opened: list[str] = []
+    monkeypatch.setattr(reader._api, "with_uid", opened.append)
+
+    assert reader.along(None, ["loss"]) == known
+    assert opened == []
 
 
 def test_what_people_take_back_and_runs_that_go_are_seen_at_once(

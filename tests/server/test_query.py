@@ -21,9 +21,11 @@ from tests.server.samples import OTHER, Make, bits, facts, write_runs
 from tests.server.serving import Client, serving
 from torchtrack import Api
 from torchtrack.api.remote import Server
+from torchtrack.api.run import Run
 from torchtrack.errors import RunNotFoundError, ServerError
-from torchtrack.server.answers import read_frame
+from torchtrack.server.answers import read_frame, read_frames
 from torchtrack.server.metrics import MetricsStore
+from torchtrack.server.reading import Reader
 
 JOINED = "c1c2c3c4c5c6c7c8"
 NEW = "d1d2d3d4d5d6d7d8"
@@ -53,13 +55,13 @@ def test_a_history_comes_combined_and_without_the_rows(
     runs: Path, client: Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fetched: list[str] = []
-    get = Server._get
+    get = Server.get
 
     def noted(self: Server, path: str, *pairs: Any, **query: Any) -> bytes:
         fetched.append(path)
         return get(self, path, *pairs, **query)
 
-    monkeypatch.setattr(Server, "_get", noted)
+    monkeypatch.setattr(Server, "get", noted)
     here, there = Api(client.url).run(UID), Api(runs).run(UID)
     fetched.clear()
     ways: list[dict[str, Any]] = [{}, {"ranks": "all"}, {"start": 2, "stop": 7}]
@@ -118,6 +120,44 @@ def test_projects_keys_and_differences(client: Client) -> None:
     assert {"key": "deep.er", "runs": 1} in every["config"]
     different = client.json("GET", "/compare", runs=f"{UID},{JOINED}")
     assert different["config"]["lr"] == [3e-4, None]
+
+
+def test_what_is_not_synced_lies_along_x_only_at_the_steps_that_have_both(
+    store: MetricsStore, runs: Path, journal: Make
+) -> None:
+    rank = journal(UID)
+    rank.about(project="llm")
+    for name, synced in (("own", False), ("usual", None), ("elsewhere", False)):
+        along = "epoch" if name == "elsewhere" else "tokens"
+        rank.event("metric", {"name": name, "step_metric": along, **({} if synced is None else {"step_sync": synced})})
+    for step, more in enumerate(({"tokens": 10.0}, {}, {"tokens": 30.0}, {})):
+        rank.log(step, {**dict.fromkeys(("own", "usual", "elsewhere"), float(step)), **more})
+    rank.close()
+    with serving(store, runs) as client:
+        lines = {}
+        for name in ("own", "usual", "elsewhere"):
+            x = {"mode": "metric", "metric": "tokens"}
+            body = {"items": [{"run": UID, "metric": name}], "x": x, "px": 100}
+            _, content = client.ask("POST", "/series", body)
+            _, columns = read_frame(content)
+            there = columns["count.0"] > 0
+            lines[name] = [columns["x"][there].tolist(), columns["last.0"][there].tolist()]
+
+    assert lines["own"] == [[10.0, 30.0], [0.0, 2.0]]
+    assert lines["usual"] == lines["elsewhere"] == [[10.0, 30.0], [1.0, 3.0]]
+
+
+def test_keys_say_what_define_metric_puts_along_x(store: MetricsStore, runs: Path, journal: Make) -> None:
+    for uid, project, metric in ((UID, "llm", "tokens"), (JOINED, "vision", "epoch")):
+        rank = journal(uid, project=project)
+        rank.about(project=project)
+        rank.event("metric", {"name": "val/*", "step_metric": metric, "summary": None, "goal": None})
+        rank.log(0, {"val/loss": 1.0, "loss": 2.0, metric: 3.0})
+        rank.close()
+    with serving(store, runs) as client:
+        along = [client.json("GET", f"/projects/{project}/keys")["along"] for project in ("llm", "vision", "-")]
+
+    assert along == [{"val/loss": "tokens"}, {"val/loss": "epoch"}, {"val/loss": "epoch"}]
 
 
 def test_what_a_run_is_and_what_it_printed(runs: Path, client: Client) -> None:
@@ -245,3 +285,36 @@ def test_many_ask_at_once_and_each_gets_its_own_answer(client: Client) -> None:
 def test_a_server_that_is_not_there_is_said_to_be() -> None:
     with pytest.raises(ServerError, match="does not answer"):
         Api("http://127.0.0.1:9").runs()
+
+
+def test_charts_of_a_page_come_in_one_answer_as_each_does_alone(client: Client) -> None:
+    bodies: list[dict[str, Any]] = [
+        {"items": [{"run": UID, "metric": "loss", "rank": "all"}], "px": 3, "smooth": {"tau": 2}},
+        {"items": [{"run": UID, "metric": "lr"}, {"run": JOINED, "metric": "loss"}], "px": 3, "smooth": {"tau": 2}},
+        {"items": [{"run": UID, "metric": "tokens"}], "x": {"from": 2, "to": 9}, "px": 100},
+    ]
+    status, together = client.ask("POST", "/series/batch", {"charts": bodies})
+    alone = [client.ask("POST", "/series", body)[1] for body in bodies]
+
+    assert status == 200
+    assert together == b"".join(alone)
+    assert [header["items"][0]["metric"] for header, _ in read_frames(together)] == ["loss", "lr", "tokens"]
+    status, error = client.ask("POST", "/series/batch", {"charts": [{"items": [bodies[0]["items"][0]] * 501}] * 2})
+    assert (status, json.loads(error)["error"]["code"]) == (422, "too_many")
+
+
+def test_a_question_about_many_lines_looks_each_run_up_once(
+    client: Client, store: MetricsStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looked: list[str] = []
+    named = Reader._named
+
+    def noted(self: Reader, name: str, deleted: frozenset[str]) -> Run:
+        looked.append(name)
+        return named(self, name, deleted)
+
+    monkeypatch.setattr(Reader, "_named", noted)
+    charts = [{"items": [{"run": uid, "metric": metric} for uid in (UID, JOINED)]} for metric in ("loss", "lr", "part")]
+    assert client.ask("POST", "/series/batch", {"charts": charts})[0] == 200
+
+    assert sorted(looked) == sorted([UID, JOINED])

@@ -9,10 +9,11 @@ from typing import Literal
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pytest
 
-from tests.api.journals import UID
-from tests.server.samples import Make, write_runs
+from tests.api.journals import UID, RankJournal
+from tests.server.samples import Make, counted, write_runs
 from torchtrack import Api
 from torchtrack.api.run import Run
 from torchtrack.server import stored
@@ -21,7 +22,7 @@ from torchtrack.server.axes import Axis, bucket_width
 from torchtrack.server.indexer import Indexer
 from torchtrack.server.metrics import MetricsStore
 from torchtrack.server.placement import Placed, placed
-from torchtrack.server.series import Item, Span, series
+from torchtrack.server.series import Item, Span, charts, series
 from torchtrack.server.surveys import Surveys
 
 
@@ -29,7 +30,7 @@ def chart(
     store: MetricsStore, metrics: list[str], span: Span, rank: int | Literal["mean"] = "mean", uid: str = UID
 ) -> Answer:
     run = Api.of(stored.open_source(store)).run(uid)
-    streams = tuple(one for one in placed(store, run) if rank in ("mean", one.rank))
+    streams = tuple(one for one in placed(run) if rank in ("mean", one.rank))
     start = int(run.created.timestamp() * 1e6)
     return series(store, [Item(uid, metric, rank, streams, start) for metric in metrics], span)
 
@@ -37,6 +38,8 @@ def chart(
 def history_over(run: Run, metric: str, axis: Axis, rank: int | Literal["mean"]) -> tuple[np.ndarray, np.ndarray]:
     """X in the axis's units and values, in the order of x, as `Run.history` has them."""
     rows = run.history([metric, *filter(None, [axis.metric])], ranks=rank)
+    if axis.metric not in (None, metric):  # the last value there was
+        rows = rows.set_column(3, axis.metric, pc.fill_null_forward(rows[axis.metric]))
     for name in rows.column_names[2:]:
         rows = rows.filter(rows[name].is_valid())
     time = rows["time"].cast(pa.int64()).to_numpy()
@@ -79,12 +82,16 @@ def test_every_bucket_says_of_the_history_what_is_true_of_it(
             np.testing.assert_allclose(got, [*ends, *spread], rtol=1e-6)
 
 
-def test_a_spike_of_one_step_is_there_at_every_zoom(runs: Path, journal: Make, store: MetricsStore) -> None:
+def test_a_spike_of_one_step_in_a_million_is_there_at_every_zoom(
+    runs: Path, journal: Make, store: MetricsStore
+) -> None:
     rank = journal()
-    n = 20_000
+    n, at, gap = 1_000_000, 512_345, 777
     value = np.sin(np.arange(n) / 100)
-    value[12_345], value[777] = 1e6, math.nan
-    rank.columns(np.arange(n), ["loss"] * n, value, ["mean"] * n, np.arange(n))
+    value[at], value[gap] = 1e6, math.nan
+    for start in range(0, n, 100_000):
+        steps = np.arange(start, start + 100_000)
+        rank.columns(steps, ["loss"] * len(steps), value[steps], ["mean"] * len(steps), steps)
     Indexer(runs, store).poll()
 
     for pixels in (1, 7, 100, 1000):
@@ -92,10 +99,11 @@ def test_a_spike_of_one_step_is_there_at_every_zoom(runs: Path, journal: Make, s
         assert len(answer.columns["x"]) <= pixels
         assert np.nanmax(answer.columns["max.0"]) == 1e6
         assert answer.columns["nonfinite.0"].sum() == 1
-    zoomed = chart(store, ["loss"], Span(12_300, 12_400, 100))
-    assert zoomed.header["raw"]
-    assert zoomed.columns["last.0"][45] == 1e6
-    assert zoomed.columns["x"].tolist() == list(range(12_300, 12_400))
+    for width in (2**k for k in range(1, 20)):
+        zoomed = chart(store, ["loss"], Span(at - width // 3, at - width // 3 + width, 1000))
+        assert np.nanmax(zoomed.columns["max.0"]) == 1e6, width
+        assert zoomed.header["raw"] is (width <= 2000)
+    assert zoomed.columns["x"][0] % zoomed.header["bucket"] == 0
 
 
 def test_points_that_arrive_move_no_bucket(runs: Path, journal: Make, store: MetricsStore) -> None:
@@ -125,6 +133,45 @@ def test_smoothing_is_the_same_at_every_zoom(runs: Path, journal: Make, store: M
     expected = [np.average(value[: i + 1], weights=np.exp(-np.arange(i, -1, -1) / 20.0)) for i in range(3000, 3100)]
     np.testing.assert_allclose(whole.columns["smooth.0"][3000:3100], expected, rtol=1e-4, atol=1e-6)
     np.testing.assert_allclose(part.columns["smooth.0"], expected, rtol=2e-3, atol=2e-3)
+
+
+def test_charts_that_are_wanted_together_are_what_each_is_alone(runs: Path, journal: Make, store: MetricsStore) -> None:
+    write_runs(journal)
+    Indexer(runs, store).poll()
+    run = Api.of(stored.open_source(store)).run(UID)
+    streams = tuple(placed(run))
+    own = [Item(UID, metric, 1, tuple(one for one in streams if one.rank == 1)) for metric in ("loss", "lr", "odd")]
+    shared = [Item(UID, metric, "mean", streams) for metric in ("tokens", "part", "before", "nothing")]
+    for span in (Span(None, None, 3, tau=2.0), Span(2, 9, 2), Span(None, None, 100, tau=1.0, axis=Axis("time"))):
+        wanted = [own, shared[:2], shared[2:], [], own[:1]]
+        for together, items in zip(charts(store, wanted, span), wanted, strict=True):
+            alone = series(store, items, span)
+            assert together.header == alone.header
+            assert together.columns.keys() == alone.columns.keys()
+            for name, column in alone.columns.items():
+                np.testing.assert_array_equal(together.columns[name], column, err_msg=name)
+
+
+def test_many_lines_are_as_few_questions_to_the_store_as_one(
+    runs: Path, store: MetricsStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    metrics = [f"m{k}" for k in range(24)]
+    for i in range(5):
+        with RankJournal(runs, f"{i:016x}") as rank:
+            for step in range(3):
+                rank.log(step, dict.fromkeys(metrics, float(i + step)))
+    Indexer(runs, store).poll()
+    found = {run.uid: tuple(placed(run)) for run in Api.of(stored.open_source(store)).runs()}
+    wanted = [[Item(uid, metric, "mean", streams) for uid, streams in found.items()] for metric in metrics]
+    span = Span(None, None, 2, tau=2.0)
+    asked = counted(monkeypatch)
+    series(store, wanted[0][:1], span)
+    one, all_ = len(asked), charts(store, wanted, span)
+
+    assert len(asked) == 2 * one
+    assert one == 3  # which steps there are, the buckets, the trend
+    assert len(all_) == 24
+    assert all(np.isfinite(each.columns[f"smooth.{i}"]).all() for each in all_ for i in range(5))
 
 
 AXES = [Axis("time"), Axis("relative"), Axis("metric", "tokens"), Axis("metric", "loss"), Axis("metric", "lr")]
@@ -185,13 +232,13 @@ def test_rows_that_come_after_a_look_count_at_once(runs: Path, journal: Make, st
     rank.log(1, {"loss": 2.0})
     indexer.poll()
     run = Api.of(stored.open_source(store)).run(UID)
-    before = Item(UID, "loss", "mean", tuple(placed(store, run)))
+    before = Item(UID, "loss", "mean", tuple(placed(run)))
     assert series(store, [before], Span(None, None, 10), surveys).columns["last.0"].tolist() == [1.0, 2.0]
     rank.log(1, {"loss": 5.0})  # said again: what was known of the rows holds no more
     rank.log(2, {"loss": 3.0})
     indexer.poll()
 
-    now = Item(UID, "loss", "mean", tuple(placed(store, Api.of(stored.open_source(store)).run(UID))))
+    now = Item(UID, "loss", "mean", tuple(placed(Api.of(stored.open_source(store)).run(UID))))
     for item in (before, now):
         columns = series(store, [item], Span(None, None, 10), surveys).columns
         assert columns["last.0"].tolist() == columns["min.0"].tolist() == [1.0, 5.0, 3.0]
@@ -221,7 +268,7 @@ def test_lines_of_many_runs_share_one_grid_and_one_export(runs: Path, journal: M
     write_runs(journal)
     Indexer(runs, store).poll()
     source = Api.of(stored.open_source(store))
-    items = [Item(run.uid, "loss", "mean", tuple(placed(store, run))) for run in source.runs()]
+    items = [Item(run.uid, "loss", "mean", tuple(placed(run))) for run in source.runs()]
     answer = series(store, items, Span(None, None, 1000))
 
     assert [len(column) for column in answer.columns.values()] == [len(answer.columns["x"])] * len(answer.columns)
@@ -235,7 +282,7 @@ def test_lines_that_share_streams_do_not_take_each_others_values(
     write_runs(journal)
     Indexer(runs, store).poll()
     run = Api.of(stored.open_source(store)).run(UID)
-    where = placed(store, run)
+    where = placed(run)
     of: dict[int, tuple[Placed, ...]] = {rank: tuple(one for one in where if one.rank == rank) for rank in (0, 1, 7)}
     items = [Item(UID, "loss", 0, of[0]), Item(UID, "loss", "mean", tuple(where)), Item(UID, "tokens", 1, of[1])]
     items += [Item(UID, "loss", 1, of[1]), Item(UID, "loss", 7, of[7]), Item(UID, "no such", 0, of[0])]

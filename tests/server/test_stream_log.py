@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import random
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,8 +14,10 @@ import torchtrack
 from tests.server.simulated import Journal, Server, simulate_disk, stored
 from torchtrack.journal import frame
 from torchtrack.journal.frame import Kind
+from torchtrack.server import disk
+from torchtrack.server.disk import StorageError
 from torchtrack.server.journals import JournalStore
-from torchtrack.server.stream_log import RefusedError, StorageError
+from torchtrack.server.received import RefusedError
 
 
 @pytest.fixture
@@ -65,6 +69,31 @@ def test_another_frame_under_the_same_number_is_a_conflict_that_names_both_check
     assert (refused.value.code, detail["seq"]) == ("conflict", 1)
     assert detail["stored_crc"] != detail["sent_crc"]
     assert stored(store.streams()[journal.number]).keys() == {(journal.number, seq) for seq in range(4)}
+
+
+@pytest.mark.parametrize(
+    ("kind", "record", "said"),
+    [
+        (Kind.META, {"type": "joined", "attempt": "x"}, "attempt is a whole number"),
+        (Kind.META, {"type": "joined", "rank": 1 << 40}, "rank is a whole number"),
+        (Kind.META, {"type": "opening", "start_time_ns": None}, "start_time_ns is a whole number"),
+        (Kind.META, {"type": "ended", "time_ns": [1]}, "time_ns is a whole number"),
+        (Kind.META, {"type": ["ended"]}, "type is a text"),
+        (Kind.HEARTBEAT, {"time_ns": 1, "streams": [2]}, "streams is a list of texts"),
+        (Kind.GAP, {"rows": "many"}, "rows is a whole number"),
+    ],
+)
+def test_a_record_that_no_reader_could_understand_is_refused_and_nothing_of_it_is_kept(
+    journal: Journal, store: JournalStore, kind: Kind, record: dict[str, object], said: str
+) -> None:
+    buffers, _ = frame.encode(kind, frame.dump(record), stream=journal.number, seq=6, mono_ns=1)
+    store.append(journal.number, 0, raw(journal, 0, 5))
+
+    with pytest.raises(RefusedError, match=f"the record in frame 6 is none: {said}") as refused:
+        store.append(journal.number, 6, memoryview(b"".join(map(bytes, buffers))))
+    store.commit()
+    assert refused.value.code == "invalid"
+    assert stored(store.streams()[journal.number]) == journal.frames
 
 
 def test_a_gap_is_refused_with_what_is_expected_unless_it_is_declared_lost(
@@ -126,7 +155,7 @@ def test_nothing_follows_a_seal(journal: Journal, store: JournalStore) -> None:
 
 
 def test_a_stream_that_names_a_path_is_placed_by_digits_alone(store: JournalStore) -> None:
-    record = {"type": "opening", "format": 1, "stream": f"{5:016x}", "uid": "../../etc", "rank": "../1", "role": "rank"}
+    record = {"type": "opening", "format": 1, "stream": f"{5:016x}", "uid": "../../etc", "rank": -1, "role": "rank"}
     buffers, _ = frame.encode(Kind.META, frame.dump(record), stream=0, seq=0, mono_ns=0)
     store.append(5, 0, memoryview(b"".join(bytes(each) for each in buffers)))
     store.commit()
@@ -170,6 +199,66 @@ def test_after_a_failed_sync_what_was_not_durable_is_taken_back(
 
     assert (list(failed), position) == ([journal.number], 2)
     assert stored(server.store.streams()[journal.number]) == journal.frames
+
+
+def test_a_folder_is_synced_once_for_all_streams_that_begin_in_it(
+    tmp_path: Path, store: JournalStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    synced: list[Path] = []
+    monkeypatch.setattr(disk, "sync_folder", synced.append)
+    for rank in range(8):
+        store.append(0xA0 + rank, 0, raw(Journal(tmp_path / "runs", 0xA0 + rank, rank), 0, 0))
+    store.commit()
+
+    assert store.streams()[0xA0].parent in synced
+    assert len(synced) == len(set(synced))
+
+
+def test_a_folder_that_cannot_be_synced_costs_every_stream_that_begins_in_it_and_no_other(
+    journal: Journal, tmp_path: Path, store: JournalStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(folder: Path) -> None:
+        raise OSError(errno.EIO, "injected", str(folder))
+
+    store.append(journal.number, 0, raw(journal, 0, 1))
+    store.commit()
+    monkeypatch.setattr(disk, "sync_folder", fail)
+    store.append(journal.number, 2, raw(journal, 2, 2))
+    for number in (0xA0, 0xA1):
+        store.append(number, 0, raw(Journal(tmp_path / "runs", number, 0), 0, 0))
+    failed = store.commit()
+
+    assert set(failed) == {0xA0, 0xA1}
+    assert [store.position(number).next for number in (journal.number, 0xA0, 0xA1)] == [3, 0, 0]
+
+
+def test_a_restart_lists_a_folder_once_however_many_streams_are_in_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    listed: list[str] = []
+    scandir = os.scandir
+
+    def counted(path: str | Path = ".") -> object:
+        listed.append(str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", counted)
+    counts = []
+    for many in (3, 40):
+        store = JournalStore(tmp_path / f"{many} streams")
+        for number in range(many):
+            journal = Journal(tmp_path / f"{many} runs", 0xA00 + number, 0)
+            journal.next_file()
+            store.append(journal.number, 0, raw(journal, 0, 1))
+        store.close()
+        listed.clear()
+        again = JournalStore(store.folder)
+        positions = [again.position(0xA00 + number).next for number in range(many)]
+        counts.append(len(listed))
+        assert positions == [2] * many
+        again.close()
+
+    assert counts[0] == counts[1]
 
 
 def test_a_file_that_was_made_just_before_a_crash_survives_a_power_cut_once_it_was_told(

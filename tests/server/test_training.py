@@ -134,10 +134,12 @@ def test_a_run_on_two_ranks_is_on_the_server_row_by_row_though_the_server_was_ki
     enough = tmp_path / "enough"
     with ThreadPoolExecutor(1) as side:
         job = side.submit(ranks(2, init=True).run, train, 20, until=enough)
-        until(lambda: job.done() or size(server.data) > 0)
-        server.end(signal.SIGKILL)
-        server.start()
-        enough.touch()
+        try:
+            until(lambda: job.done() or size(server.data) > 0)
+            server.end(signal.SIGKILL)
+            server.start()
+        finally:
+            enough.touch()
         job.result()
     until(lambda: by_lookouts(server.data / "runs"), 60)  # what the rules find comes without being asked for
     code, said = sync("--dir", str(runs))

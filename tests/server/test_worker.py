@@ -49,7 +49,7 @@ def ask(path: Path, what: str) -> Any:
 @contextmanager
 def worker(runs: Path, index: Path, path: Path) -> Iterator[subprocess.Popen[bytes]]:
     path.unlink(missing_ok=True)
-    command = [sys.executable, "-m", "torchtrack.server.worker", "--runs", runs, "--index", index, "--socket", path]
+    command = [sys.executable, "-m", "torchtrack.server", "--runs", runs, "--index", index, "--socket", path]
     process = subprocess.Popen([*map(str, command)])
     try:
         yield process

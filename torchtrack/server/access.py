@@ -129,7 +129,8 @@ def _of_keys(routes: APIRouter, catalog: Catalog, keys: Keys) -> None:
     def revoke_key(id: Id, request: Request) -> None:  # noqa: A002
         """Let a key in no more, nor the sessions it was traded for."""
         who = key_of(request)
-        if not any(key["id"] == id and _sees(who, key) for key in catalog.people.all_keys()):
+        key = catalog.people.key(id)
+        if key is None or not _sees(who, key):
             raise ApiError(404, "not_found", "there is no such key")
         catalog.people.revoke_key(id, who)
         keys.forget()
@@ -215,10 +216,10 @@ def _sees(who: Who, key: dict[str, Any]) -> bool:
 
 
 def _user(catalog: Catalog, id_: str) -> dict[str, Any]:
-    for user in catalog.people.all_users():
-        if user["id"] == id_:
-            return user
-    raise ApiError(404, "not_found", "there is no such user")
+    user = catalog.people.user(id_)
+    if user is None:
+        raise ApiError(404, "not_found", "there is no such user")
+    return user
 
 
 def _not_above(who: Who, user: Mapping[str, Any], new: NewKey) -> None:

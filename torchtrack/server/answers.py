@@ -1,7 +1,7 @@
 """Answers as bytes: the page's frame, JSON, Arrow, CSV or Parquet.
 
 A frame is `u32 length of the header | JSON header, padded to 8 | columns, each padded to 8`, little-endian; the header
-lists each column's name, dtype and number of values, in the order they lie there.
+lists each column's name, dtype and number of values, in the order they lie there. Several may follow each other.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import io
 import json
 import math
 import struct
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, Literal
 
@@ -53,6 +53,12 @@ class Answer:
             lists = {name: plain(column) for name, column in self.columns.items()}
             return Response(json.dumps({**self.header, "columns": lists}, allow_nan=False), media_type=_TYPES["json"])
         return table_response(self.table, format)
+
+
+def frames_response(answers: Sequence[Answer]) -> Response:
+    """Several answers as frames, one after the other."""
+    frames = (frame(answer.header, answer.columns) for answer in answers)
+    return Response(b"".join(frames), media_type=FRAME_TYPE)
 
 
 def table_response(table: pa.Table, format: Format) -> Response:  # noqa: A002
@@ -99,15 +105,22 @@ def frame(header: Mapping[str, Any], columns: Mapping[str, npt.NDArray[Any]]) ->
 
 
 def read_frame(data: bytes) -> tuple[dict[str, Any], dict[str, npt.NDArray[Any]]]:
-    """The header and the columns of a frame."""
-    (length,) = struct.unpack_from("<I", data)
-    header = json.loads(data[4 : 4 + length])
-    at, columns = 4 + length, {}
-    for column in header["columns"]:
-        array = np.frombuffer(data, np.dtype("<" + column["dtype"]), column["n"], at)
-        columns[column["name"]] = array
-        at += array.nbytes + -array.nbytes % 8
-    return header, columns
+    """The header and the columns of a frame, the first of several."""
+    return next(read_frames(data))
+
+
+def read_frames(data: bytes) -> Iterator[tuple[dict[str, Any], dict[str, npt.NDArray[Any]]]]:
+    """The header and the columns of each frame."""
+    at = 0
+    while at < len(data):
+        (length,) = struct.unpack_from("<I", data, at)
+        header = json.loads(data[at + 4 : at + 4 + length])
+        at, columns = at + 4 + length, {}
+        for column in header["columns"]:
+            array = np.frombuffer(data, np.dtype("<" + column["dtype"]), column["n"], at)
+            columns[column["name"]] = array
+            at += array.nbytes + -array.nbytes % 8
+        yield header, columns
 
 
 def plain(column: Any) -> list[Any]:

@@ -7,8 +7,6 @@ mount(app, router, scope="read")        # further routes, under /api/v1, behind 
 from __future__ import annotations
 
 import contextlib
-import fcntl
-import os
 import time
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
@@ -19,11 +17,13 @@ from fastapi import APIRouter, Depends, FastAPI
 
 from torchtrack import wire
 from torchtrack.credentials import is_loopback
-from torchtrack.server import access, auth, curation, front, giving, ingest, left, page, problems
+from torchtrack.server import access, auth, curation, front, giving, ingest, kept, left, page, problems, publishing
 from torchtrack.server.budget import Budget, Limits
 from torchtrack.server.catalog import Catalog
+from torchtrack.server.engine import Engine, catalog_in, take_hold
 from torchtrack.server.front import Worker
 from torchtrack.server.journals import Committer, JournalStore
+from torchtrack.server.layout import Layout
 from torchtrack.server.media import MediaStore
 from torchtrack.server.rights import Scope
 from torchtrack.version import __version__
@@ -45,9 +45,12 @@ class Config:
         shown: a folder of runs to show; then nothing is taken.
         queries: whether it shows the page and answers questions, beside taking uploads.
         metrics: DSN of a ClickHouse server for the tables; by default they lie in `data`.
+        layout: of those tables: on which machines, and how long rows are kept.
         catalog: URL of a database for what people type; by default a file in `data`.
         blobs: URL of an object store for media; by default they lie in `runs`.
         provider: by whom people can log in on the page.
+        alert_urls: who is told what alert rules fire on, as apprise takes it. Secrets.
+        public_url: where people see the page, for what they are told.
     """
 
     data: Path
@@ -58,9 +61,12 @@ class Config:
     shown: Path | None = None
     queries: bool = True
     metrics: str | None = None
+    layout: Layout = field(default_factory=Layout)
     catalog: str | None = None
     blobs: str | None = None
     provider: Provider | None = None
+    alert_urls: Sequence[str] = field(default=(), repr=False)
+    public_url: str | None = None
 
     def __post_init__(self) -> None:
         """Refuse to stand open.
@@ -82,25 +88,35 @@ class Config:
     @property
     def catalog_url(self) -> str:
         """Where what people type is kept."""
-        return self.catalog or f"sqlite:///{self.data.absolute() / 'catalog.sqlite'}"
+        return self.catalog or catalog_in(self.data)
+
+    def engine(self) -> Engine:
+        """The process that answers questions, not started."""
+        telling: dict[str, Any] = {"alert_urls": list(self.alert_urls), "page": self.public_url}
+        about = self.runs, self.data / "index", self.metrics, self.catalog_url, self.layout
+        return Engine(*about, **telling)
 
 
-def create_app(config: Config) -> FastAPI:
+def create_app(config: Config, begun: tuple[IO[str], Engine] | None = None) -> FastAPI:
     """The application: the page, what it asks, and the routes of uploading. Makes its folders and takes hold of them.
+
+    Args:
+        config: how it is set up.
+        begun: the hold on the data folder and the engine, where these were first.
 
     Raises:
         BlockingIOError: another server has this data folder.
         OSError: it cannot be written.
         ValueError: the URL of the blobs cannot be used.
     """
-    lock = take_hold(config.data)
+    lock = begun[0] if begun else take_hold(config.data)
     try:
         media = _media(config)
     except ValueError:
         lock.close()
         raise
     catalog = Catalog(config.catalog_url)
-    worker = Worker(config.runs, config.data / "index", config.metrics, config.catalog_url) if config.queries else None
+    worker = Worker(begun[1] if begun else config.engine()) if config.queries else None
     store = None if config.shown else JournalStore(config.runs)
     committer = Committer(store) if store else None
 
@@ -137,6 +153,8 @@ def create_app(config: Config) -> FastAPI:
     mount(app, access.router(catalog, app.state.keys), scope="read")
     mount(app, access.admin_router(catalog, app.state.keys), scope="admin")
     mount(app, left.showing(left.LeftStore(config.runs), worker.where if worker else None), scope="read")
+    files = kept.KeptFiles(config.runs, media)
+    mount(app, kept.router(files, worker.where if worker else None), scope="read")
     mount(app, giving.media_router(media, worker.where if worker else None), scope="read")
     if worker:
         page.mount(app, issuer=login)
@@ -145,7 +163,9 @@ def create_app(config: Config) -> FastAPI:
 
             oidc.mount(app, config.provider)
         mount(app, curation.router(catalog, worker.where), scope="write")
-        mount(app, curation.views_router(catalog), scope="read")
+        mount(app, curation.readers_router(catalog), scope="read")
+        mount(app, publishing.router(catalog, worker, media), scope="read")
+        mount(app, publishing.writing_router(catalog), scope="write")
         mount(app, front.router(worker), scope="read")
     return app
 
@@ -169,23 +189,6 @@ def _take_in(
     mount(app, ingest.frames_router(taking, committer, budget), scope="write")
     mount(app, ingest.media_router(media, budget, store, catalog.homes), scope="write")
     mount(app, left.taking(left.LeftStore(config.runs), budget, store, catalog.homes), scope="write")
-
-
-def take_hold(data: Path) -> IO[str]:
-    """Take hold of a data folder; it is let go when the file is closed.
-
-    Raises:
-        BlockingIOError: another process has it.
-        OSError: it cannot be written.
-    """
-    data.mkdir(0o700, parents=True, exist_ok=True)
-    lock = os.fdopen(os.open(data / "lock", os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600), "a")
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        lock.close()
-        raise BlockingIOError(f"another server has {data}") from error
-    return lock
 
 
 def mount(app: FastAPI, router: APIRouter, *, scope: Scope | None) -> None:

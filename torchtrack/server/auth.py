@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from fastapi import Request
+from fastapi.concurrency import run_in_threadpool
 from sqlalchemy.exc import SQLAlchemyError
 
 from torchtrack.server.people import Found, People, digest, new_key
@@ -62,6 +63,10 @@ class Keys:
         """Whose key this is. A wrong one takes as long as a right one: both are one look-up by their hash."""
         return self._by_hash(digest(given))
 
+    def remembered(self, given: str) -> Who | None:
+        """Whose key this is, if that is known without asking the catalog."""
+        return self._remembered(digest(given)) if self.required else ANYONE
+
     def find_session(self, given: str) -> Who | None:
         """Whose session this is; it ends with the key it was traded for."""
         key, found = self.people.by_session(digest(given))
@@ -76,19 +81,25 @@ class Keys:
         self._found.clear()
 
     def _by_hash(self, sha256: str) -> Who | None:
+        who = self._remembered(sha256)
+        if who is not None:
+            return who
+        self._found.pop(sha256, None)
+        found = self.people.by_key(sha256)
+        if found is None:
+            return None
+        self._found[sha256] = time.monotonic(), found
+        while len(self._found) > _REMEMBERED:
+            self._found.popitem(last=False)
+        return found.who
+
+    def _remembered(self, sha256: str) -> Who | None:
         if hmac.compare_digest(sha256, self._own):
             return OWNER
         at, found = self._found.get(sha256, (0.0, None))
         if found is None or time.monotonic() - at > REMEMBERED_S:
-            self._found.pop(sha256, None)
-            found = self.people.by_key(sha256)
-            if found is not None:
-                self._found[sha256] = time.monotonic(), found
-                while len(self._found) > _REMEMBERED:
-                    self._found.popitem(last=False)
-        if found is None or (found.expires is not None and found.expires <= now()):
             return None
-        return found.who
+        return None if found.expires is not None and found.expires <= now() else found.who
 
 
 def key_of(request: Request) -> Who:
@@ -107,28 +118,36 @@ class Requires:
     def __init__(self, scope: Scope | None) -> None:
         self.scope = scope
 
-    def __call__(self, request: Request) -> None:
-        """Find out who asks."""
-        keys: Keys = request.app.state.keys
-        if not keys.required:
-            request.state.key = ANYONE
-            return
+    async def __call__(self, request: Request) -> None:
+        """Find out who asks; in a thread only where the catalog has to be asked."""
         given = given_key(request)
-        session = request.cookies.get(keys.cookie, "")
-        try:
-            who = keys.find(given) if given else keys.find_session(session) if session else None
-        except SQLAlchemyError as error:
-            raise ApiError(503, "catalog", "the catalog does not answer; ask again", retry_after_s=5) from error
+        who = request.app.state.keys.remembered(given) or await run_in_threadpool(who_asks, request)
         if who is None:
-            message = (
-                "an API key is needed: torchtrack login, or TORCHTRACK_API_KEY" if not given else "a wrong API key"
-            )
+            needed = "an API key is needed: torchtrack login, or TORCHTRACK_API_KEY"
+            message = "a wrong API key" if given else needed
             raise ApiError(401, "no_key", message)
         request.state.key = who
         if self.scope is not None and not who.may(self.scope):
             raise ApiError(
                 403, "not_allowed", f"{who.name!r} may not {self.scope} here; ask an admin for a role or key"
             )
+
+
+def who_asks(request: Request) -> Who | None:
+    """Who makes a request, by its key or its cookie; None: nobody the server knows.
+
+    Raises:
+        ApiError: the catalog cannot be asked.
+    """
+    keys: Keys = request.app.state.keys
+    if not keys.required:
+        return ANYONE
+    given = given_key(request)
+    session = request.cookies.get(keys.cookie, "")
+    try:
+        return keys.find(given) if given else keys.find_session(session) if session else None
+    except SQLAlchemyError as error:
+        raise ApiError(503, "catalog", "the catalog does not answer; ask again", retry_after_s=5) from error
 
 
 def requires(scope: Scope | None) -> Requires:

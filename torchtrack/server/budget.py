@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -11,6 +12,8 @@ from typing import Final
 _LIVE_S: Final = 60.0
 """A node that was silent for so long, and for three of its turns, has no share any more."""
 _FORGET_S: Final = 3600.0
+_JOBS: Final = 1000
+"""So many are remembered, however long they are silent."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,7 +70,7 @@ class Budget:
         self.limits = limits
         self._clock = clock
         self._lock = threading.Lock()
-        self._jobs: dict[str, dict[str, float]] = {}
+        self._jobs: OrderedDict[str, OrderedDict[str, float]] = OrderedDict()
         self._tokens: dict[str, tuple[float, float]] = {}
         self._pending = 0
 
@@ -125,14 +128,16 @@ class Budget:
         return Share(after, max(1 << 16, min(fair, limits.body_bytes // 4)))
 
     def _live(self, job: str, node: str, now: float) -> int:
-        seen = self._jobs.setdefault(job, {})
+        """How many nodes a job has now. Whoever was silent for longest is first: no look at all the others."""
+        seen = self._jobs.setdefault(job, OrderedDict())
+        self._jobs.move_to_end(job)
         seen[node] = now
-        turn = len(seen) / self.limits.job_requests_per_s
-        for other in [name for name, at in seen.items() if now - at > max(_LIVE_S, 3 * turn)]:
-            del seen[other]
-        if len(self._jobs) > 1000:
-            for other in [name for name, by in self._jobs.items() if now - max(by.values(), default=0) > _FORGET_S]:
-                del self._jobs[other]
+        seen.move_to_end(node)
+        patience = max(_LIVE_S, 3 * len(seen) / self.limits.job_requests_per_s)
+        while now - next(iter(seen.values())) > patience:
+            seen.popitem(last=False)
+        while len(self._jobs) > _JOBS and now - next(reversed(next(iter(self._jobs.values())).values())) > _FORGET_S:
+            self._jobs.popitem(last=False)
         return len(seen)
 
 

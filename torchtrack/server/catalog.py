@@ -1,4 +1,4 @@
-"""What people type: names, tags and notes they gave runs, runs they deleted, views they saved.
+"""What people type: names, tags and notes they gave runs, runs they deleted, views they saved, reports they wrote.
 
 Of this the catalog is the truth, as the journal is of what a run recorded. An edit of a field wins over what the run
 says, also after the index was built anew. SQLite by default, PostgreSQL by URL; several processes may use one catalog.
@@ -7,24 +7,23 @@ says, also after the index was built anew. SQLite by default, PostgreSQL by URL;
 from __future__ import annotations
 
 import os
+import re
 import secrets
-import threading
 from collections.abc import Iterable, Mapping
 from datetime import datetime
 from pathlib import Path
 from typing import Any, Final
 
 import sqlalchemy as sa
-from alembic.config import Config
-from alembic.runtime.environment import EnvironmentContext
-from alembic.script import ScriptDirectory
 from sqlalchemy.exc import IntegrityError
 
 from torchtrack.errors import TorchtrackError
 from torchtrack.server.audit import Audit
+from torchtrack.server.firings import Firings
 from torchtrack.server.homes import Homes
 from torchtrack.server.people import People
-from torchtrack.server.tables import alert_rules, edits, homes, metadata, now, tombstones, views
+from torchtrack.server.reports import Reports
+from torchtrack.server.tables import alert_rules, aware, edits, firings, homes, now, tombstones, views
 
 EDITABLE: Final[Mapping[str, type]] = {
     "name": str,
@@ -39,7 +38,7 @@ MAX_TEXT: Final = 100_000
 MAX_TAGS: Final = 1000
 UNKNOWN_PROJECT: Final = "uncategorized"
 """Of a run that came with a key of several projects and has not said which it is of."""
-_migrating: Final = threading.Lock()
+_STEPS: Final = Path(__file__).parent / "migrations" / "versions"
 
 
 class ConflictError(TorchtrackError):
@@ -65,6 +64,9 @@ class Catalog:
         self.audit = Audit(self._engine)
         self.homes = Homes(self._engine)
         """The projects of runs that came with a key of some projects only."""
+        self.firings = Firings(self._engine)
+        """What alert rules fired on."""
+        self.reports = Reports(self._engine)
         try:
             self._migrate(upto)
         except BaseException:
@@ -192,56 +194,75 @@ class Catalog:
 
     # -- alert rules ---------------------------------------------------------------------------------------------------
 
-    def alert_rules(self, project: str) -> list[dict[str, Any]]:
-        """The rules of a project by name."""
-        return self._rules(alert_rules.c.project == project)
+    def alert_rules(self, project: str | None = None) -> list[dict[str, Any]]:
+        """The rules of a project by name, or all there are."""
+        return self._rules(sa.true() if project is None else alert_rules.c.project == project)
 
     def alert_rule(self, id_: str) -> dict[str, Any] | None:
         """One rule, None if there is none."""
         return next(iter(self._rules(alert_rules.c.id == id_)), None)
 
-    def save_alert_rule(self, project: str, name: str, filter_: str, severity: str, by: str) -> dict[str, Any]:
-        """Save a rule; one of the same name in the project is replaced."""
+    def save_alert_rule(
+        self, project: str, name: str, filter_: str, severity: str, by: str, when: Mapping[str, Any] | None = None
+    ) -> dict[str, Any]:
+        """Save a rule; one of the same name in the project is replaced, and what that fired on is over.
+
+        Args:
+            project: of whose runs it is.
+            name: for people.
+            filter_: which of them; empty: all.
+            severity: how much it matters.
+            by: who saves it.
+            when: what it waits for, as `rules.When`; None: that a run fits the filter.
+        """
         row = {"id": secrets.token_hex(8), "project": project, "name": name, "filter": filter_, "severity": severity}
         with self._engine.begin() as connection:
             where = (alert_rules.c.project == project) & (alert_rules.c.name == name)
             row["id"] = connection.execute(sa.select(alert_rules.c.id).where(where)).scalar() or row["id"]
             connection.execute(sa.delete(alert_rules).where(where))
-            connection.execute(sa.insert(alert_rules).values(**row, by=by, at=now()))
-        return {**row, "by": by}
+            connection.execute(_over(row["id"]))
+            condition = None if when is None else dict(when)
+            connection.execute(sa.insert(alert_rules).values(**row, condition=condition, by=by, at=now()))
+        return {**row, "when": condition, "by": by}
 
     def remove_alert_rule(self, id_: str) -> None:
-        """Remove a rule; it may be gone already."""
+        """Remove a rule; it may be gone already. What it fired on stays in the list."""
         with self._engine.begin() as connection:
             connection.execute(sa.delete(alert_rules).where(alert_rules.c.id == id_))
+            connection.execute(_over(id_))
 
     def _rules(self, where: sa.ColumnElement[bool]) -> list[dict[str, Any]]:
-        columns = [alert_rules.c[name] for name in ("id", "project", "name", "filter", "severity", "by")]
+        columns = [alert_rules.c[name] for name in ("id", "project", "name", "filter", "severity", "by", "at")]
+        query = sa.select(*columns, alert_rules.c.condition.label("when")).where(where).order_by(alert_rules.c.name)
         with self._engine.connect() as connection:
-            query = sa.select(*columns).where(where).order_by(alert_rules.c.name)
-            return [dict(row) for row in connection.execute(query).mappings()]
+            return [{**row, "at": aware(row["at"])} for row in connection.execute(query).mappings()]
 
     # -- inside --------------------------------------------------------------------------------------------------------
 
     def _migrate(self, upto: str) -> None:
-        """Apply what this version has and the tables do not, all or nothing; several at once wait for each other."""
-        config = Config()
-        config.set_main_option("script_location", str(Path(__file__).parent / "migrations").replace("%", "%%"))
-        script = ScriptDirectory.from_config(config)
+        if upto == "head" and self._version() == newest():
+            return
+        from torchtrack.server.migrations import upgrade  # alembic: few starts need it, and it takes a quarter second
 
-        def steps(revision: Any, context: Any) -> Any:
-            del context
-            return script._upgrade_revs(upto, revision)  # what alembic's own command does
+        upgrade(self._engine, upto)
 
-        with (
-            _migrating,  # alembic keeps what it is doing in a global
-            EnvironmentContext(config, script, fn=steps) as environment,
-            self._engine.begin() as connection,
-        ):
-            if self._engine.dialect.name == "postgresql":
-                connection.execute(sa.text("SELECT pg_advisory_xact_lock(7420)"))
-            environment.configure(connection=connection, target_metadata=metadata)
-            environment.run_migrations()
+    def _version(self) -> str | None:
+        """The last step that was applied, None if none was."""
+        with self._engine.connect() as connection:
+            if not sa.inspect(connection).has_table("alembic_version"):
+                return None
+            return connection.execute(sa.text("SELECT version_num FROM alembic_version")).scalar()
+
+
+def newest() -> str:
+    """The last step there is, told without alembic."""
+    found = (re.search(r'^revision\b.*"(\w+)"', step.read_text(), re.MULTILINE) for step in _STEPS.glob("*.py"))
+    return max(step[1] for step in found if step)
+
+
+def _over(rule: str) -> sa.Update:
+    """That what a rule fired on is over."""
+    return sa.update(firings).where((firings.c.rule == rule) & firings.c.cleared.is_(None)).values(cleared=now())
 
 
 def _check(field: str, value: Any) -> None:
@@ -269,7 +290,7 @@ def _prepare_sqlite(connection: Any, record: Any) -> None:
     """Transactions are ours to begin; readers do not wait for a writer, writers wait for each other."""
     del record
     connection.isolation_level = None
-    for pragma in ("journal_mode = WAL", "synchronous = FULL", "busy_timeout = 30000", "foreign_keys = ON"):
+    for pragma in ("busy_timeout = 30000", "journal_mode = WAL", "synchronous = FULL", "foreign_keys = ON"):
         connection.execute(f"PRAGMA {pragma}")
 
 

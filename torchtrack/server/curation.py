@@ -7,16 +7,17 @@ from __future__ import annotations
 
 import json
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from typing import Annotated, Any, Final, Literal
+from typing import Annotated, Any, Final
 
 from fastapi import APIRouter, Header, Path, Query, Request
 from fastapi.concurrency import run_in_threadpool
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator, Field, model_validator
 
 from torchtrack.server.auth import key_of, need
 from torchtrack.server.bodies import HEX16, Body, Id
 from torchtrack.server.catalog import Catalog, ConflictError
 from torchtrack.server.problems import ApiError, also
+from torchtrack.server.rules import Severity, When
 
 Uid = Annotated[str, Path(pattern=HEX16, description="Of the run.")]
 Project = Annotated[str, Query(min_length=1, max_length=256, pattern=r"^[^\x00]+$", description="Its name.")]
@@ -70,12 +71,23 @@ class NewView(Body):
 
 
 class NewRule(Body):
-    """A rule: which runs (a filter as in `runs/query`) somebody wants to know of, and how much it matters."""
+    """A rule: of which runs (a filter as in `runs/query`) what somebody wants to know, and how much it matters."""
 
     project: Text
     name: Text
-    filter: str = Field(min_length=1, max_length=1000, pattern=r"^[^\x00]+$")
-    severity: Literal["info", "warning", "critical"] = "warning"
+    filter: str = Field("", max_length=1000, pattern=r"^[^\x00]*$")
+    severity: Severity = "warning"
+    when: When = When()
+
+    @model_validator(mode="after")
+    def _check(self) -> NewRule:
+        from torchtrack.server.filters import compile_filter  # they bring the engine's client, which few requests need
+        from torchtrack.server.reading import FIELDS
+
+        compile_filter(self.filter, FIELDS)
+        if self.when.kind == "matches" and not self.filter.strip():
+            raise ValueError("every run fits an empty filter: give one, or say with `when` what the rule waits for")
+        return self
 
 
 def router(catalog: Catalog, where: Where) -> APIRouter:
@@ -91,10 +103,17 @@ def router(catalog: Catalog, where: Where) -> APIRouter:
     return routes
 
 
-def views_router(catalog: Catalog) -> APIRouter:
-    """The routes of saved views: who may read may save their own."""
+def readers_router(catalog: Catalog) -> APIRouter:
+    """The routes for those who may read: saved views, of which they may save their own, and alert rules to look at."""
     routes = APIRouter(tags=["curation"])
     _of_views(routes, catalog)
+
+    @routes.get("/alert-rules")
+    def rules(project: Project, request: Request) -> list[dict[str, Any]]:
+        """The rules of a project. What they fired on, `alarms` says."""
+        need(key_of(request), "read", project)
+        return [_rule(rule) for rule in catalog.alert_rules(project)]
+
     return routes
 
 
@@ -204,20 +223,15 @@ def _shown(view: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _of_rules(routes: APIRouter, catalog: Catalog) -> None:
-    @routes.get("/alert-rules")
-    def rules(project: Project, request: Request) -> list[dict[str, Any]]:
-        """The rules of a project. What matches one now, `runs/query` with its filter says."""
-        need(key_of(request), "write", project)
-        return catalog.alert_rules(project)
-
     @routes.post("/alert-rules", status_code=201)
     def save_rule(rule: NewRule, request: Request) -> dict[str, Any]:
         """Save a rule; one of the same name is replaced."""
         who = key_of(request)
         need(who, "write", rule.project)
-        saved = catalog.save_alert_rule(rule.project, rule.name, rule.filter, rule.severity, who.name)
+        when = rule.when.model_dump(exclude_none=True)
+        saved = catalog.save_alert_rule(rule.project, rule.name, rule.filter, rule.severity, who.name, when)
         catalog.audit.note(who, "rule.save", rule.name, rule.project)
-        return saved
+        return _rule(saved)
 
     @routes.delete("/alert-rules/{id}", status_code=204)
     def remove_rule(id: Id, request: Request) -> None:  # noqa: A002
@@ -228,3 +242,10 @@ def _of_rules(routes: APIRouter, catalog: Catalog) -> None:
         need(who, "write", rule["project"], "there is no such rule")
         catalog.remove_alert_rule(id)
         catalog.audit.note(who, "rule.remove", rule["name"], rule["project"])
+
+
+def _rule(row: Mapping[str, Any]) -> dict[str, Any]:
+    """A rule for an answer; `says` is what it waits for in words."""
+    when = When(**(row["when"] or {}))
+    about = {name: row[name] for name in ("id", "project", "name", "filter", "severity", "by")}
+    return {**about, "when": when.model_dump(exclude_none=True), "says": str(when)}

@@ -24,7 +24,7 @@ from torchtrack.server.answers import Answer
 from torchtrack.server.axes import STEPS
 from torchtrack.server.globs import glob_pattern
 from torchtrack.server.metrics import MetricsStore
-from torchtrack.server.placement import FOREVER, Placed, arrays, lookup
+from torchtrack.server.placement import Placed, begins, lookup, several_attempts, shown
 
 Stat = Literal["norm", "rms", "mean", "absmax", "zeros", "nonfinite"]
 Norm = Literal["abs", "median"]
@@ -57,33 +57,39 @@ class Window:
 
 
 MOST_ROWS: Final = 4_000_000
-MOST_HISTOGRAMS: Final = 200_000
 """Rows that are fetched at once, so that memory does not grow with the run."""
 
 
-def _where(window: Window, streams: Sequence[Placed]) -> str:
-    parts = ["stream IN {streams:Array(UInt64)}", "kind = {kind:String}"]
+MOST_LOTS: Final = 8
+"""Ways in which tensors are hidden that the engine tells apart; if there are more, `Run.tensors` does."""
+
+
+@dataclass(frozen=True)
+class _Rows:
+    """The rows of some tensors of a run that are not hidden, as far as the store can tell."""
+
+    where: str
+    parameters: dict[str, Any]
+    told: bool
+    """Whether it can."""
+
+
+def _rows(store: MetricsStore, window: Window, streams: Sequence[Placed]) -> _Rows:
+    wanted = "kind = {kind:String}"
     if window.name != "*":
-        parts.append("(name = {name:String} OR match(name, {pattern:String}))")
-    if any(one.stop != FOREVER for one in streams):
-        parts.append(f"step < {lookup('stops')}")
+        wanted += " AND (name = {name:String} OR match(name, {pattern:String}))"
+    begin = begins(store, streams) if several_attempts(streams) and window.kind != "logged" else None
+    about = {"kind": window.kind, "name": window.name, "pattern": glob_pattern(window.name)}
+    seen = shown(store, "tensors", [streams], wanted, begin, **about)
+    parts = [seen.sql]
     if window.stage is not None:
         parts.append("stage = {stage:String}")
     if window.start is not None:
         parts.append(f"step >= {int(window.start)}")
     if window.stop is not None:
         parts.append(f"step < {int(window.stop)}")
-    return "FROM tensors WHERE " + " AND ".join(parts)
-
-
-def _parameters(window: Window, streams: Sequence[Placed]) -> dict[str, Any]:
-    return {
-        "kind": window.kind,
-        "name": window.name,
-        "pattern": glob_pattern(window.name),
-        "stage": window.stage or "",
-        **arrays(streams),
-    }
+    parameters = {**seen.parameters, "stage": window.stage or ""}
+    return _Rows("FROM tensors WHERE " + " AND ".join(parts), parameters, seen.lots <= MOST_LOTS)
 
 
 @dataclass(frozen=True)
@@ -127,8 +133,8 @@ class _Survey:
             yield start << self.exponent, min(start + width, first + self.columns) << self.exponent
 
 
-def _survey(store: MetricsStore, window: Window, streams: Sequence[Placed]) -> _Survey:
-    where, parameters = _where(window, streams), _parameters(window, streams)
+def _survey(store: MetricsStore, window: Window, streams: Sequence[Placed], seen: _Rows) -> _Survey:
+    where, parameters = seen.where, seen.parameters
     attempt = f"{lookup('attempts')}, " if len({one.attempt for one in streams}) > 1 else ""
     several = len({one.rank for one in streams}) > 1
     ranks = f"uniqExact({lookup('ranks')})" if several else "1"
@@ -139,7 +145,9 @@ def _survey(store: MetricsStore, window: Window, streams: Sequence[Placed]) -> _
     ).to_pylist()
     if not rows:
         return _Survey([], 0, 0, 0, plain=True, pixels=window.pixels)
-    plain = all(row["number"] == row["samples"] and not row["parts"] and row["ranks"] == 1 for row in rows)
+    plain = seen.told and all(
+        row["number"] == row["samples"] and not row["parts"] and row["ranks"] == 1 for row in rows
+    )
     if plain and several:
         same = f"uniqExact({attempt}sample) = uniqExact({attempt}sample, step)"
         plain = bool(store.query(f"SELECT {same} AS one {where}", **parameters)["one"].to_pylist()[0])
@@ -148,14 +156,11 @@ def _survey(store: MetricsStore, window: Window, streams: Sequence[Placed]) -> _
     return _Survey(sorted(row["name"] for row in rows), low, high, number, plain, window.pixels)
 
 
-def _pieces(
-    store: MetricsStore, streams: Sequence[Placed], window: Window, survey: _Survey, columns: str, most: int
-) -> Iterator[pa.Table]:
+def _pieces(store: MetricsStore, seen: _Rows, survey: _Survey, columns: str, most: int) -> Iterator[pa.Table]:
     """Columns of the rows that count as they stand, about so many rows at a time."""
-    where, parameters = _where(window, streams), _parameters(window, streams)
     for start, stop in survey.windows(most):
         inside = "" if survey.rows <= most else f" AND step >= {start} AND step < {stop}"
-        yield store.query(f"SELECT {columns} {where}{inside}", **parameters)
+        yield store.query(f"SELECT {columns} {seen.where}{inside}", **seen.parameters)
         if not inside:
             return
 
@@ -169,11 +174,12 @@ def heatmap(
     `flags` (u1: 1 not finite, 2 missing, 4 pooled from several samples). The header names the rows, in the order of
     the model's modules.
     """
-    survey = _survey(store, window, streams)
+    seen = _rows(store, window, streams)
+    survey = _survey(store, window, streams, seen)
     survey = replace(survey, names=in_model_order(run, survey.names))
     if survey.plain:
         columns = f"name, step, {_STATS[stat]} AS value, nans + pos_infs + neg_infs > 0 AS bad"
-        pieces = _pieces(store, streams, window, survey, columns, MOST_ROWS)
+        pieces = _pieces(store, seen, survey, columns, MOST_ROWS)
     else:
         pieces = iter([_valued(_exact(run, window), stat)])
     cells = _Cells(survey, pool)
@@ -318,22 +324,30 @@ def histogram(store: MetricsStore, run: Run, streams: Sequence[Placed], window: 
     Columns of the answer: `x` (f64), `counts` (u8, 328 buckets a column of the chart), `edges` are those of
     `torchtrack.histogram`.
     """
-    survey = _survey(store, window, streams)
-    if survey.plain:
-        pieces = _pieces(store, streams, window, survey, "step, buckets, counts", MOST_HISTOGRAMS)
-    else:
-        pieces = iter([_exact(run, window)])
+    seen = _rows(store, window, streams)
+    survey = _survey(store, window, streams, seen)
+    rows = _added(store, seen, survey) if survey.plain else _exact(run, window)
+    column = survey.column(rows["step"].to_numpy())
+    known = (column >= 0) & (column < survey.columns)  # what came since the survey may lie outside
+    rows, column = rows.filter(pa.array(known)), column[known]
     cells = np.zeros(survey.columns * NUM_BUCKETS if survey.rows else 0, np.uint64)
     there = np.zeros(survey.columns, np.bool_)
-    for piece in pieces:
-        column = survey.column(piece["step"].to_numpy())
-        known = (column >= 0) & (column < survey.columns)
-        piece, column = piece.filter(pa.array(known)), column[known]
-        there[column] = True
-        row, bucket, count = flat_buckets(piece)
-        np.add.at(cells, column[row] * NUM_BUCKETS + bucket, count)
+    there[column] = True
+    row, bucket, count = flat_buckets(rows)
+    np.add.at(cells, column[row] * NUM_BUCKETS + bucket, count)
     kept = np.flatnonzero(there)
     return _counts(survey.starts(kept), cells.reshape(-1, NUM_BUCKETS)[kept], 1 << survey.exponent)
+
+
+def _added(store: MetricsStore, seen: _Rows, survey: _Survey) -> pa.Table:
+    """The rows that count as they stand, added by the engine: a row a column of the chart."""
+    step = f"bitShiftLeft(bitShiftRight(step, {survey.exponent}), {survey.exponent})"
+    cells = (
+        f"SELECT {step} AS step, bucket, sum(number) AS number FROM (SELECT step, buckets, counts {seen.where}) "
+        "LEFT ARRAY JOIN buckets AS bucket, counts AS number GROUP BY step, bucket"
+    )
+    sql = f"SELECT step, groupArray(bucket) AS buckets, groupArray(number) AS counts FROM ({cells}) GROUP BY step"
+    return store.query(sql, **seen.parameters)
 
 
 def _counts(x: npt.NDArray[np.int64], cells: npt.NDArray[np.uint64], width: int) -> Answer:

@@ -1,23 +1,19 @@
 """The worker as the server in front of it sees it: started, started again when it ends, and asked over its socket.
 
-    worker = Worker(runs, index)
+    worker = Worker(Engine(runs, index))
     app.include_router(router(worker), prefix="/api/v1")      # behind whatever checks who asks
     async with worker: ...                                     # for as long as the server is up
 
-While there is no worker to ask, the answer is 503 with Retry-After: a crash of the engine costs a moment, and no data.
+What is asked while the first worker starts waits for it, for some seconds. After that, while there is none to ask, the
+answer is 503 with Retry-After: a crash of the engine costs a moment, and no data.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 import logging
-import os
-import sys
-import tempfile
 from collections.abc import AsyncIterator, Mapping, Sequence
-from pathlib import Path
 from types import TracebackType
 from typing import Any, Final
 from urllib.parse import quote
@@ -28,10 +24,11 @@ from fastapi.responses import StreamingResponse
 from starlette.requests import ClientDisconnect
 
 from torchtrack.server.auth import key_of
+from torchtrack.server.engine import Engine
 from torchtrack.server.problems import ApiError
 from torchtrack.server.tenancy import header
+from torchtrack.wire import API
 
-MODULE: Final = "torchtrack.server.worker"
 ROUTES: Final = (
     ("GET", "/projects"),
     ("POST", "/projects/{project}/runs/query"),
@@ -39,9 +36,14 @@ ROUTES: Final = (
     ("GET", "/projects/{project}/alarms"),
     ("GET", "/runs/{rest:path}"),
     ("GET", "/compare"),
+    ("GET", "/artifacts"),
     ("POST", "/series"),
+    ("POST", "/series/batch"),
     ("POST", "/heatmap"),
     ("POST", "/histogram"),
+    ("POST", "/logged"),
+    ("POST", "/logged/names"),
+    ("POST", "/logged/steps"),
     ("GET", "/streams"),
     ("GET", "/streams/{stream}/{table}"),
     ("GET", "/live"),
@@ -49,7 +51,9 @@ ROUTES: Final = (
 """What the worker answers; all of it only reads."""
 FIRST_PAUSE_S: Final = 0.2
 LONGEST_PAUSE_S: Final = 30.0
-STOP_S: Final = 10.0
+STARTING_S: Final = 30.0
+"""How long the first worker may take until those who ask are told to come again."""
+_LOOK_S: Final = 0.02
 _GONE: Final = 499
 """Whoever asked has left: nobody reads this answer."""
 _SENT_ON: Final = ("accept", "content-type", "last-event-id", "if-none-match")
@@ -61,27 +65,16 @@ class Worker:
     """A worker process that is there as long as this is entered.
 
     Args:
-        runs: the folder of runs it follows.
-        index: where its index lies; None: in the user's cache.
-        dsn: a ClickHouse server instead.
-        catalog: the URL of what people typed.
+        engine: starts it; may have done so already.
     """
 
-    def __init__(
-        self, runs: Path, index: Path | None = None, dsn: str | None = None, catalog: str | None = None
-    ) -> None:
-        self._folder = tempfile.TemporaryDirectory(prefix="torchtrack-")  # 0700; a socket's name must be short
-        self.socket = Path(self._folder.name) / "worker"
-        self._command = [sys.executable, "-m", MODULE, "--runs", str(runs), "--socket", str(self.socket)]
-        self._command.append("--attached")  # it ends when the pipe to it does, however this process ends
-        self._command += ["--index", str(index)] if index else []
-        self._secrets = json.dumps({"dsn": dsn, "catalog": catalog}).encode() + b"\n"  # they may hold passwords
+    def __init__(self, engine: Engine) -> None:
+        self.engine = engine
         self._task: asyncio.Task[None] | None = None
-        self.process: asyncio.subprocess.Process | None = None
-        self.starts = 0
-        """How often one was started."""
+        self._ends = asyncio.Event()
+        self._came = False
         self.client = httpx.AsyncClient(
-            transport=httpx.AsyncHTTPTransport(uds=str(self.socket)),
+            transport=httpx.AsyncHTTPTransport(uds=str(engine.socket)),
             base_url="http://worker",
             timeout=httpx.Timeout(120.0, connect=2.0),
         )
@@ -98,42 +91,47 @@ class Worker:
             with contextlib.suppress(asyncio.CancelledError):
                 await self._task
         await self.client.aclose()
-        await self._stop()
-        self._folder.cleanup()
+        await asyncio.to_thread(self.engine.close)
 
     async def _keep(self) -> None:
         """Start one again whenever it ends, after a pause that doubles while they end at once."""
         loop, pause = asyncio.get_running_loop(), FIRST_PAUSE_S
         while True:
-            self.socket.unlink(missing_ok=True)
             began = loop.time()
-            self.process = await asyncio.create_subprocess_exec(
-                *self._command, stdin=asyncio.subprocess.PIPE, env=os.environ
-            )
-            if self.process.stdin is not None:
-                self.process.stdin.write(self._secrets)
-            self.starts += 1
-            code = await self.process.wait()
+            process = self.engine.process
+            if process is None or process.poll() is not None:
+                process = self.engine.start()
+            code = await asyncio.to_thread(process.wait)
             pause = FIRST_PAUSE_S if loop.time() - began > LONGEST_PAUSE_S else min(2 * pause, LONGEST_PAUSE_S)
             _log.warning("the worker ended with %s; another one starts in %.1f s", code, pause)
             await asyncio.sleep(pause)
 
-    async def _stop(self) -> None:
-        process = self.process
-        if process is None or process.returncode is not None:
-            return
-        process.terminate()
-        try:
-            await asyncio.wait_for(process.wait(), STOP_S)
-        except asyncio.TimeoutError:
-            process.kill()
-            await process.wait()
+    async def _send(self, request: httpx.Request, *, stream: bool = False) -> httpx.Response:
+        """Ask it; while the first is still starting, once it is there.
+
+        Raises:
+            ApiError: there is no worker just now.
+        """
+        loop = asyncio.get_running_loop()
+        ends = loop.time() + STARTING_S
+        while True:
+            try:
+                answer = await self.client.send(request, stream=stream)
+            except httpx.ConnectError as error:  # nothing was sent
+                if self._came or self.engine.starts > 1 or loop.time() > ends:
+                    raise _starting() from error
+                await asyncio.sleep(_LOOK_S)
+            except httpx.TransportError as error:
+                raise _starting() from error
+            else:
+                self._came = True
+                return answer
 
     async def schema(self) -> dict[str, Any]:
         """What the worker answers, as OpenAPI; nothing while there is none."""
         try:
-            described: dict[str, Any] = (await self.client.get("/openapi.json")).json()
-        except httpx.TransportError:
+            described: dict[str, Any] = (await self._send(self.client.build_request("GET", "/openapi.json"))).json()
+        except ApiError:
             return {"paths": {}}
         return described
 
@@ -143,12 +141,26 @@ class Worker:
         Raises:
             ApiError: there is no worker just now.
         """
-        try:
-            answer = await self.client.post("/where", json=list(uids))
-        except httpx.TransportError as error:
-            raise _starting() from error
+        answer = await self._send(self.client.build_request("POST", "/where", json=list(uids)))
         found: dict[str, str] = answer.json()
         return found
+
+    async def fetch(self, path: str, body: Any, projects: frozenset[str] | None) -> tuple[int, bytes]:
+        """An answer that is used here: status and content.
+
+        Args:
+            path: below /api/v1, with a query perhaps.
+            body: of a POST; None: GET.
+            projects: that it may be answered from; None is all of them.
+
+        Raises:
+            ApiError: there is no worker just now.
+        """
+        method = "GET" if body is None else "POST"
+        answer = await self._send(
+            self.client.build_request(method, f"{API}/{path}", json=body, headers=header(projects))
+        )
+        return answer.status_code, answer.content
 
     async def ask(self, request: Request) -> Response:
         """Pass a request on, and the answer back as it comes.
@@ -168,12 +180,15 @@ class Worker:
             headers=headers,
             content=content,
         )
-        try:
-            answer = await self.client.send(sent, stream=True)
-        except httpx.TransportError as error:
-            raise _starting() from error
+        answer = await self._send(sent, stream=True)
         back = {name: answer.headers[name] for name in _SENT_BACK if name in answer.headers}
-        return StreamingResponse(_pieces(answer), answer.status_code, back)
+        endless = answer.headers.get("content-type", "").startswith("text/event-stream")
+        pieces = _until(self._ends, answer) if endless else _pieces(answer)
+        return StreamingResponse(pieces, answer.status_code, back)
+
+    def end_streams(self) -> None:
+        """End the answers that have no end of their own: the server is about to go, and waits for all answers."""
+        self._ends.set()
 
 
 def _as_asked(request: Request) -> httpx.URL:
@@ -200,6 +215,21 @@ async def _pieces(answer: httpx.Response) -> AsyncIterator[bytes]:
             yield piece
     finally:
         await answer.aclose()
+
+
+async def _until(end: asyncio.Event, answer: httpx.Response) -> AsyncIterator[bytes]:
+    """The body as it comes, until the event."""
+    pieces, ended = _pieces(answer), asyncio.ensure_future(end.wait())
+    coming = asyncio.ensure_future(anext(pieces, None))
+    try:
+        while await asyncio.wait({coming, ended}, return_when=asyncio.FIRST_COMPLETED):
+            if not coming.done() or (piece := coming.result()) is None:
+                return
+            yield piece
+            coming = asyncio.ensure_future(anext(pieces, None))
+    finally:
+        ended.cancel()
+        coming.cancel()  # which closes the answer
 
 
 def router(worker: Worker) -> APIRouter:

@@ -9,102 +9,34 @@ the rows, in the table `streams`, are records (whose stream, how it ended) and a
 from __future__ import annotations
 
 import json
+import logging
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
 
 import pyarrow as pa
 
-from torchtrack import records
 from torchtrack.errors import JournalError
+from torchtrack.journal import wellformed
 from torchtrack.journal.frame import Kind
-from torchtrack.journal.reader import Frame, Stream, find_streams
+from torchtrack.journal.reader import Frame, find_streams
 from torchtrack.records import Table
 from torchtrack.server import schema
+from torchtrack.server.arrivals import Arrivals
 from torchtrack.server.metrics import MetricsStore
+from torchtrack.server.pending import Pending, Waiting
+from torchtrack.server.tail import Tail
 
-BATCH_ROWS: Final = 500_000
-BATCH_BYTES: Final = 64 << 20
+BATCH_BYTES: Final = 32 << 20
+"""Of payloads that are inserted together: a million scalars at most."""
+PIECES: Final = 4
+"""New runs can be asked about once one was read, and whenever so many times as many were."""
 SCAN_SHARE: Final = 0.1
 """Of the time that may go into looking for new streams; those that are known are followed at every poll."""
 
-
-class Tail:
-    """One stream: its records as readers are told them, and how far its rows are in the store."""
-
-    def __init__(self, path: Path, relative: str) -> None:
-        self.path = path
-        self.relative = relative
-        self.exits: list[dict[str, Any]] = []
-        self.heartbeats: list[dict[str, Any]] = []
-        self.damages: list[list[Any]] = []
-        self.last_mono_ns: int | None = None
-        self.touched: set[str] = set()
-        """What rows came of that no record speaks of yet: names of tables, and `findings`."""
-        self.tables: dict[str, int] = {}
-        """Of each, the counter of the newest record that speaks of such rows."""
-        self.stored: dict[Table, int] = {}
-        """The newest seq of each table that was in the store when it was asked for the stream `asked`."""
-        self.asked = -1
-        self.number = 0
-        self.last_seq = -1
-        self.journal = Stream(path)
-        self._told: Any = None
-
-    @property
-    def done(self) -> bool:
-        """Whether nothing can follow."""
-        return self.journal.seal is not None
-
-    def start_over(self) -> None:
-        """Forget what was read: the file is another one."""
-        self.exits, self.heartbeats, self.damages = [], [], []
-        self.touched, self.tables = set(), {}
-        self.last_mono_ns, self.last_seq, self.stored, self.asked = None, -1, {}, -1
-
-    def record(self) -> dict[str, Any]:
-        """What readers are told: all records of the stream, and the seq up to which its rows are in the store."""
-        journal = self.journal
-        return {
-            "path": self.relative,
-            "opening": journal.opening,
-            "joined": journal.joined,
-            "ended": journal.ended,
-            "seal": journal.seal,
-            "gaps": journal.gaps,
-            "damages": [[str(d.path), *d[1:]] for d in journal.damages] + self.damages,
-            "exits": self.exits,
-            "heartbeats": self.heartbeats,
-            "last_mono_ns": self.last_mono_ns,
-            "next_seq": self.last_seq + 1,
-            "tables": self.tables,
-        }
-
-    def bookmark(self) -> dict[str, Any]:
-        """What `resume` needs beside the record."""
-        return {"journal": self.journal.bookmark(), "damages": self.damages}
-
-    def resume(self, record: Mapping[str, Any], bookmark: Mapping[str, Any]) -> None:
-        """Go on where a row of `streams` was written."""
-        self.exits, self.heartbeats = list(record["exits"]), list(record["heartbeats"])
-        self.damages = list(bookmark["damages"])
-        self.tables = dict(record["tables"])
-        self.last_mono_ns, self.last_seq = record["last_mono_ns"], record["next_seq"] - 1
-        self.journal.resume(bookmark["journal"])
-        self.number = self.journal.stream
-        self._told = record
-
-    def changed(self, batch: int) -> dict[str, Any] | None:
-        """The record, to be written with this counter, if it is another than the last time this was asked."""
-        self.tables = {**self.tables, **dict.fromkeys(sorted(self.touched), batch)}
-        self.touched.clear()
-        record = self.record()
-        if record == self._told:
-            return None
-        self._told = json.loads(json.dumps(record))
-        return record
+_log = logging.getLogger("torchtrack.server")
 
 
 class Indexer:
@@ -127,11 +59,12 @@ class Indexer:
         self.batch = -1
         """Grows with every write of records: the cursor of those who follow. -1 until the store was asked."""
         self._tails: dict[Path, Tail] = {}
-        self._pending: dict[tuple[Table, int], list[pa.Table]] = {}
-        self._rows = self._bytes = 0
+        self._pending = Pending()
+        self._inserted = 0
         self._dirty: set[Path] = set()
         self._versions: dict[int, int] = {}
         self._changed: set[str] = set()
+        self.arrivals = Arrivals()
         self._lock = threading.Lock()
         self._loaded = False
         self._next_scan = 0.0
@@ -159,20 +92,16 @@ class Indexer:
             try:
                 if not self._loaded:
                     self._load()
+                self._inserted = 0
                 self._scan(everything)
-                rows = 0
-                for tail in list(self._tails.values()):
-                    if not tail.done:
-                        rows += self._follow(tail)
-                        self.on_followed()
-                self._flush()
+                self._follow_all()
             except BaseException:
                 self._loaded = False
                 raise
             changed, self._changed = self._changed, set()
         if changed and self.on_change is not None:
             self.on_change(changed)
-        return rows
+        return self._inserted
 
     def rebuild(self) -> int:
         """Empty the store and fill it again from the journals."""
@@ -189,11 +118,12 @@ class Indexer:
         self._pending.clear()
         self._dirty.clear()
         self._versions.clear()
-        self._rows = self._bytes = 0
         self._next_scan = 0.0
         self.store.settle()
         known = self.store.query("SELECT stream, version, batch, path, gone, record, bookmark FROM streams FINAL")
         self.batch = max(known["batch"].to_pylist(), default=0)
+        if known.num_rows:
+            self.arrivals.begin()
         for row in known.to_pylist():
             self._versions[row["stream"]] = row["version"]
             if row["gone"]:
@@ -223,11 +153,14 @@ class Indexer:
         if started < self._next_scan and not everything:
             return
         if not self.folder.exists():
+            self.arrivals.expect(())
             raise FileNotFoundError(f"{self.folder}: no such folder of runs")
         found = set(find_streams(self.folder))
-        fresh = [Tail(path, str(path.relative_to(self.folder))) for path in found - self._tails.keys()]
+        newest = sorted(found - self._tails.keys(), key=_written, reverse=True)
+        fresh = [Tail(path, str(path.relative_to(self.folder))) for path in newest]
         self._tails.update((tail.path, tail) for tail in fresh)
         self._ask_for_newest(fresh)
+        self.arrivals.expect({tail.run for tail in fresh})
         for path in self._tails.keys() - found:
             self._drop(self._tails.pop(path))
         ended = time.monotonic()
@@ -245,31 +178,47 @@ class Indexer:
         self.store.forget(number)
         self._tell_gone(number, path, _FORGOTTEN)
 
-    def _follow(self, tail: Tail) -> int:
-        rows = 0
+    def _follow_all(self) -> None:
+        """Read on in all streams. New runs can be asked about piece by piece, and one that is waited for at once."""
+        left: dict[str, list[Tail]] = {}
+        for tail in self._tails.values():
+            if not tail.done:
+                left.setdefault(tail.run, []).append(tail)
+        enough, read = 1, list[str]()
+        while left:
+            run = self.arrivals.first(left)
+            for tail in left.pop(run):
+                self._follow(tail)
+                self.on_followed()
+            read.append(run)
+            if not self.arrivals.all_read and (len(read) >= enough or self.arrivals.is_wanted(run)):
+                self._flush()
+                self.arrivals.read(read)
+                enough, read = PIECES * enough, []
+        self._flush()
+        self.arrivals.finish()
+
+    def _follow(self, tail: Tail) -> None:
         try:
             for frame in tail.journal.each():
-                rows += self._take(tail, frame)
-                if self._rows >= BATCH_ROWS or self._bytes >= BATCH_BYTES:
+                self._take(tail, frame)
+                if self._pending.bytes >= BATCH_BYTES:
                     self._dirty.add(tail.path)
                     self._flush()
         except (OSError, JournalError) as error:
             if not tail.damages or tail.damages[-1][-1] != str(error):
-                self._damage(tail, 0, str(error))
+                tail.damaged(0, str(error))
         if tail.number:
             self._dirty.add(tail.path)
-        return rows
 
-    def _take(self, tail: Tail, frame: Frame) -> int:
-        """One frame, and how many rows of it are new to the store."""
+    def _take(self, tail: Tail, frame: Frame) -> None:
         if tail.number != tail.journal.stream or frame.seq <= tail.last_seq:
             self._begin(tail)
         tail.last_seq, tail.last_mono_ns = frame.seq, frame.mono_ns
         if frame.kind is Kind.DATA:
-            return self._take_rows(tail, frame)
-        if frame.kind in (Kind.META, Kind.HEARTBEAT) and tail.journal.opening.get("role") == "node":
+            self._take_rows(tail, frame)
+        elif frame.kind in (Kind.META, Kind.HEARTBEAT) and tail.journal.opening.get("role") == "node":
             self._take_node_record(tail, frame)
-        return 0
 
     def _begin(self, tail: Tail) -> None:
         """The first frame of a stream that is new to this process; of one that was replaced, all is forgotten."""
@@ -277,60 +226,48 @@ class Indexer:
             self._drop(tail)
             tail.start_over()
         tail.number = tail.journal.stream
+        if not tail.journal.opening:
+            reasons = [damage.reason for damage in tail.journal.damages] or ["it has no opening record"]
+            _log.warning("%s is left out: %s (torchtrack fsck says more)", tail.path, reasons[0])
         if tail.asked != tail.number:
             self._ask_for_newest([tail])
 
-    def _take_rows(self, tail: Tail, frame: Frame) -> int:
+    def _take_rows(self, tail: Tail, frame: Frame) -> None:
         try:
             table = Table(frame.table)
         except ValueError:
-            self._damage(tail, frame.seq, f"unknown table {frame.table}")
-            return 0
-        try:
-            rows = records.decode(table, frame.payload)
-        except (ValueError, pa.ArrowException, OSError) as error:
-            self._damage(tail, frame.seq, f"a {table.name.lower()} frame does not decode: {error}")
-            return 0
-        if frame.seq <= tail.stored.get(table, -1):
-            return 0
-        tail.touched.add(table.name.lower())
-        if table is Table.EVENTS and "finding" in rows["type"].to_pylist():
-            tail.touched.add("findings")
+            tail.damaged(frame.seq, f"unknown table {frame.table}")
+            return
         month = schema.month_of(int(tail.journal.opening.get("start_time_ns", 0)))
-        rows = schema.to_store(table, rows, month=month, stream=tail.number, seq=frame.seq)
-        if rows.num_rows:
-            self._pending.setdefault((table, month), []).append(rows)
-            self._rows += rows.num_rows
-            self._bytes += rows.nbytes
-        return int(rows.num_rows)
+        stored = frame.seq <= tail.stored.get(table, -1)
+        self._pending.add(table, month, Waiting(tail, tail.number, frame.seq, frame.payload, stored))
 
     def _take_node_record(self, tail: Tail, frame: Frame) -> None:
         try:
             record = json.loads(frame.payload)
         except ValueError:
-            self._damage(tail, frame.seq, "a record is no JSON")
+            tail.damaged(frame.seq, "a record is no JSON")
             return
+        if not isinstance(record, dict) or wellformed.problem(record):
+            return  # the journal has noted it
         if frame.kind is Kind.HEARTBEAT:
             tail.heartbeats[:] = [record]
         elif record.get("type") == "exit":
             tail.exits.append(record)
 
-    def _damage(self, tail: Tail, seq: int, reason: str) -> None:
-        tail.damages.append([str(tail.path), 0, 0, seq, seq, reason])
-
     def _flush(self) -> None:
         """Insert what is pending, then the records that say so."""
-        for (table, _), parts in self._pending.items():
-            self.store.insert(schema.NAMES[table], pa.concat_tables(parts).unify_dictionaries())
+        for table, block in self._pending.blocks():
+            self.store.insert(schema.NAMES[table], block)
+            self._inserted += block.num_rows
         self._pending.clear()
-        self._rows = self._bytes = 0
         tails = [self._tails[path] for path in self._dirty]
         changed = [(tail, record) for tail in tails if (record := tail.changed(self.batch + 1))]
         self._dirty.clear()
         if changed:
             self._tell(changed)
 
-    def _tell(self, changed: list[tuple[Tail, dict[str, Any]]]) -> None:
+    def _tell(self, changed: list[tuple[Tail, str]]) -> None:
         rows = []
         for tail, record in changed:
             opening, joined = tail.journal.opening, tail.journal.joined or {}
@@ -344,7 +281,7 @@ class Indexer:
                     "attempt": int(place.get("attempt") or 1),
                     "rank": int(place.get("rank") or 0),
                     "gone": False,
-                    "record": json.dumps(record),
+                    "record": record,
                     "bookmark": json.dumps(tail.bookmark()),
                 }
             )
@@ -355,12 +292,22 @@ class Indexer:
         self._write([{"stream": number, "path": path, "gone": True, "bookmark": bookmark, **nowhere}])
 
     def _write(self, rows: list[dict[str, Any]]) -> None:
-        self.batch += 1
+        """Write records under the next number, told once they are there: who sees it looks for them only once."""
+        batch = self.batch + 1
         for row in rows:
             version = self._versions.get(row["stream"], 0) + 1
             self._versions[row["stream"]] = version
-            row |= {"version": version, "batch": self.batch}
+            row |= {"version": version, "batch": batch}
         self.store.insert("streams", pa.Table.from_pylist(rows, _STREAMS))
+        self.batch = batch
+
+
+def _written(path: Path) -> float:
+    """When a file was changed last, in seconds; 0 for one that is not there or has been gathered."""
+    try:
+        return path.stat().st_mtime
+    except OSError:
+        return 0.0
 
 
 _FORGOTTEN: Final = '{"forgotten": true}'

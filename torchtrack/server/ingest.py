@@ -7,27 +7,31 @@ verified by their checksums and kept as they are.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 import json
 import secrets
 import shutil
 import threading
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from typing import Any, Final
 
-from fastapi import APIRouter, Request, Response
+from fastapi import APIRouter, Request
 from fastapi.concurrency import run_in_threadpool
+from fastapi.responses import JSONResponse
 
 from torchtrack import wire
 from torchtrack.journal.frame import TooLargeError
 from torchtrack.server.auth import key_of
-from torchtrack.server.budget import Budget, BusyError, Limits
+from torchtrack.server.budget import Budget, BusyError, Held, Limits
+from torchtrack.server.disk import ADVICE, StorageError
 from torchtrack.server.homes import Homes, RefusedRunError
 from torchtrack.server.journals import Committer, JournalStore
-from torchtrack.server.media import MediaStore
+from torchtrack.server.media import MediaStore, Part, folder_of
 from torchtrack.server.problems import UPLOAD_RESPONSES, ApiError
+from torchtrack.server.received import RefusedError
 from torchtrack.server.rights import OWNER, Who
-from torchtrack.server.stream_log import ADVICE, Position, RefusedError, StorageError
+from torchtrack.server.stream_log import Position
 from torchtrack.version import __version__
 
 _STATUS: Final = {"storage": 503, "full": 507, "conflict": 409, "gap": 409, "refused": 422, "invalid": 422}
@@ -95,6 +99,19 @@ class Ingest:
         except ValueError as error:
             raise ApiError(400, "bad_body", f"this is no body of frames: {error}") from None
 
+    def receive(
+        self, body: bytes, encoding: str | None, who: Who, held: Held
+    ) -> tuple[dict[str, Any], list[wire.Section], dict[int, dict[str, Any]]]:
+        """Unpack a body and append its frames: what was in it, and what was wrong, as `unpack` and `take` say.
+
+        Raises:
+            ApiError: it is no body of frames.
+            BusyError: there is no room for it now.
+        """
+        head, sections = self.unpack(body, encoding)
+        held.grow(sum(len(each.frames) for each in sections) if encoding else 0)
+        return head, sections, self.take(sections, who)
+
     def take(self, sections: Sequence[wire.Section], who: Who = OWNER) -> dict[int, dict[str, Any]]:
         """Append the frames of each stream. Not durable before the store commits.
 
@@ -153,7 +170,7 @@ def _storage(error: StorageError) -> dict[str, Any]:
 def frames_router(ingest: Ingest, committer: Committer, budget: Budget) -> APIRouter:
     """The routes by which journals come in."""
     routes = APIRouter(tags=["upload"], responses=UPLOAD_RESPONSES)
-    limits = budget.limits
+    limits, takers = budget.limits, ingest.store.takers
 
     @routes.get("/handshake")
     async def handshake(oldest: int = 1, newest: int = wire.PROTOCOL) -> dict[str, Any]:
@@ -171,27 +188,30 @@ def frames_router(ingest: Ingest, committer: Committer, budget: Budget) -> APIRo
         found = await run_in_threadpool(lambda: {f"{stream:016x}": ingest.position(stream) for stream in streams})
         return {"streams": found}
 
-    @routes.post("/frames", openapi_extra=_BODY)
-    async def frames(request: Request, response: Response) -> dict[str, Any]:
+    @routes.post("/frames", openapi_extra=_BODY, response_model=dict[str, Any])
+    async def frames(request: Request) -> JSONResponse:
         """Frames of any number of streams. 409 if a stream has others under the same seqs, or earlier ones are missing.
 
         The body of every answer says where each stream is, whatever the status.
         """
+        loop = asyncio.get_running_loop()
         try:
             check_space(ingest.store, limits)
-            budget.enter(key_of(request).id)
+            who = key_of(request)
+            budget.enter(who.id)
             with budget.hold() as held:
                 came = []
                 async for piece in pieces(request, limits.body_bytes):
                     held.grow(len(piece))
                     came.append(piece)
-                body = b"".join(came)
                 encoding = request.headers.get("content-encoding")
-                head, sections = await run_in_threadpool(ingest.unpack, body, encoding)
-                held.grow(sum(len(each.frames) for each in sections) if encoding else 0)
-                problems = await run_in_threadpool(ingest.take, sections, key_of(request))
+                received = loop.run_in_executor(takers, ingest.receive, b"".join(came), encoding, who, held)
+                head, sections, problems = await received
                 failed = await asyncio.wrap_future(committer.durable())
-                status, answer = await run_in_threadpool(ingest.answer, sections, problems, failed)
+                if problems or failed:
+                    status, answer = await run_in_threadpool(ingest.answer, sections, problems, failed)
+                else:  # they are all in memory
+                    status, answer = ingest.answer(sections, problems, failed)
         except BusyError as error:
             raise busy(error) from None
         except StorageError as error:
@@ -199,10 +219,9 @@ def frames_router(ingest: Ingest, committer: Committer, budget: Budget) -> APIRo
         named = head.get("jobs")
         jobs = [str(job)[:64] for job in named[:64]] if isinstance(named, list) and named else ["?"]
         share = budget.share(jobs, str(head.get("client", "?"))[:64], waiting=bool(head.get("more")))
-        response.status_code = status
-        if status in _RETRY_S:
-            response.headers["Retry-After"] = str(_RETRY_S[status])
-        return {**answer, "next_after_s": share.next_after_s, "max_bytes": share.max_bytes}
+        headers = {"Retry-After": str(_RETRY_S[status])} if status in _RETRY_S else None
+        content = {**answer, "next_after_s": share.next_after_s, "max_bytes": share.max_bytes}
+        return JSONResponse(content, status, headers)
 
     return routes
 
@@ -229,42 +248,72 @@ def media_router(media: MediaStore, budget: Budget, store: JournalStore, homes: 
 
     check = admission(store, homes)
 
-    @routes.post("/runs/{uid}/media/missing", openapi_extra=_json_body("sha256"))
-    async def missing(uid: str, request: Request) -> dict[str, Any]:
-        """Which of these files the run has not yet: `{"sha256": [...]}`. They come before the rows that name them."""
-        names = _list_of(await json_of(request, limits), "sha256", wire.MAX_STREAMS)
-        await check(uid, request)
+    async def may_write(uid: str, request: Request) -> bool:
+        """Whether the key of a request may write to a run."""
+        folder_of(store.folder, uid)
         try:
-            return {"missing": await run_in_threadpool(media.missing, uid, [str(name) for name in names])}
-        except ValueError as error:
-            raise ApiError(400, "bad_name", str(error)) from None
-        except OSError as error:
-            raise not_stored(StorageError.of(error)) from None
+            await check(uid, request)
+        except ApiError:
+            return False
+        return True
+
+    @routes.post("/runs/{uid}/media/missing", openapi_extra=_json_body("sha256", "from"))
+    async def missing(uid: str, request: Request) -> dict[str, Any]:
+        """Which of these files the run has not yet: `{"sha256": [...]}`. They come before the rows that name them.
+
+        What the run `from` has need not come again, if whoever asks may write to that run too.
+        """
+        asked = await json_of(request, limits)
+        names, other = [str(name) for name in _list_of(asked, "sha256", wire.MAX_STREAMS)], str(asked.get("from") or "")
+        await check(uid, request)
+        with answered():
+            lacking = await run_in_threadpool(media.missing, uid, names)
+            if lacking and other and await may_write(other, request):
+                await run_in_threadpool(media.share, uid, lacking, other)
+                lacking = await run_in_threadpool(media.missing, uid, lacking)
+            return {"missing": lacking}
 
     @routes.put("/runs/{uid}/media/{sha256}", status_code=201, openapi_extra=FILE)
     async def put_media(uid: str, sha256: str, request: Request) -> dict[str, Any]:
         """One file, named by the SHA-256 of its content. 422 if it is not that."""
-        try:
+        with answered():
             check_space(store, limits)
             budget.enter(key_of(request).id)
             await check(uid, request)
             with media.receive(uid, sha256) as part:
-                digest = hashlib.sha256()
-                async for piece in pieces(request, limits.media_bytes):
-                    digest.update(piece)
-                    await run_in_threadpool(part.write, piece)
-                if digest.hexdigest() != sha256:
-                    raise ApiError(422, "damaged", "the content does not have this SHA-256; send it again")
-                await run_in_threadpool(part.keep)
-        except BusyError as error:
-            raise busy(error) from None
-        except ValueError as error:
-            raise ApiError(400, "bad_name", str(error)) from None
-        except OSError as error:
-            raise not_stored(StorageError.of(error)) from None
+                await take_file(part, request, sha256, limits.media_bytes)
         return {"stored": sha256}
 
     return routes
+
+
+@contextlib.contextmanager
+def answered() -> Iterator[None]:
+    """Around what takes or reads files for an answer: what goes wrong is an ApiError."""
+    try:
+        yield
+    except BusyError as error:
+        raise busy(error) from None
+    except ValueError as error:
+        raise ApiError(400, "bad_name", str(error)) from None
+    except OSError as error:
+        raise not_stored(StorageError.of(error)) from None
+
+
+async def take_file(part: Part, request: Request, sha256: str, most: int) -> None:
+    """Write what comes, and keep it if it has this digest.
+
+    Raises:
+        ApiError: it has another, or more than so many bytes.
+        OSError: the disk does not take it.
+    """
+    digest = hashlib.sha256()
+    async for piece in pieces(request, most):
+        digest.update(piece)
+        await run_in_threadpool(part.write, piece)
+    if digest.hexdigest() != sha256:
+        raise ApiError(422, "damaged", "the content does not have this SHA-256; send it again")
+    await run_in_threadpool(part.keep)
 
 
 def not_stored(problem: StorageError) -> ApiError:
@@ -340,8 +389,11 @@ def _list_of(value: Mapping[str, Any], name: str, most: int) -> list[Any]:
     return found
 
 
-def _json_body(name: str) -> dict[str, Any]:
-    properties = {name: {"type": "array", "items": {"type": "string"}, "maxItems": wire.MAX_STREAMS}}
+def _json_body(name: str, *texts: str) -> dict[str, Any]:
+    properties: dict[str, Any] = {
+        name: {"type": "array", "items": {"type": "string"}, "maxItems": wire.MAX_STREAMS},
+        **{text: {"type": "string"} for text in texts},
+    }
     schema = {"type": "object", "required": [name], "properties": properties}
     return {"requestBody": {"required": True, "content": {"application/json": {"schema": schema}}}}
 

@@ -10,6 +10,7 @@ told to a client (`position`). A place is made from the opening frame: nothing a
 
 from __future__ import annotations
 
+import itertools
 import threading
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping, Sequence
@@ -19,11 +20,14 @@ from typing import Final
 
 from torchtrack.journal.frame import FILE_NAME
 from torchtrack.journal.reader import find_streams
-from torchtrack.server.stream_log import Position, StorageError, StreamLog
+from torchtrack.server.disk import StorageError, make_durable
+from torchtrack.server.stream_log import Position, StreamLog
 
 _MAX_LOGS: Final = 50_000
 """Streams whose state is kept in memory; one more is read from its files again when it is next heard of."""
 _SYNCS: Final = 8
+_TAKERS: Final = 8
+"""Bodies that are taken apart and written at one time; more threads only take turns."""
 
 
 class JournalStore:
@@ -40,6 +44,8 @@ class JournalStore:
         self._paths: dict[int, Path] = {}
         self._logs: OrderedDict[int, StreamLog] = OrderedDict()
         self._dirty: dict[int, StreamLog] = {}
+        self.takers = ThreadPoolExecutor(_TAKERS, thread_name_prefix="torchtrack-take")
+        """For those who cannot wait until frames are written."""
         self._syncers = ThreadPoolExecutor(_SYNCS, thread_name_prefix="torchtrack-fsync")
         self.find()
 
@@ -102,16 +108,22 @@ class JournalStore:
         """
         with self._lock:
             dirty, self._dirty = self._dirty, {}
+        begun = {stream: log.begin_sync() for stream, log in dirty.items()}
+        errors = self._make_durable(list(dict.fromkeys(thing for each in begun.values() for thing in each.things)))
         failed: dict[int, StorageError] = {}
-        if len(dirty) == 1:
-            outcomes = [log.sync() for log in dirty.values()]
-        else:
-            outcomes = list(self._syncers.map(StreamLog.sync, dirty.values()))
-        for (stream, log), error in zip(dirty.items(), outcomes, strict=True):
+        for stream, log in dirty.items():
+            things = begun[stream].things
+            error = log.end_sync(begun[stream], [errors[thing] for thing in things if thing in errors])
             if error is not None:
                 failed[stream] = error
                 self._forget(stream, log)
         return failed
+
+    def _make_durable(self, things: Sequence[int | Path]) -> dict[int | Path, OSError]:
+        """Sync files and folders, each once however many streams have something new in it; those that failed."""
+        shares = [things[first::_SYNCS] for first in range(min(_SYNCS, len(things)))]
+        each = map(_failures, shares) if len(shares) == 1 else self._syncers.map(_failures, shares)
+        return dict(itertools.chain.from_iterable(each))
 
     def position(self, stream: int) -> Position:
         """How far a stream is durable; zeros for one that is not known.
@@ -122,12 +134,11 @@ class JournalStore:
         with self._lock:
             if stream not in self._paths and stream not in self._logs:
                 return Position()
-        log = self._log(stream)
-        with log.lock:
-            return log.durable
+        return self._log(stream).durable
 
     def close(self) -> None:
         """Make everything durable and let go of all files."""
+        self.takers.shutdown()
         self.commit()
         self._syncers.shutdown()
 
@@ -137,12 +148,18 @@ class JournalStore:
             if log is None:
                 log = self._logs[stream] = StreamLog(self.folder, stream, self._paths.get(stream))
             self._logs.move_to_end(stream)
-            for name in list(self._logs)[: max(0, len(self._logs) - _MAX_LOGS)]:
-                if name not in self._dirty and not self._logs[name].lock.locked():
-                    del self._logs[name]
-        with log.lock:
-            log.load()
+            if len(self._logs) > _MAX_LOGS:
+                self._let_go()
+        if not log.loaded:
+            with log.lock:
+                log.load()
         return log
+
+    def _let_go(self) -> None:
+        """Drop the state of streams that were not heard of for longest."""
+        for name in list(itertools.islice(self._logs, len(self._logs) - _MAX_LOGS)):
+            if name not in self._dirty and not self._logs[name].lock.locked():
+                del self._logs[name]
 
     def _forget(self, stream: int, log: StreamLog) -> None:
         with self._lock:
@@ -150,6 +167,10 @@ class JournalStore:
                 del self._logs[stream]
             if log.path is None or not log.path.exists():
                 self._paths.pop(stream, None)
+
+
+def _failures(things: Sequence[int | Path]) -> list[tuple[int | Path, OSError]]:
+    return [(thing, error) for thing in things if (error := make_durable(thing))]
 
 
 class Committer:

@@ -19,13 +19,12 @@ from torchtrack import wire
 from torchtrack.journal import ring
 from torchtrack.server import giving, ingest
 from torchtrack.server.auth import key_of
-from torchtrack.server.budget import Budget, BusyError
+from torchtrack.server.budget import Budget
 from torchtrack.server.curation import Where
 from torchtrack.server.homes import Homes
 from torchtrack.server.journals import JournalStore
 from torchtrack.server.media import Part, folder_of, incoming
 from torchtrack.server.problems import UPLOAD_RESPONSES, ApiError
-from torchtrack.server.stream_log import StorageError
 
 
 class LeftStore:
@@ -103,32 +102,18 @@ def taking(left: LeftStore, budget: Budget, store: JournalStore, homes: Homes | 
         if not isinstance(files, dict) or len(files) > wire.MAX_STREAMS:
             raise ApiError(400, "bad_body", f'the body has an object "files" of at most {wire.MAX_STREAMS}')
         await check(uid, request)
-        try:
+        with ingest.answered():
             return {"missing": await run_in_threadpool(left.missing, uid, files)}
-        except ValueError as error:
-            raise ApiError(400, "bad_name", str(error)) from None
 
     @routes.put("/runs/{uid}/files/{name}", status_code=201, openapi_extra=ingest.FILE)
     async def put_file(uid: str, name: str, sha256: str, request: Request) -> dict[str, Any]:
         """One file that a process left, and the SHA-256 of its content. 422 if it is not that."""
-        try:
+        with ingest.answered():
             ingest.check_space(store, limits)
             budget.enter(key_of(request).id)
             await check(uid, request)
             with left.receive(uid, name) as part:
-                digest = hashlib.sha256()
-                async for piece in ingest.pieces(request, min(limits.media_bytes, ring.MAX_BYTES)):
-                    digest.update(piece)
-                    await run_in_threadpool(part.write, piece)
-                if digest.hexdigest() != sha256:
-                    raise ApiError(422, "damaged", "the content does not have this SHA-256; send it again")
-                await run_in_threadpool(part.keep)
-        except BusyError as error:
-            raise ingest.busy(error) from None
-        except ValueError as error:
-            raise ApiError(400, "bad_name", str(error)) from None
-        except OSError as error:
-            raise ingest.not_stored(StorageError.of(error)) from None
+                await ingest.take_file(part, request, sha256, min(limits.media_bytes, ring.MAX_BYTES))
         return {"stored": name}
 
     return routes
@@ -147,18 +132,14 @@ def showing(left: LeftStore, where: Where | None) -> APIRouter:
     @routes.get("/runs/{uid}/files", dependencies=[Depends(check)])
     def files(uid: str) -> dict[str, Any]:
         """Name and size of what processes left in the folder of this uid: black boxes, stacks, dumps."""
-        try:
+        with ingest.answered():
             return {"files": left.every(uid)}
-        except ValueError as error:
-            raise ApiError(400, "bad_name", str(error)) from None
 
     @routes.get("/runs/{uid}/files/{name}", response_class=FileResponse, dependencies=[Depends(check)])
     def file(uid: str, name: str) -> FileResponse:
         """One of them, to be saved: it is never shown in a browser."""
-        try:
+        with ingest.answered():
             path = left.path(uid, name)
-        except ValueError as error:
-            raise ApiError(400, "bad_name", str(error)) from None
         if not path.is_file() or path.is_symlink():
             raise ApiError(404, "not_found", "the run has no such file")
         return FileResponse(path, media_type="application/octet-stream", filename=name, headers=giving.HARMLESS)

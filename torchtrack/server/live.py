@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from collections import Counter
 from collections.abc import AsyncIterator
 from typing import Any, Final
 
@@ -16,6 +17,7 @@ from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import JSONResponse, Response, StreamingResponse
 
 from torchtrack.server import overview
+from torchtrack.server.evaluation import Board
 from torchtrack.server.reading import Reader
 from torchtrack.server.tenancy import readable
 
@@ -32,7 +34,7 @@ _FAR: Final = 1 << 62
 _HEADERS: Final = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
 
 
-def router(reader: Reader) -> APIRouter:
+def router(reader: Reader, board: Board) -> APIRouter:
     """The route `/live`."""
     routes = APIRouter(tags=["live"])
 
@@ -43,13 +45,15 @@ def router(reader: Reader) -> APIRouter:
     ) -> Response:
         """Events `points`, `logs`, `findings` with `{run, upto}` and `run` with `state` too, as runs change.
 
-        With `poll=<cursor>` what changed since, at once.
+        `alarms` with `{project}` as alert rules fire, or somebody is told. With `poll=<cursor>` what changed since, at
+        once.
         """
         if poll is not None:
             return JSONResponse(await run_in_threadpool(changed, reader, poll), headers=_HEADERS)
         known = last_event_id if last_event_id and last_event_id.isdecimal() else None
+        await run_in_threadpool(reader.begun)
         since = min(int(known), _FAR) if known else max(0, reader.batch())
-        return StreamingResponse(events(reader, since), media_type="text/event-stream", headers=_HEADERS)
+        return StreamingResponse(events(reader, board, since), media_type="text/event-stream", headers=_HEADERS)
 
     return routes
 
@@ -73,11 +77,12 @@ def changed(reader: Reader, since: int) -> dict[str, Any]:
     }
 
 
-async def events(reader: Reader, since: int, *, pause_s: float = PAUSE_S) -> AsyncIterator[str]:
+async def events(reader: Reader, board: Board, since: int, *, pause_s: float = PAUSE_S) -> AsyncIterator[str]:
     """The text of the stream, without end."""
     loop = asyncio.get_running_loop()
     spoke = loop.time()
     states: dict[str, str | None] = {}
+    alarms, mine = Counter(board.changes), readable()
     yield f"retry: 2000\nid: {since}\n\n"
     while True:
         if reader.batch() > since:
@@ -94,4 +99,8 @@ async def events(reader: Reader, since: int, *, pause_s: float = PAUSE_S) -> Asy
         elif loop.time() - spoke > HEARTBEAT_S:
             spoke = loop.time()
             yield ": still here\n\n"
+        before, alarms = alarms, Counter(board.changes)
+        for project in alarms - before:
+            if mine is None or project in mine:
+                yield f"event: alarms\ndata: {json.dumps({'project': project})}\n\n"
         await asyncio.sleep(pause_s)

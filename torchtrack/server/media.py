@@ -8,8 +8,26 @@ import re
 import secrets
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Final
+from typing import Final, Literal
 
+Shown = Literal[
+    "image/png",
+    "image/jpeg",
+    "image/gif",
+    "image/webp",
+    "image/avif",
+    "image/bmp",
+    "image/svg+xml",
+    "audio/wav",
+    "audio/mpeg",
+    "audio/flac",
+    "audio/ogg",
+    "video/mp4",
+    "video/webm",
+    "video/ogg",
+    "text/html",
+]
+"""Types that a browser shows and in which nothing runs; HTML only in a frame that is cut off."""
 _UID: Final = re.compile(r"[0-9a-f]{16}")
 _SHA256: Final = re.compile(r"[0-9a-f]{64}")
 _PIECE: Final = 1 << 20
@@ -44,6 +62,46 @@ class MediaStore:
         path = self._path(uid, name)
         return path.stat().st_size if path.is_file() and not path.is_symlink() else None
 
+    def every(self, uid: str) -> Iterator[tuple[str, int]]:
+        """Name and size of the files of a run, by name.
+
+        Raises:
+            ValueError: a bad uid.
+            OSError: it cannot be told.
+        """
+        folder = folder_of(self._folder, uid) / "media"
+        if not folder.is_dir() or folder.is_symlink():
+            return
+        with os.scandir(folder) as entries:
+            found = [
+                (entry.name, entry.stat().st_size)
+                for entry in entries
+                if _SHA256.fullmatch(entry.name) and entry.is_file(follow_symlinks=False)
+            ]
+        yield from sorted(found)
+
+    def share(self, uid: str, names: Sequence[str], other: str) -> None:
+        """Let files of another run be files of this one too; those that it has not are left out.
+
+        Raises:
+            ValueError: a bad name.
+            OSError: it cannot be done.
+        """
+        for name in names:
+            if MediaStore.size(self, other, name) is None:
+                continue
+            source, target = self._path(other, name), self._path(uid, name)
+            for made in (target.parent.parent, target.parent):
+                made.mkdir(0o700, exist_ok=True)
+            with contextlib.suppress(FileExistsError):
+                os.link(source, target, follow_symlinks=False)
+            os.utime(target)  # it is young again: the row that names it is still to come
+
+    def logged_here(self, name: str) -> Path | None:
+        """A file of an artifact that was logged into this folder itself, as one that `torchtrack ui` shows."""
+        path = self._folder / "artifacts" / ".content" / name
+        return path if _SHA256.fullmatch(name) and path.is_file() and not path.is_symlink() else None
+
     def read(self, uid: str, name: str, first: int, stop: int) -> Iterator[bytes]:
         """The bytes from `first` to before `stop` of a file that is there, piece by piece.
 
@@ -51,11 +109,17 @@ class MediaStore:
             ValueError: a bad name.
             OSError: it cannot be read.
         """
-        fd = os.open(self._path(uid, name), os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
-        with os.fdopen(fd, "rb") as file:
-            file.seek(first)
-            while piece := file.read(min(_PIECE, stop - file.tell())):
-                yield piece
+        yield from bytes_of(self._path(uid, name), first, stop)
+
+    def whole(self, uid: str, name: str, most: int) -> bytes | None:
+        """All of a file, None if it is not there or has more than `most` bytes.
+
+        Raises:
+            ValueError: a bad name.
+            OSError: it cannot be read.
+        """
+        size = self.size(uid, name)
+        return None if size is None or size > most else b"".join(self.read(uid, name, 0, size))
 
     @contextlib.contextmanager
     def receive(self, uid: str, name: str) -> Iterator[Part]:
@@ -84,6 +148,19 @@ def folder_of(folder: Path, uid: str) -> Path:
     if not _UID.fullmatch(uid):
         raise ValueError("a run is named by 16 hex digits here")
     return folder / uid
+
+
+def bytes_of(path: Path, first: int, stop: int) -> Iterator[bytes]:
+    """The bytes from `first` to before `stop` of a file, piece by piece.
+
+    Raises:
+        OSError: it cannot be read.
+    """
+    fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    with os.fdopen(fd, "rb") as file:
+        file.seek(first)
+        while piece := file.read(min(_PIECE, stop - file.tell())):
+            yield piece
 
 
 @contextlib.contextmanager

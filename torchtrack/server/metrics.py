@@ -5,6 +5,7 @@ One insert is one block of one partition, so it is there as a whole or not at al
 
 from __future__ import annotations
 
+import contextlib
 import re
 import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -20,6 +21,7 @@ from clickhouse_connect.driver.exceptions import ClickHouseError
 from torchtrack.errors import StoreError
 from torchtrack.records import Table
 from torchtrack.server import schema
+from torchtrack.server.layout import KEPT, PLAIN, Layout
 
 DATABASE: Final = "torchtrack"
 CLIENTS: Final = 4
@@ -41,13 +43,15 @@ class MetricsStore:
         dsn: `chdb:///folder` for an engine in this process (one folder a process, one process a folder), or
             `clickhouse://user:password@host:port`.
         database: its name; made if it is missing, and emptied if another version of torchtrack made it.
+        layout: on which machines the tables lie, and for how long rows are kept.
 
     Raises:
-        StoreError: the engine does not open; another process may have the folder.
+        StoreError: the engine does not open, since another process may have the folder; or the tables lie elsewhere.
     """
 
-    def __init__(self, dsn: str, database: str = DATABASE) -> None:
+    def __init__(self, dsn: str, database: str = DATABASE, layout: Layout = PLAIN) -> None:
         self.database = database
+        self.layout = layout
         self.label = re.sub(r"//[^/@]*@", "//", dsn)
         """The DSN without user and password."""
         self._dsn = dsn
@@ -58,10 +62,10 @@ class MetricsStore:
         self._create()
 
     @classmethod
-    def in_folder(cls, folder: Path) -> MetricsStore:
+    def in_folder(cls, folder: Path, layout: Layout = PLAIN) -> MetricsStore:
         """The store that lies in a folder."""
         folder.mkdir(parents=True, exist_ok=True)
-        return cls(f"chdb://{folder.resolve()}")
+        return cls(f"chdb://{folder.resolve()}", layout=layout)
 
     def close(self) -> None:
         """Let go of the engine; calls that are running must have ended."""
@@ -84,7 +88,7 @@ class MetricsStore:
         """Return when no insert into this database is under way: on a server one may outlive the call that sent it."""
         if not self._dsn.startswith("chdb:"):
             where = "query_kind = 'Insert' AND current_database = {database:String} AND user = currentUser()"
-            self.command(f"KILL QUERY WHERE {where} SYNC", database=self.database)
+            self.command(f"KILL QUERY{self.layout.on_cluster} WHERE {where} SYNC", database=self.database)
 
     def query(self, sql: str, **parameters: Any) -> pa.Table:
         """The rows a SELECT gives, its `{name:Type}` filled in by the engine, never by us.
@@ -138,12 +142,12 @@ class MetricsStore:
     def forget(self, stream: int) -> None:
         """Remove all rows of a stream from the tables of rows."""
         for name in schema.NAMES.values():
-            statement = f"ALTER TABLE {name} DELETE WHERE stream = {{stream:UInt64}} SETTINGS mutations_sync = 2"
-            self.command(statement, stream=stream)
+            alter = f"ALTER TABLE {self.layout.stored(name)}{self.layout.on_cluster}"
+            self.command(f"{alter} DELETE WHERE stream = {{stream:UInt64}} SETTINGS mutations_sync = 2", stream=stream)
 
     def drop(self) -> None:
         """Remove the database."""
-        self.command(f"DROP DATABASE `{self.database}` SYNC")
+        self.command(f"DROP DATABASE `{self.database}`{self.layout.on_cluster} SYNC")
 
     def clear(self) -> None:
         """Remove everything, for an index that is built anew."""
@@ -152,24 +156,52 @@ class MetricsStore:
         self.generation += 1
 
     def _create(self, *, anew: bool = False) -> None:
-        client = self._connect(None)
+        client, on_cluster = self._connect(None), self.layout.on_cluster
+        with contextlib.closing(client):  # to the end: an engine in this process goes with its last client
+            self._make_database(client, on_cluster, anew=anew)
+            for statement in schema.statements(self.database, self.layout):
+                self.command(statement)
+        self._set_expiry()
+
+    def _make_database(self, client: Client, on_cluster: str, *, anew: bool) -> None:
+        """Make the database if there is none, and anew if another version made it, or if that is wished."""
         try:
-            client.command(f"CREATE DATABASE IF NOT EXISTS `{self.database}`")
+            client.command(f"CREATE DATABASE IF NOT EXISTS `{self.database}`{on_cluster}")
             where = f"database = '{self.database}' AND name = 'streams'"
-            made_by = client.query(f"SELECT comment FROM system.tables WHERE {where}").result_rows
-            if anew or (made_by and made_by[0][0] != schema.MADE_BY):
-                client.command(f"DROP DATABASE `{self.database}` SYNC")
-                client.command(f"CREATE DATABASE `{self.database}`")
+            found = client.query(f"SELECT comment FROM system.tables WHERE {where}").result_rows
+            made_by = str(found[0][0]) if found else None
+            self._check_layout(made_by)
+            if anew or (made_by is not None and made_by != schema.made_by(self.layout)):
+                client.command(f"DROP DATABASE `{self.database}`{on_cluster} SYNC")
+                client.command(f"CREATE DATABASE `{self.database}`{on_cluster}")
         except ClickHouseError as error:
             raise self._failed(error) from error
-        finally:
-            client.close()
-        for statement in schema.statements():
-            self.command(statement)
+
+    def _check_layout(self, made_by: str | None) -> None:
+        """Refuse tables that lie on other machines: rows that were left there would come back one day."""
+        if made_by is None or made_by.partition(",")[2] == self.layout.told.partition(",")[2]:
+            return
+        made_with = made_by.partition(", ")[2] or "no cluster"
+        raise StoreError(
+            f"the tables in {self.label} were made with {made_with}: start with the same settings, or drop the "
+            f"database {self.database} on all its machines first; it is made again from the journals"
+        )
+
+    def _set_expiry(self) -> None:
+        """Let rows go at the age that is set now, also in tables that were there."""
+        where = "WHERE database = {database:String}"
+        found = self.query(f"SELECT name, engine_full AS engine FROM system.tables {where}", database=self.database)
+        engines = dict(zip(found["name"].to_pylist(), found["engine"].to_pylist(), strict=True))
+        for table in KEPT:
+            statement = self.layout.change_expiry(table, engines[self.layout.stored(table)])
+            if statement:
+                self.command(statement)
 
     def _connect(self, database: str | None) -> Client:
         try:
-            return clickhouse_connect.get_client(dsn=self._dsn, database=database, settings=dict(_ARROW))
+            return clickhouse_connect.get_client(
+                dsn=self._dsn, database=database, settings={**_ARROW, **self.layout.settings}
+            )
         except ClickHouseError as error:
             raise self._failed(error) from error
 

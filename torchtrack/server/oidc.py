@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import secrets
 import sys
+from collections.abc import Awaitable
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -94,6 +95,9 @@ def _router(provider: Provider) -> APIRouter:
     @routes.get("/oidc/login", status_code=302, response_class=Response)
     async def login(request: Request) -> Response:
         """Go to the identity provider, and from there back to the page."""
+        return await _shown(begin(request), request)
+
+    async def begin(request: Request) -> Response:
         base = (provider.public_url or str(request.base_url)).rstrip("/")
         try:
             answer: Response = await client.authorize_redirect(request, f"{base}{API}/oidc/callback")
@@ -104,17 +108,20 @@ def _router(provider: Provider) -> APIRouter:
     @routes.get("/oidc/callback", status_code=303, response_class=Response)
     async def callback(request: Request) -> Response:
         """Where the provider sends people back to."""
+        return await _shown(end(request), request)
+
+    async def end(request: Request) -> Response:
         claims = await _claims(client, provider, request)
         keys: Keys = request.app.state.keys
 
-        def begin() -> str:
+        def session_of() -> str:
             who = keys.people.known_to(
                 provider.issuer, str(claims["sub"]), _name(claims), _text(claims.get("email")), provider.role
             )
             return keys.begin_session(user=who.id)
 
         try:
-            session = await run_in_threadpool(begin)
+            session = await run_in_threadpool(session_of)
         except UnknownError as error:
             raise ApiError(403, "not_allowed", f"{error}; ask an admin") from None
         answer = RedirectResponse("../../../", status_code=303)
@@ -122,6 +129,16 @@ def _router(provider: Provider) -> APIRouter:
         return answer
 
     return routes
+
+
+async def _shown(work: Awaitable[Response], request: Request) -> Response:
+    """An answer; a browser that is refused is shown the page, which says so in words, and not a piece of JSON."""
+    try:
+        return await work
+    except ApiError as error:
+        if "text/html" not in request.headers.get("accept", ""):
+            raise
+        return RedirectResponse(f"../../../#/?refused={error.code}", status_code=303)
 
 
 async def _claims(client: Any, provider: Provider, request: Request) -> dict[str, Any]:

@@ -39,9 +39,13 @@ def mount(app: FastAPI, built: Path = BUILT, *, issuer: str | None = None) -> No
     headers = {"Cache-Control": "no-cache", "Content-Security-Policy": POLICY}
 
     @app.get(f"{API}/login", tags=["about"], responses=RESPONSES)
-    def login() -> dict[str, str | None]:
-        """How one gets in, for who has no key yet: the identity provider if there is one, and where that begins."""
-        return {"issuer": issuer, "url": "oidc/login" if issuer else None}
+    def login(request: Request) -> dict[str, str | bool | None]:
+        """How one gets in, for who has no key yet: the identity provider if there is one, and where that begins.
+
+        `signed_in` says whether that is needed, as an answer and not as an error, so that a page may ask.
+        """
+        known = auth.who_asks(request) is not None
+        return {"issuer": issuer, "url": "oidc/login" if issuer else None, "signed_in": known}
 
     @app.get("/", include_in_schema=False)
     def index() -> Response:

@@ -20,6 +20,8 @@ PREFIX: Final = "tt_"
 USED_EVERY: Final = timedelta(minutes=1)
 """How exactly it is known when a key was used last."""
 
+_KEYS: Final = sa.select(keys, users.c.name.label("person")).outerjoin(users, users.c.id == keys.c.user)
+
 
 class TakenError(TorchtrackError):
     """There is one of this name already."""
@@ -60,6 +62,12 @@ class People:
             found = connection.execute(sa.select(users).order_by(users.c.name)).mappings().all()
             roles = _roles(connection)
         return [_user(row, roles.get(row["id"], {})) for row in found]
+
+    def user(self, id_: str) -> dict[str, Any] | None:
+        """A user with their roles, None if there is none."""
+        with self._engine.connect() as connection:
+            row = connection.execute(sa.select(users).where(users.c.id == id_)).mappings().first()
+            return None if row is None else _user(row, _roles(connection, id_).get(id_, {}))
 
     def add_user(self, name: str, roles: Mapping[str, Role], by: Who, email: str | None = None) -> dict[str, Any]:
         """A new user.
@@ -146,9 +154,14 @@ class People:
 
     def all_keys(self) -> list[dict[str, Any]]:
         """All keys, the newest first, without what they are."""
-        query = sa.select(keys, users.c.name.label("person")).outerjoin(users, users.c.id == keys.c.user)
         with self._engine.connect() as connection:
-            return [_key(row) for row in connection.execute(query.order_by(keys.c.at.desc(), keys.c.id)).mappings()]
+            return [_key(row) for row in connection.execute(_KEYS.order_by(keys.c.at.desc(), keys.c.id)).mappings()]
+
+    def key(self, id_: str) -> dict[str, Any] | None:
+        """What is known of a key, None if there is none."""
+        with self._engine.connect() as connection:
+            row = connection.execute(_KEYS.where(keys.c.id == id_)).mappings().first()
+            return None if row is None else _key(row)
 
     def add_key(
         self,

@@ -5,6 +5,7 @@ Charts come as binary frames unless another `format` is asked for: see `answers`
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated, Any, Final, Literal
 
 import pyarrow.compute as pc
@@ -12,10 +13,13 @@ from fastapi import APIRouter, Path, Query, Response
 from pydantic import Field, model_validator
 
 from torchtrack.records import Table
-from torchtrack.server import axes, distributions, overview, series
+from torchtrack.server import artifacts as versions_of
+from torchtrack.server import axes, distributions, logged, overview, series
+from torchtrack.server.about import about
 from torchtrack.server.alarms import alarms
-from torchtrack.server.answers import Format, jsonable, table_response
+from torchtrack.server.answers import Answer, Format, frames_response, jsonable, table_response
 from torchtrack.server.bodies import HEX16, Body
+from torchtrack.server.evaluation import Board
 from torchtrack.server.filters import compile_filter
 from torchtrack.server.problems import ApiError
 from torchtrack.server.reading import FIELDS, Reader
@@ -29,6 +33,8 @@ Name = Annotated[str, Field(min_length=1, max_length=1024)]
 Uid = Annotated[str, Path(min_length=1, max_length=256)]
 Rank = Annotated[int, Field(ge=0, le=1 << 31)] | Literal["mean", "all"]
 MAX_ITEMS: Final = 1000
+MAX_SIDES: Final = 100
+"""Runs that are looked at side by side."""
 
 
 class Steps(Body):
@@ -81,6 +87,12 @@ class SeriesQuery(Body):
     smooth: Smooth | None = None
 
 
+class SeriesBatch(Body):
+    """Charts that are wanted together, such as those in sight."""
+
+    charts: list[SeriesQuery] = Field(min_length=1, max_length=MAX_ITEMS)
+
+
 class TensorQuery(Body):
     """Tensors of a run over steps; `name` may be a pattern."""
 
@@ -106,6 +118,25 @@ class HistogramQuery(TensorQuery):
     at: Step | None = None
 
 
+class RunsOf(Body):
+    """Which runs."""
+
+    runs: list[Name] = Field(max_length=MAX_SIDES)
+
+
+class NamedQuery(RunsOf):
+    """What was logged under one name that is no number."""
+
+    name: Name
+    source: logged.Source = "media"
+
+
+class LoggedQuery(NamedQuery):
+    """The same, as it was at a step; without one at the end."""
+
+    at: Step | None = None
+
+
 class RunsQuery(Body):
     """A table of runs. `sort` takes fields, descending with a minus before; `agg` is what a group's numbers become."""
 
@@ -118,18 +149,19 @@ class RunsQuery(Body):
     cursor: int = Field(0, ge=0, le=_FAR)
 
 
-def router(reader: Reader) -> APIRouter:
+def router(reader: Reader, board: Board) -> APIRouter:
     """The routes, answered from a store."""
     routes = APIRouter(tags=["query"])
-    _about_runs(routes, reader)
+    _about_runs(routes, reader, board)
     _of_a_run(routes, reader)
     _exports(routes, reader)
     _charts(routes, reader)
+    _logged(routes, reader)
     _for_scripts(routes, reader)
     return routes
 
 
-def _about_runs(routes: APIRouter, reader: Reader) -> None:
+def _about_runs(routes: APIRouter, reader: Reader, board: Board) -> None:
     @routes.get("/projects")
     def projects() -> list[dict[str, Any]]:
         """The projects: runs, those that are running or did not end well, and when the newest began."""
@@ -150,18 +182,31 @@ def _about_runs(routes: APIRouter, reader: Reader) -> None:
             "columns": {name: [overview.value(row, name) for row in rows] for name in query.columns},
             "groups": groups,
             "cursor": query.cursor + query.limit if more else None,
-            "pending": reader.pending,
+            "pending": reader.missing,
         }
 
     @routes.get("/projects/{project}/keys")
     def keys(project: Uid, q: str = Query("", max_length=256)) -> dict[str, Any]:
-        """What runs of the project have, and how many: metrics, those of the machine, settings, tensors, logs."""
-        return overview.keys(reader.store, reader.scope(None if project == "-" else project), q)
+        """What runs of the project have, and how many: metrics, those of the machine, settings, tensors, logs.
+
+        `along` names for a metric the one that `define_metric` puts along x of it.
+        """
+        which = None if project == "-" else project
+        found: dict[str, Any] = overview.keys(reader.store, reader.scope(which), q)
+        return {**found, "along": reader.along(which, (each["key"] for each in found["metric"]))}
 
     @routes.get("/projects/{project}/alarms")
     def of_many(project: Uid, runs: int = Query(50, ge=1, le=500)) -> dict[str, Any]:
-        """Findings and alerts of the newest runs of the project, the newest first."""
-        return alarms(reader, project, runs)
+        """Findings and alerts of the newest runs of the project, and what alert rules fired on; the newest first."""
+        return {**alarms(reader, project, runs), "targets": list(board.targets)}
+
+    @routes.get("/artifacts")
+    def artifacts(
+        project: Annotated[str, Query(min_length=1, max_length=256)],
+        name: Annotated[str | None, Query(min_length=1, max_length=256)] = None,
+    ) -> list[dict[str, Any]]:
+        """The versions of a project's artifacts, or of one of them, from the oldest on: aliases, run, `contents`."""
+        return [jsonable(version) for version in versions_of.versions(reader, project, name)]
 
     @routes.get("/compare")
     def compare(runs: str = Query(max_length=20_000)) -> dict[str, Any]:
@@ -183,21 +228,12 @@ def _of_a_run(routes: APIRouter, reader: Reader) -> None:
     def run(uid: Uid) -> dict[str, Any]:
         """What a run is: its row of the table, environment, attempts, mesh, metrics, and what its journals lost."""
         with reader.run(uid) as run:
-            row = {name: value for name, value in reader.row(run).items() if name != "attempts"}
-            attempts = [
-                {**vars(one), "start": one.start.isoformat(), "end": one.end.isoformat()} for one in run.attempts
-            ]
-            mesh = [event.data for event in run.events("mesh")]
-            more = {"attempts": attempts, "environment": run.environment, "mesh": mesh, "keys": run.keys()}
-            lost = {"dropped": run.dropped, "damages": [str(damage.reason) for damage in run.damages]}
-            result: dict[str, Any] = jsonable({**row, **more, **lost})
-        return result
+            return about(reader, run)
 
     @routes.get("/runs/{uid}/findings")
     def findings(uid: Uid) -> list[dict[str, Any]]:
         """What the stability rules conclude."""
-        with reader.run(uid) as run:
-            return [jsonable(finding.as_dict()) for finding in run.findings()]
+        return [jsonable(finding.as_dict()) for finding in reader.findings(uid)]
 
     @routes.get("/runs/{uid}/logs")
     def logs(
@@ -217,6 +253,31 @@ def _of_a_run(routes: APIRouter, reader: Reader) -> None:
         page = rows.slice(after, limit)
         more = after + limit < rows.num_rows
         return {"n": rows.num_rows, "lines": jsonable(page.to_pylist()), "after": after + limit if more else None}
+
+    @routes.get("/runs/{uid}/media")
+    def media(
+        uid: Uid, after: int = Query(0, ge=0, le=_FAR), limit: int = Query(1000, ge=1, le=10_000)
+    ) -> dict[str, Any]:
+        """Rows of logged files in the order of time, from the `after`-th on: name, step, rank, SHA-256, type, size."""
+        with reader.run(uid) as run:
+            rows = run.media()
+        more = after + limit < rows.num_rows
+        page = [jsonable(logged.described(row)) for row in rows.slice(after, limit).to_pylist()]
+        return {"n": rows.num_rows, "rows": page, "after": after + limit if more else None}
+
+    @routes.get("/runs/{uid}/artifacts")
+    def artifacts(uid: Uid) -> list[dict[str, Any]]:
+        """The artifacts that the run logged and used: what was said of them; `contents` names the list of files."""
+        with reader.run(uid) as run:
+            return [
+                jsonable({**event.data, "time": event.time, "rank": event.rank}) for event in run.events("artifact")
+            ]
+
+    @routes.get("/runs/{uid}/saved")
+    def saved(uid: Uid) -> list[dict[str, Any]]:
+        """The files that were saved with the run and sent: `path` in its folder, size, sha256, time, `contents`."""
+        with reader.run(uid) as run:
+            return [jsonable({"path": path, **about}) for path, about in run.saved.items()]
 
 
 def _exports(routes: APIRouter, reader: Reader) -> None:
@@ -253,12 +314,12 @@ def _charts(routes: APIRouter, reader: Reader) -> None:
     @routes.post("/series", response_class=Response)
     def post_series(query: SeriesQuery, format: Format = "frame") -> Response:  # noqa: A002
         """Lines on one grid that keep every spike."""
-        items = [item for line in query.items for item in reader.items(line.run, line.metric, line.rank)]
-        if len(items) > MAX_ITEMS:
-            raise ApiError(422, "too_many", f"{len(items)} lines are asked for, at most {MAX_ITEMS} at once")
-        axis, tau = axes.Axis(query.x.mode, query.x.metric), query.smooth.tau if query.smooth else None
-        span = series.Span(query.x.start, query.x.stop, query.px, tau, axis)
-        return series.series(reader.store, items, span, reader.surveys).response(format)
+        return _lines(reader, [query])[0].response(format)
+
+    @routes.post("/series/batch", response_class=Response)
+    def post_series_of_many(batch: SeriesBatch) -> Response:
+        """The lines of several charts, at most 1,000 in all: a frame a chart, one after the other."""
+        return frames_response(_lines(reader, batch.charts))
 
     @routes.post("/heatmap", response_class=Response)
     def post_heatmap(query: HeatmapQuery, format: Format = "frame") -> Response:  # noqa: A002
@@ -279,6 +340,44 @@ def _charts(routes: APIRouter, reader: Reader) -> None:
         with reader.run(query.run) as run:
             answer = distributions.histogram(reader.store, run, reader.where(run), window)
         return answer.response(format)
+
+
+def _lines(reader: Reader, queries: Sequence[SeriesQuery]) -> list[Answer]:
+    """What each chart asks for; those that show the same span are answered together."""
+    asked = reader.items(
+        [(line.run, line.metric, line.rank, query.x.metric) for query in queries for line in query.items]
+    )
+    number = sum(map(len, asked))
+    if number > MAX_ITEMS:
+        raise ApiError(422, "too_many", f"{number} lines are asked for, at most {MAX_ITEMS} at once")
+    found, alike = iter(asked), dict[series.Span, dict[int, list[series.Item]]]()
+    for place, query in enumerate(queries):
+        axis, tau = axes.Axis(query.x.mode, query.x.metric), query.smooth.tau if query.smooth else None
+        span = series.Span(query.x.start, query.x.stop, query.px, tau, axis)
+        items = [item for _ in query.items for item in next(found)]
+        alike.setdefault(span, {})[place] = items
+    answers: dict[int, Answer] = {}
+    for span, each in alike.items():
+        of_span = series.charts(reader.store, list(each.values()), span, reader.surveys)
+        answers.update(zip(each, of_span, strict=True))
+    return [answers[place] for place in range(len(queries))]
+
+
+def _logged(routes: APIRouter, reader: Reader) -> None:
+    @routes.post("/logged/names")
+    def logged_names(query: RunsOf) -> list[dict[str, Any]]:
+        """What runs logged that is no number, by name: `source` (media or texts), kinds, rows, steps."""
+        return logged.names(reader.store, reader.streams_of(query.runs))
+
+    @routes.post("/logged/steps")
+    def logged_steps(query: NamedQuery) -> list[int]:
+        """The steps at which one of the runs logged something under a name."""
+        return logged.steps(reader.store, reader.streams_of(query.runs), query.source, query.name)
+
+    @routes.post("/logged")
+    def logged_at(query: LoggedQuery) -> list[dict[str, Any]]:
+        """What each run logged last under a name, up to a step: `{run, step, n, rows}`, the rows of that step."""
+        return logged.at(reader.store, reader.streams_of(query.runs), query.source, query.name, query.at)
 
 
 def _for_scripts(routes: APIRouter, reader: Reader) -> None:

@@ -7,19 +7,19 @@ since the epoch, as the rank wrote them: no clock, however wrong, is out of rang
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import datetime, timezone
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from torchtrack.records import SCHEMAS, Table
+from torchtrack.server.layout import Layout
 
 VERSION: Final = 2
 """Of the store's layout; a store of another version is built anew from the journals."""
-MADE_BY: Final = f"torchtrack {VERSION}"
-"""The comment on the table `streams`, which says so."""
 
 NAMES: Final = {table: table.name.lower() for table in Table}
 _KEY: Final = "month UInt32, stream UInt64, seq UInt64, row UInt32"
@@ -60,27 +60,35 @@ _FILL: Final[dict[Table, dict[str, Any]]] = {
 _DURABLE: Final = "fsync_after_insert = 1, fsync_part_directory = 1"
 
 
-def statements() -> list[str]:
-    """The statements that make the tables where they are missing."""
-    tables = [
-        f"CREATE TABLE IF NOT EXISTS {name} ({_KEY}, {_COLUMNS[table]}) ENGINE = MergeTree PARTITION BY month "
-        f"ORDER BY ({_ORDER.get(table, 'stream, seq, row')}) SETTINGS {_DURABLE}"
-        for table, name in NAMES.items()
-    ]
-    streams = (
-        "CREATE TABLE IF NOT EXISTS streams (stream UInt64, version UInt64, batch UInt64, path String, uid String, "
-        "attempt UInt32, rank Int32, gone Bool, record String CODEC(ZSTD), bookmark String CODEC(ZSTD)) "
-        f"ENGINE = ReplacingMergeTree(version) ORDER BY stream SETTINGS {_DURABLE} COMMENT '{MADE_BY}'"
-    )
-    runs = (
-        "CREATE TABLE IF NOT EXISTS runs (uid String, version UInt64, upto UInt64, streams UInt32, gone Bool, "
-        "lost_at Int64, said String CODEC(ZSTD), edits String CODEC(ZSTD), shown String CODEC(ZSTD), "
-        "texts Map(LowCardinality(String), String), numbers Map(LowCardinality(String), Float64), "
-        "bools Map(LowCardinality(String), Bool), lists Map(LowCardinality(String), Array(String)), "
-        "tensors Map(LowCardinality(String), Array(LowCardinality(String))), sources Array(LowCardinality(String))) "
-        "ENGINE = ReplacingMergeTree(version) ORDER BY uid"
-    )
-    return [*tables, streams, runs]
+_STREAMS: Final = (
+    "stream UInt64, version UInt64, batch UInt64, path String, uid String, attempt UInt32, rank Int32, gone Bool, "
+    "record String CODEC(ZSTD), bookmark String CODEC(ZSTD)"
+)
+_RUNS: Final = (
+    "uid String, version UInt64, upto UInt64, streams UInt32, gone Bool, lost_at Int64, said String CODEC(ZSTD), "
+    "edits String CODEC(ZSTD), shown String CODEC(ZSTD), texts Map(LowCardinality(String), String), "
+    "numbers Map(LowCardinality(String), Float64), bools Map(LowCardinality(String), Bool), "
+    "lists Map(LowCardinality(String), Array(String)), "
+    "tensors Map(LowCardinality(String), Array(LowCardinality(String))), sources Array(LowCardinality(String))"
+)
+
+
+def made_by(layout: Layout) -> str:
+    """The comment on the table `streams`, which says what made the tables."""
+    return f"torchtrack {VERSION}{layout.told}"
+
+
+def statements(database: str, layout: Layout) -> list[str]:
+    """The statements that make the tables where they are missing; how long rows are kept is set afterwards."""
+    found = []
+    for table, name in NAMES.items():
+        rest = f"PARTITION BY month ORDER BY ({_ORDER.get(table, 'stream, seq, row')}) SETTINGS {_DURABLE}"
+        found += layout.create(database, name, f"{_KEY}, {_COLUMNS[table]}", "MergeTree", "stream", rest, "")
+    newest = "ReplacingMergeTree(version)"
+    rest = f"ORDER BY stream SETTINGS {_DURABLE}"
+    found += layout.create(database, "streams", _STREAMS, newest, "stream", rest, made_by(layout))
+    found += layout.create(database, "runs", _RUNS, newest, "cityHash64(uid)", "ORDER BY uid", "")
+    return found
 
 
 def month_of(time_ns: int) -> int:
@@ -97,23 +105,49 @@ def stored_name(table: Table, column: str) -> str:
     return _RENAMED.get((table, column), column)
 
 
-def to_store(table: Table, rows: pa.Table, *, month: int, stream: int, seq: int) -> pa.Table:
-    """The rows of one frame with their key, as they are inserted."""
-    place = pa.array(np.arange(rows.num_rows, dtype=np.uint32))
-    rows = rows.append_column("row", place)
-    required = [name for name in _REQUIRED.get(table, ()) if rows.column(name).null_count]
-    for name in required:
-        rows = rows.filter(rows.column(name).is_valid())
+class Origin(NamedTuple):
+    """A frame, and how many rows it has."""
+
+    stream: int
+    seq: int
+    rows: int
+
+
+def to_store(table: Table, rows: pa.Table, *, month: int, frames: Sequence[Origin]) -> pa.Table:
+    """The rows of some frames, one frame after the other, with their keys, as they are inserted."""
+    streams, seqs = (np.array([each[key] for each in frames], np.uint64) for key in (0, 1))
+    sizes = np.array([each.rows for each in frames])
+    rows = _in_one_piece(rows)
+    first = np.repeat(np.cumsum(sizes) - sizes, sizes)
+    keys = pa.table(
+        {
+            "month": np.full(rows.num_rows, month, np.uint32),
+            "stream": np.repeat(streams, sizes),
+            "seq": np.repeat(seqs, sizes),
+            "row": (np.arange(rows.num_rows, dtype=np.uint64) - first).astype(np.uint32),
+        }
+    )
+    for name in _REQUIRED.get(table, ()):
+        if rows.column(name).null_count:
+            there = rows.column(name).is_valid()
+            rows, keys = rows.filter(there), keys.filter(there)
     for name, value in _FILL.get(table, {}).items():
         if rows.column(name).null_count:
             rows = rows.set_column(rows.schema.get_field_index(name), name, _filled(rows.column(name), value))
-    size = rows.num_rows
-    keys = [np.full(size, month, np.uint32), np.full(size, stream, np.uint64), np.full(size, seq, np.uint64)]
-    columns = {"month": keys[0], "stream": keys[1], "seq": keys[2], "row": rows.column("row")}
+    columns = dict(zip(keys.column_names, keys.columns, strict=True))
     for field in SCHEMAS[table]:
         column = rows.column(field.name)
         columns[stored_name(table, field.name)] = column.cast(pa.int64()) if field.name == "time" else column
     return pa.table(columns)
+
+
+def _in_one_piece(rows: pa.Table) -> pa.Table:
+    """Rows whose dictionaries may differ from frame to frame, and hold nulls, which Arrow does not join."""
+    for index, field in enumerate(rows.schema):
+        column = rows.column(index)
+        if pa.types.is_dictionary(field.type) and any(chunk.dictionary.null_count for chunk in column.chunks):
+            rows = rows.set_column(index, field, column.cast(pa.string()).dictionary_encode())
+    return rows.unify_dictionaries().combine_chunks()
 
 
 def _filled(column: pa.ChunkedArray, value: Any) -> pa.ChunkedArray:

@@ -12,17 +12,18 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any, Final, Literal
+from dataclasses import dataclass, replace
+from typing import Any, Final, Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from torchtrack.api.streams import OWN_PREFIXES
 from torchtrack.server.answers import Answer
 from torchtrack.server.axes import STEPS, Axis
 from torchtrack.server.metrics import MetricsStore
-from torchtrack.server.placement import FOREVER, VISIBLE, Placed, arrays, lookup
+from torchtrack.server.placement import Placed, arrays, begins, lookup, several_attempts, visible, without_hidden
 from torchtrack.server.surveys import Survey, Surveys
 
 RAW_POINTS: Final = 2
@@ -44,13 +45,20 @@ class Item:
     metric: str
     rank: int | Literal["mean"]
     streams: tuple[Placed, ...]
+    """All of the run."""
     start_us: int = 0
     """When the run began, in microseconds since the epoch: 0 of the relative axis."""
+    apart: str | None = None
+    """The metric that lies along x of it only at the steps that have both; of others the last value before counts."""
 
     @property
     def alone(self) -> bool:
         """Whether one rank's part of a value will do."""
         return self.rank != "mean"
+
+    def own(self, streams: tuple[Placed, ...]) -> tuple[Placed, ...]:
+        """The streams of its rank."""
+        return tuple(one for one in streams if one.rank == self.rank) if self.alone else streams
 
 
 @dataclass(frozen=True)
@@ -75,6 +83,9 @@ class _Line:
     """A line, and whether its rows have at most one value a step as they stand."""
 
     item: Item
+    """With the streams it is of alone, and what is hidden of them."""
+    along: tuple[Placed, ...]
+    """The same with what is hidden of the metric that is the axis."""
     single: bool
     surveys: tuple[tuple[Placed, Survey], ...]
 
@@ -92,39 +103,115 @@ def series(store: MetricsStore, items: Sequence[Item], span: Span, surveys: Surv
         span: what is shown.
         surveys: what is known of the rows already.
     """
-    lines = _planned(items, surveys or Surveys(store), span.axis)
-    low, high, points = _extent(store, lines, span)
-    raw = points <= RAW_POINTS * span.pixels
-    exponent = (0 if span.axis.whole else None) if raw else span.axis.exponent(low, high, span.pixels)
-    parts: list[Columns] = [{}] * len(items)
+    return charts(store, [items], span, surveys)[0]
+
+
+def charts(
+    store: MetricsStore, each: Sequence[Sequence[Item]], span: Span, surveys: Surveys | None = None
+) -> list[Answer]:
+    """Charts of one span, each on a grid of its own: what `series` gives of each, in as many passes as one takes."""
+    lines = _planned(store, [item for items in each for item in items], surveys or Surveys(store), span.axis)
+    extents = _extents(store, lines, span)
+    ends = list(itertools.accumulate(map(len, each), initial=0))
+    places = [range(*pair) for pair in itertools.pairwise(ends)]
+    grids = [_grid([extents[i] for i in place], span) for place in places]
+    parts: list[Columns] = [{}] * len(lines)
+    for exponent in dict.fromkeys(exponent for _, exponent in grids):
+        alike = [i for place, grid in zip(places, grids, strict=True) if grid[1] == exponent for i in place]
+        found = _parts(store, [lines[i] for i in alike], span, exponent)
+        for i, part in zip(alike, found, strict=True):
+            parts[i] = part
+    return [
+        _answer(items, [parts[i] for i in place], span.axis, exponent, raw=raw)
+        for items, place, (raw, exponent) in zip(each, places, grids, strict=True)
+    ]
+
+
+def _grid(extents: Sequence[_Extent], span: Span) -> tuple[bool, int | None]:
+    """Whether a chart shows every value, and the width of its buckets as a power of two."""
+    there = [extent for extent in extents if extent.points]
+    if max((extent.points for extent in there), default=0) <= RAW_POINTS * span.pixels:
+        return True, 0 if span.axis.whole else None
+    low, high = min(extent.low for extent in there), max(extent.high for extent in there)
+    return False, span.axis.exponent(low, high, span.pixels)
+
+
+def _parts(store: MetricsStore, lines: Sequence[_Line], span: Span, exponent: int | None) -> list[Columns]:
+    """The buckets of lines on one grid."""
+    parts: list[Columns] = [{}] * len(lines)
     for lot in _lots(lines):
         for number, part in zip(lot, _together(store, [lines[i] for i in lot], span, exponent), strict=True):
             parts[number] = part
     for number, line in enumerate(lines):
         if not parts[number]:
-            parts[number] = _one(store, line.item, span, exponent)
-        if span.tau:
-            parts[number]["smooth"] = _smooth(store, line, span, exponent, parts[number]["x"])
-    grid = np.unique(np.concatenate([np.zeros(0, np.int64), *(part["x"] for part in parts)]))
-    return _answer(items, grid, parts, span.axis, exponent, raw=raw)
+            parts[number] = _one(store, line, span, exponent)
+    return parts
 
 
-def _planned(items: Sequence[Item], surveys: Surveys, axis: Axis) -> list[_Line]:
-    found = surveys.of([one for item in items for one in item.streams], [item.metric for item in items])
+def _planned(store: MetricsStore, items: Sequence[Item], surveys: Surveys, axis: Axis) -> list[_Line]:
+    places = _Places(store, surveys, items, axis)
     lines = []
     for item in items:
-        mine = tuple((one, found[one.stream, item.metric]) for one in item.streams)
-        mine = tuple((one, survey) for one, survey in mine if survey.points)
-        lines.append(_Line(item, axis.mode != "metric" and _is_single(item, mine), mine))
+        mine = replace(item, streams=places.of(item, item.metric))
+        along = mine.streams if axis.metric is None else places.of(item, axis.metric)
+        known = tuple((one, survey) for one in mine.streams if (survey := places.survey(one, item.metric)).points)
+        lines.append(_Line(mine, along, axis.mode != "metric" and _is_single(mine, known), known))
     return lines
+
+
+class _Places:
+    """The streams of lines with what is hidden of them, each worked out once."""
+
+    def __init__(self, store: MetricsStore, surveys: Surveys, items: Sequence[Item], axis: Axis) -> None:
+        self._store = store
+        self._runs = {id(item.streams): item.streams for item in items}
+        self._several = {key for key, streams in self._runs.items() if several_attempts(streams)}
+        wanted = [one for item in items for one in self._needed(item)]
+        metrics = [item.metric for item in items]
+        metrics += [axis.metric] if axis.metric is not None and self._several else []
+        self._found = surveys.of(wanted, metrics)
+        self._begins: dict[int, dict[int, int]] = {}
+        self._seen: dict[tuple[int, str], tuple[Placed, ...]] = {}
+
+    def _needed(self, item: Item) -> Sequence[Placed]:
+        """The streams that say what a line is: all of the run where one may hide another."""
+        return item.streams if id(item.streams) in self._several else item.own(item.streams)
+
+    def survey(self, one: Placed, metric: str) -> Survey:
+        """What is known of a metric of a stream."""
+        return self._found[one.stream, metric]
+
+    def of(self, item: Item, metric: str) -> tuple[Placed, ...]:
+        """The streams of a line, with what is hidden of a metric."""
+        run = id(item.streams)
+        if run not in self._several:
+            return item.own(item.streams)
+        if (run, metric) not in self._seen:
+            steps = {one.stream: self.survey(one, metric) for one in item.streams}
+            spans = {stream: (each.low, each.high) for stream, each in steps.items() if each.points}
+            begin = self._begins_of(run) if metric.startswith(OWN_PREFIXES) else None
+            self._seen[run, metric] = tuple(without_hidden(item.streams, spans, begin))
+        return item.own(self._seen[run, metric])
+
+    def _begins_of(self, run: int) -> dict[int, int]:
+        if run not in self._begins:
+            self._begins[run] = begins(self._store, self._runs[run])
+        return self._begins[run]
 
 
 def _is_single(item: Item, surveys: Sequence[tuple[Placed, Survey]]) -> bool:
     """Whether no step comes twice, within a stream or in several, and no value is a part of one."""
     if not all(survey.single and (item.alone or not survey.partial) for _, survey in surveys):
         return False
-    ranges = sorted((survey.low, min(survey.high, one.stop - 1)) for one, survey in surveys if survey.low < one.stop)
-    return all(before[1] < after[0] for before, after in itertools.pairwise(ranges))
+    ends = [(one, survey.low, min(survey.high, one.stop - 1)) for one, survey in surveys if survey.low < one.stop]
+    ranges = sorted((low, high) for _, low, high in ends if low < high)
+    points = [low for one, low, high in ends if low == high and low not in one.holes]
+    if len(set(points)) < len(points):
+        return False
+    if not all(before[1] < after[0] for before, after in itertools.pairwise(ranges)):
+        return False
+    replaced = [(low, high, one.holes) for one, low, high in ends if low < high]
+    return not any(low <= step <= high and step not in holes for step in points for low, high, holes in replaced)
 
 
 def _lots(lines: Sequence[_Line]) -> list[list[int]]:
@@ -144,35 +231,49 @@ def _lots(lines: Sequence[_Line]) -> list[list[int]]:
     return [members for _, members in lots]
 
 
+class _Extent(NamedTuple):
+    """The first and last x of a line, and how many points it has."""
+
+    low: float = 0
+    high: float = 0
+    points: int = 0
+
+
 _EXTENT: Final = "min(x) AS low, max(x) AS high, count() AS points"
 
 
-def _extent(store: MetricsStore, lines: Sequence[_Line], span: Span) -> tuple[float, float, int]:
-    """The first and last x there is of any line, and the points of the longest."""
+def _extents(store: MetricsStore, lines: Sequence[_Line], span: Span) -> list[_Extent]:
+    """Of each line, in what is shown."""
     if span.axis.mode == "step" and span.start is None and span.stop is None and all(map(_shown, lines)):
-        known = [survey for line in lines for _, survey in line.surveys]
-        points = max((survey.points for survey in known), default=0)
-        return min((s.low for s in known), default=0), max((s.high for s in known), default=0), points
-    found: list[dict[str, Any]] = []
+        return [_surveyed(line) for line in lines]
+    found = [_Extent()] * len(lines)
     for lot in _lots(lines):
         source, parameters = _rows([lines[i].item for i in lot], span)
-        group = "min(x) AS low, max(x) AS high, count() AS points"
-        found += store.query(
-            f"SELECT owner, name, {group} FROM ({source}) GROUP BY owner, name", **parameters
-        ).to_pylist()
-    for line in lines:
+        sql = f"SELECT owner, name, {_EXTENT} FROM ({source}) GROUP BY owner, name ORDER BY owner, name"
+        rows = _by_line([lines[i].item for i in lot], store.query(sql, **parameters))
+        for i, row in zip(lot, rows, strict=True):
+            found[i] = _extent(row)
+    for i, line in enumerate(lines):
         if not line.single:
-            source, parameters = _combined(line.item, span)
-            found += store.query(f"SELECT {_EXTENT} FROM ({source})", **parameters).to_pylist()
-    found = [row for row in found if row["points"]]
-    if not found:
-        return 0, 0, 0
-    return min(row["low"] for row in found), max(row["high"] for row in found), max(row["points"] for row in found)
+            source, parameters = _combined(line, span)
+            found[i] = _extent(store.query(f"SELECT {_EXTENT} FROM ({source})", **parameters))
+    return found
+
+
+def _surveyed(line: _Line) -> _Extent:
+    known = [survey for _, survey in line.surveys]
+    if not known:
+        return _Extent()
+    return _Extent(min(s.low for s in known), max(s.high for s in known), max(s.points for s in known))
+
+
+def _extent(rows: pa.Table) -> _Extent:
+    return next((_Extent(*(row[name] for name in _Extent._fields)) for row in rows.to_pylist()), _Extent())
 
 
 def _shown(line: _Line) -> bool:
     """Whether all rows of a line count."""
-    return all(survey.high < one.stop for one, survey in line.surveys)
+    return all(survey.high < one.stop and not one.holes for one, survey in line.surveys)
 
 
 def _rows(items: Sequence[Item], span: Span) -> tuple[str, dict[str, Any]]:
@@ -190,10 +291,9 @@ def _rows(items: Sequence[Item], span: Span) -> tuple[str, dict[str, Any]]:
     if span.axis.mode == "relative":
         parameters["starts"] = [item.start_us for _, item in streams.values()]
     name = "name" if len(parameters["names"]) > 1 else "{names:Array(String)}[1] AS name"
-    hidden = f" AND step < {lookup('stops')}" if any(one.stop != FOREVER for one in placed) else ""
     source = (
-        f"SELECT {owner} AS owner, {name}, {x} AS x, step, value AS v, seq FROM scalars WHERE stream IN "
-        f"{{streams:Array(UInt64)}} AND scalars.name IN {{names:Array(String)}}{hidden}{_range(x, span)}"
+        f"SELECT {owner} AS owner, {name}, {x} AS x, step, value AS v, seq FROM scalars WHERE {visible(placed)} "
+        f"AND scalars.name IN {{names:Array(String)}}{_range(x, span)}"
     )
     return source, parameters
 
@@ -226,54 +326,81 @@ def _together(store: MetricsStore, lines: Sequence[_Line], span: Span, exponent:
         f"FROM ({source}) GROUP BY owner, name, bucket ORDER BY owner, name, bucket",
         **parameters,
     )
-    owners, names = rows["owner"].to_numpy(), np.array(rows["name"].to_pylist(), object)
-    of, found = _owners(items), []
-    for line in lines:
-        here = owners == of[line.item.streams]
-        mine = rows.filter(pa.array(here if len(parameters["names"]) == 1 else here & (names == line.item.metric)))
+    trends: list[pa.Table | None] = [None] * len(lines)
+    if span.tau:
+        source, parameters = _rows(items, _before(span))
+        sql = _smoothed(f"SELECT owner, name, x, step, v FROM ({source})", span, exponent, ("owner", "name"))
+        trends = list(_by_line(items, store.query(sql, **parameters)))
+    found = []
+    for line, mine, trend in zip(lines, _by_line(items, rows), trends, strict=True):
         newest = max((survey.newest for _, survey in line.surveys), default=-1)
         late = mine.num_rows and int(mine["newest"].to_numpy().max()) > newest
-        found.append({} if late else _columns(mine, span, exponent))
+        found.append({} if late else _columns(mine, span, exponent, trend))
     return found
 
 
-def _one(store: MetricsStore, item: Item, span: Span, exponent: int | None) -> Columns:
+def _by_line(items: Sequence[Item], rows: pa.Table) -> list[pa.Table]:
+    """Rows in the order of owner and name, as those of each line."""
+    owners, names = rows["owner"].to_numpy(), np.array(rows["name"].cast(pa.string()).to_pylist(), object)
+    edges = np.flatnonzero((owners[1:] != owners[:-1]) | (names[1:] != names[:-1])) + 1
+    starts = [0, *edges.tolist()] if rows.num_rows else []
+    stops = [*edges.tolist(), rows.num_rows]
+    place = {(int(owners[i]), names[i]): slice(i, stop) for i, stop in zip(starts, stops, strict=False)}
+    of = _owners(items)
+    return [rows[place.get((of[item.streams], item.metric), slice(0, 0))] for item in items]
+
+
+def _one(store: MetricsStore, line: _Line, span: Span, exponent: int | None) -> Columns:
     """A line whose values must be combined first."""
-    source, parameters = _combined(item, span)
+    source, parameters = _combined(line, span)
     rows = store.query(
         f"SELECT {span.axis.bucket('x', exponent)} AS bucket, {_m4(span)} FROM ({source}) "
         "GROUP BY bucket ORDER BY bucket",
         **parameters,
     )
-    return _columns(rows, span, exponent)
+    trend = None
+    if span.tau:
+        source, parameters = _combined(line, _before(span))
+        trend = store.query(_smoothed(source, span, exponent), **parameters)
+    return _columns(rows, span, exponent, trend)
 
 
 def _m4(span: Span) -> str:
+    return _M4.format(order=_order(span))
+
+
+def _order(span: Span) -> str:
+    """SQL for what the values of a line are in the order of."""
     whole = "step" if span.axis.mode == "step" else "bitShiftLeft(toInt128(x), 64) + step"  # fast, where a tuple is not
-    return _M4.format(order=whole if span.axis.whole else "(x, step)")
+    return whole if span.axis.whole else "(x, step)"
 
 
-def _combined(item: Item, span: Span) -> tuple[str, dict[str, Any]]:
+def _combined(line: _Line, span: Span) -> tuple[str, dict[str, Any]]:
     """SQL for one value a step, as `Run.history` has it: step, x, v; and its parameters."""
-    parameters = {"name": item.metric, "other": span.axis.metric or "", "start": item.start_us, **arrays(item.streams)}
-    wanted = _range("x", span)
+    item = line.item
+    parameters = {"name": item.metric, "other": span.axis.metric or "", "start": item.start_us}
+    parameters |= {**arrays(line.along, "along_"), **arrays(item.streams)}
+    rows, wanted = visible(item.streams), _range("x", span)
     if span.axis.mode == "metric":
-        both = f"({_values('name', alone=item.alone)}) AS a INNER JOIN ({_values('other', alone=item.alone)}) AS b"
-        source = f"SELECT a.step AS step, b.v AS x, a.v AS v FROM {both} ON a.step = b.step"
+        both = (("name", rows), ("other", visible(line.along, "along_")))
+        a, b = (f"(SELECT 1 AS one, * FROM ({_values(name, of, alone=item.alone)}))" for name, of in both)
+        on = "ASOF INNER JOIN", "a.one = b.one AND a.step >= b.step"  # an epoch is logged once, before its losses
+        join, same = ("INNER JOIN", "a.step = b.step") if item.apart == span.axis.metric else on
+        source = f"SELECT a.step AS step, b.v AS x, a.v AS v FROM {a} AS a {join} {b} AS b ON {same}"
         return f"SELECT step, x, v FROM ({source}) WHERE isFinite(x){wanted}", parameters
     if span.axis.mode == "step":
         steps = _range("step", span)
-        return f"SELECT step, step AS x, v FROM ({_values('name', steps, alone=item.alone)})", parameters
+        return f"SELECT step, step AS x, v FROM ({_values('name', rows + steps, alone=item.alone)})", parameters
     start = " - {start:Int64}" if span.axis.mode == "relative" else ""
-    source = f"SELECT step, at{start} AS x, v FROM ({_values('name', alone=item.alone)})"
+    source = f"SELECT step, at{start} AS x, v FROM ({_values('name', rows, alone=item.alone)})"
     return f"SELECT step, x, v FROM ({source}) WHERE true{wanted}", parameters
 
 
-def _values(name: str, steps: str = "", *, alone: bool) -> str:
+def _values(name: str, rows: str, *, alone: bool) -> str:
     """SQL for step, v, and `at`: when the lowest rank said it."""
     by_rank = (
         f"SELECT step, {lookup('ranks')} AS r, argMax((value, reduce, partial, {lookup('worlds')}, time), "
-        f"({lookup('orders')}, seq, row)) AS said FROM scalars WHERE {VISIBLE} AND name = {{{name}:String}}{steps} "
+        f"({lookup('orders')}, seq, row)) AS said FROM scalars WHERE {rows} AND name = {{{name}:String}} "
         "GROUP BY step, r"
     )
     whole = "" if alone else " HAVING n >= needed"
@@ -284,31 +411,35 @@ def _values(name: str, steps: str = "", *, alone: bool) -> str:
     )
 
 
-def _smooth(
-    store: MetricsStore, line: _Line, span: Span, exponent: int | None, x: npt.NDArray[Any]
-) -> npt.NDArray[np.float64]:
-    """The decayed mean at the last value of each bucket; what lies 8 tau back counts for less than 0.04 %."""
-    tau = (span.tau or 1.0) * span.axis.unit
-    wider = Span(None if span.start is None else span.start - 8 * (span.tau or 0), span.stop, 1, axis=span.axis)
-    source, parameters = _rows([line.item], wider) if line.single else _combined(line.item, wider)
-    rows = store.query(
-        f"SELECT {span.axis.bucket('x', exponent)} AS bucket, argMax(s, (x, step)) AS smooth FROM (SELECT step, x, "
-        f"exponentialTimeDecayedAvg({tau!r})(v, x) OVER (ORDER BY x ASC, step ASC) AS s "
-        f"FROM ({source}) WHERE isFinite(v)) GROUP BY bucket",
-        **parameters,
+def _before(span: Span) -> Span:
+    """What smoothing reads: what lies 8 tau back counts for less than 0.04 %."""
+    return Span(None if span.start is None else span.start - 8 * (span.tau or 0), span.stop, 1, axis=span.axis)
+
+
+def _smoothed(source: str, span: Span, exponent: int | None, of: Sequence[str] = ()) -> str:
+    """SQL for the decayed mean at the last value of each bucket, of each line apart that the columns `of` tell."""
+    tau, keys = (span.tau or 1.0) * span.axis.unit, ", ".join([*of, "bucket"])
+    lines = f"PARTITION BY {', '.join(of)} " if of else ""
+    last = f"argMax(s, {_order(span)}) AS smooth"
+    return (
+        f"SELECT {', '.join([*of, ''])}{span.axis.bucket('x', exponent)} AS bucket, {last} FROM (SELECT *, "
+        f"exponentialTimeDecayedAvg({tau!r})(v, x) OVER ({lines}ORDER BY x ASC, step ASC) AS s "
+        f"FROM ({source}) WHERE isFinite(v)) GROUP BY {keys} ORDER BY {keys}"
     )
-    at = span.axis.start(rows["bucket"].to_numpy(), exponent)
-    known = dict(zip(at.tolist(), rows["smooth"].to_pylist(), strict=True))
-    return np.array([known.get(each, np.nan) for each in x.tolist()], np.float64)
 
 
-def _columns(rows: pa.Table, span: Span, exponent: int | None) -> Columns:
+def _columns(rows: pa.Table, span: Span, exponent: int | None, trend: pa.Table | None) -> Columns:
     column = {name: rows[name].to_numpy() for name in ("first", "low", "high", "last", "total", "number", "points")}
     number, points = column["number"], column["points"]
     x = span.axis.start(rows["bucket"].to_numpy(), exponent)
     none = number == 0
     with np.errstate(all="ignore"):
         mean = column["total"] / number
+    smooth = np.full(len(x), np.nan)
+    if trend is not None and trend.num_rows:
+        at = span.axis.start(trend["bucket"].to_numpy(), exponent)
+        place = np.minimum(np.searchsorted(at, x), len(at) - 1)
+        smooth = np.where(at[place] == x, trend["smooth"].to_numpy()[place], np.nan)
     return {
         "x": x,
         "first": column["first"],
@@ -316,21 +447,14 @@ def _columns(rows: pa.Table, span: Span, exponent: int | None) -> Columns:
         "max": np.where(none, np.nan, column["high"]),
         "last": column["last"],
         "mean": mean,
-        "smooth": np.full(len(x), np.nan),
+        "smooth": smooth,
         "count": number.astype(np.uint32),
         "nonfinite": (points - number).astype(np.uint32),
     }
 
 
-def _answer(
-    items: Sequence[Item],
-    grid: npt.NDArray[Any],
-    parts: Sequence[Columns],
-    axis: Axis,
-    exponent: int | None,
-    *,
-    raw: bool,
-) -> Answer:
+def _answer(items: Sequence[Item], parts: Sequence[Columns], axis: Axis, exponent: int | None, *, raw: bool) -> Answer:
+    grid = np.unique(np.concatenate([np.zeros(0, np.int64), *(part["x"] for part in parts)]))
     columns: Columns = {"x": axis.outside(grid)}
     for number, part in enumerate(parts):
         where = np.searchsorted(grid, part["x"])

@@ -18,7 +18,19 @@ _PATIENCE_S: Final = 0.5
 def index_folder(runs: Path) -> Path:
     """Where the index of a folder of runs lies: in the user's cache, since the folder may be read-only."""
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return cache / "torchtrack" / "index" / hashlib.sha256(str(runs.resolve()).encode()).hexdigest()[:16]
+    return cache / "torchtrack" / "index" / _digest(runs)
+
+
+def catalog_url(runs: Path) -> str:
+    """Where what people type on the page of a folder is kept: not in the cache, since nothing else has it. Made."""
+    kept = Path(os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share")
+    folder = kept / "torchtrack" / "typed" / _digest(runs)
+    folder.mkdir(0o700, parents=True, exist_ok=True)
+    return f"sqlite:///{folder.absolute() / 'catalog.sqlite'}"
+
+
+def _digest(runs: Path) -> str:
+    return hashlib.sha256(str(runs.resolve()).encode()).hexdigest()[:16]
 
 
 def page_of(runs: Path) -> str | None:

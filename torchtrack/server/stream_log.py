@@ -3,34 +3,28 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import os
 import re
 import threading
 from bisect import bisect_right
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 from torchtrack.errors import JournalError
-from torchtrack.journal import frame
+from torchtrack.journal import frame, gathered
 from torchtrack.journal.frame import HEADER_SIZE, Found, Kind
 from torchtrack.journal.reader import PADDING, Damage, Stream
+from torchtrack.server import disk, received
+from torchtrack.server.disk import StorageError
 from torchtrack.server.healing import heal
+from torchtrack.server.received import Range, RefusedError, by_file, covers, is_opening
 
-_NEW: Final = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC
-_OLD: Final = os.O_WRONLY | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC
 _READ: Final = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC
 _EVERY: Final = 1 << 18
 """Bytes of a file between two entries of the index."""
 _MAX_RANK: Final = 10_000_000
 _UID: Final = re.compile(r"[0-9a-f]{16}")
-_fdatasync: Final = getattr(os, "fdatasync", os.fsync)
-_write: Final = os.write
-
-Range = tuple[int, int]
-ADVICE: Final = "make room on the server (torchtrack gc --data says what may go); nothing is lost, it is sent later"
-"""What to do about a full disk."""
 
 
 class Position(NamedTuple):
@@ -51,38 +45,24 @@ class Position(NamedTuple):
     missing: tuple[Range, ...] = ()
 
 
-class RefusedError(Exception):
-    """Frames that were not taken.
+class Unsynced(NamedTuple):
+    """What was written to a stream and is not durable yet.
 
     Attributes:
-        code: gap (some are to come before), conflict (others are there under these seqs), invalid (they are no frames
-            of this stream, or were damaged on the way).
-        detail: what a client needs to go on.
+        things: files that are open, and folders with new entries.
+        position: of the stream, once they are durable.
+        end: segment and offset then.
+        dead: whether it was lost already.
     """
 
-    def __init__(self, code: str, message: str, **detail: int) -> None:
-        super().__init__(message)
-        self.code = code
-        self.detail = detail
-
-
-class StorageError(Exception):
-    """The disk did not take it. `full` tells whether that is for lack of space."""
-
-    def __init__(self, message: str, *, full: bool) -> None:
-        super().__init__(message)
-        self.full = full
-
-    @classmethod
-    def of(cls, error: OSError) -> StorageError:
-        """The same of an error of the system."""
-        full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-        said = error.strerror or type(error).__name__
-        return cls(f"{said}: {ADVICE}" if full else said, full=full)
+    things: tuple[int | Path, ...]
+    position: Position
+    end: tuple[int, int]
+    dead: bool
 
 
 class StreamLog:
-    """The files of one stream. **Hold `lock`** for all but `sync`, which takes it for moments.
+    """The files of one stream. **Hold `lock`** for all but `durable`, `loaded` and syncing, which takes it for moments.
 
     Args:
         folder: of all runs.
@@ -94,9 +74,9 @@ class StreamLog:
         self.lock = threading.Lock()
         self.path = path
         self.durable = Position()
+        self.loaded = False
         self._folder = folder
         self._stream = stream
-        self._loaded = False
         self._dead = False
         self._start_over()
 
@@ -122,7 +102,7 @@ class StreamLog:
         Raises:
             StorageError: they cannot be read.
         """
-        if self._loaded or self._dead:
+        if self.loaded or self._dead:
             return
         try:
             if self.path is not None:
@@ -131,9 +111,10 @@ class StreamLog:
             raise StorageError(str(error), full=False) from error
         except OSError as error:
             raise StorageError.of(error) from error
-        self._loaded = True
+        self.loaded = True
 
     def _recover(self, path: Path) -> None:
+        files = self._files(path)
         self._start_over()
         stream, end = _all_of(path), (-1, 0)
         for found in stream.stored():
@@ -141,34 +122,39 @@ class StreamLog:
             self._note(found.header.seq, *start, anew=start != end)
             end = stream.segment, stream.offset
         if not stream.next_seq:
-            for file in _files(path).values():
+            for file in files.values():
                 file.unlink()
             self.path, self.durable = None, Position()
             return
         self._segment, self._offset = stream.segment, stream.offset
-        for number, file in _files(path).items():
-            if number > stream.segment:
-                file.unlink()
-        self._make_durable(path, stream.damages)
+        for number in [number for number in files if number > stream.segment]:
+            files.pop(number).unlink()
+        self._make_durable(path, files, stream.damages)
         missing = tuple((damage.first_seq, damage.last_seq) for damage in stream.damages if damage.lost > 0)
         self._now = Position(stream.next_seq, stream.frames, stream.crc, stream.seal is not None, missing)
         self.durable, self._kept = self._now, (self._segment, self._offset)
 
-    def _make_durable(self, path: Path, damages: Sequence[Damage]) -> None:
+    def _make_durable(self, path: Path, files: Mapping[int, Path], damages: Sequence[Damage]) -> None:
         """What a crash left may not be on the disk yet: the last file without its torn end, the others, their names."""
-        for number, file in _files(path).items():
-            fd = os.open(file, _OLD)
+        for number, file in files.items():
+            fd = disk.open_old(file)
             try:
                 if number == self._segment and os.fstat(fd).st_size > self._offset:
                     os.ftruncate(fd, self._offset)
                 for damage in (each for each in damages if each.path == file and each.reason == PADDING):
-                    _zero(file, damage.offset, damage.length)
-                _fdatasync(fd)
+                    disk.zero(file, damage.offset, damage.length)
+                disk.fdatasync(fd)
             finally:
                 os.close(fd)
         for folder in (path.parent, path.parent.parent, self._folder):
             if folder.exists():  # a stream that was gathered elsewhere has none
-                _sync_folder(folder)
+                disk.sync_folder(folder)
+
+    def _files(self, path: Path) -> dict[int, Path]:
+        """The files of the stream in their own places, by number: those that were found, and those made here."""
+        numbers = sorted({0, *gathered.own_segments(path), *range(1, self._segment + 1)})
+        files = {number: frame.segment_path(path, number) for number in numbers}
+        return {number: file for number, file in files.items() if file.exists()}
 
     def _note(self, seq: int, segment: int, offset: int, *, anew: bool = False) -> None:
         last = self._index[-1] if self._index else (0, -1, 0)
@@ -195,7 +181,7 @@ class StreamLog:
         """See `JournalStore.append`."""
         if self._dead:
             raise StorageError("the disk failed a moment ago; try again", full=False)
-        came = self._verified(first, data, lost)
+        came = received.verified(self._stream, first, data, lost)
         old = [found for found in came if found.header.seq < self._now.next]
         new = came[len(old) :]
         missing = self._compare(old)
@@ -203,40 +189,15 @@ class StreamLog:
             return self.append(first, data, lost)
         if new:
             self._check_start(new[0], lost)
-            self._check_end(new)
+            received.check_records(new, sealed=self._now.sealed)
             self._write(new)
         return self._now
-
-    def _verified(self, first: int, data: memoryview, lost: Sequence[Range]) -> list[Found]:
-        """The frames in `data`: each with its checksum, in order, without holes but those declared lost."""
-        came: list[Found] = []
-        at, expected = 0, first
-        whole = bytes(data)
-        while at < len(whole):
-            found = frame.read_frame(whole, at, self._stream) or self._opening(whole, at)
-            if found is None:
-                raise RefusedError("invalid", f"the bytes for frame {expected} do not verify", seq=expected)
-            seq = found.header.seq
-            if any(found.padding):
-                raise RefusedError("invalid", f"frame {seq} is padded with something else than zeros", seq=seq)
-            if seq != expected and not (came and _covers(lost, expected, seq - 1)):
-                raise RefusedError("invalid", f"frame {seq} came where frame {expected} was said to be", seq=expected)
-            came.append(found)
-            at, expected = found.end, seq + 1
-        return came
-
-    def _opening(self, data: bytes, at: int) -> Found | None:
-        """The opening frame of a file of this stream: it alone is seeded with stream 0."""
-        found = frame.read_frame(data, at, 0)
-        if found is None or found.header.kind is not Kind.META:
-            return None
-        return found if found.record().get("stream") == f"{self._stream:016x}" else None
 
     def _compare(self, old: list[Found]) -> list[Found]:
         """Check that frames which came again are those that are there; returns those that are missing here."""
         if not old:
             return []
-        missing = [found for found in old if _covers(self._now.missing, found.header.seq, found.header.seq)]
+        missing = [found for found in old if covers(self._now.missing, found.header.seq, found.header.seq)]
         wanted = {found.header.seq: bytes(found.raw[:HEADER_SIZE]) for found in old}
         for found in missing:
             del wanted[found.header.seq]
@@ -262,24 +223,16 @@ class StreamLog:
 
     def _check_start(self, found: Found, lost: Sequence[Range]) -> None:
         seq, expected = found.header.seq, self._now.next
-        if seq > expected and not _covers(lost, expected, seq - 1):
+        if seq > expected and not covers(lost, expected, seq - 1):
             message = f"frames {expected} to {seq - 1} are to come before frame {seq}"
             raise RefusedError("gap", message, expected=expected)
-
-    def _check_end(self, new: list[Found]) -> None:
-        sealed = self._now.sealed
-        for found in new:
-            if sealed:
-                seq = found.header.seq
-                raise RefusedError("conflict", f"frame {seq} follows the seal of its stream", seq=seq)
-            sealed = found.header.kind is Kind.SEAL
 
     # -- to the disk ------------------------------------------------------------------------------------------------
 
     def _write(self, new: list[Found]) -> None:
         before = self._now, self._segment, self._offset, self.path, len(self._index)
         try:
-            for file in _by_file(new, self._stream):
+            for file in by_file(new, self._stream):
                 self._put(file)
         except OSError as error:
             self._take_back(*before)
@@ -298,38 +251,35 @@ class StreamLog:
 
     def _put(self, file: list[Found]) -> None:
         """Append frames that belong into one file; an opening begins the next one."""
-        if self._begins_file(file[0]) or self.path is None:
+        if is_opening(file[0], self._stream) or self.path is None:
             self._begin(file[0])
         fd = self._fd()
         for found in file:
             self._note(found.header.seq, self._segment, self._offset)
             left = found.raw
             while left:
-                left = left[_write(fd, left) :]
+                left = left[disk.write(fd, left) :]
             self._offset += len(found.raw)
-
-    def _begins_file(self, found: Found) -> bool:
-        return _is_opening(found, self._stream)
 
     def _begin(self, found: Found) -> None:
         if self.path is None:
             self.path = self._place(found)
         path = frame.segment_path(self.path, self._segment + 1)
-        self._folders += _make(path.parent, self._folder)
+        self._folders += disk.make_folder(path.parent, self._folder)
         self._folders.append(path.parent)
-        self._fds.append(os.open(path, _NEW, 0o600))
+        self._fds.append(disk.open_new(path))
         self._segment += 1
         self._offset = 0
 
     def _fd(self) -> int:
         """The last file, open for appending until the next commit."""
         if not self._fds:
-            self._fds.append(os.open(frame.segment_path(self._first(), self._segment), _OLD))
+            self._fds.append(disk.open_old(frame.segment_path(self._first(), self._segment)))
         return self._fds[-1]
 
     def _place(self, found: Found) -> Path:
         """Where a stream goes: what its opening says, in digits; a stream that has lost it gets a folder of its own."""
-        record: dict[str, Any] = found.record() if self._begins_file(found) else {}
+        record: dict[str, Any] = found.record() if is_opening(found, self._stream) else {}
         uid, rank = record.get("uid"), record.get("rank")
         name = f"{self._stream:016x}"
         if not (isinstance(uid, str) and _UID.fullmatch(uid)):
@@ -357,37 +307,32 @@ class StreamLog:
 
     def sync(self) -> StorageError | None:
         """Make what was written durable. On failure it is taken back and this object is of no more use."""
+        begun = self.begin_sync()
+        return self.end_sync(begun, [error for each in begun.things if (error := disk.make_durable(each))])
+
+    def begin_sync(self) -> Unsynced:
+        """What `make_durable` has to be called for, and then `end_sync`. For those who sync many streams together."""
         with self.lock:
             fds, self._fds = self._fds, []
-            folders, self._folders = list(dict.fromkeys(self._folders)), []
-            written, kept = self._now, (self._segment, self._offset)
-            if self._dead:
-                return StorageError("the disk failed a moment ago; try again", full=False)
-        error: OSError | None = None
-        for fd in fds:
-            try:
-                _fdatasync(fd)
-            except OSError as failure:
-                error = error or failure
-            finally:
-                os.close(fd)
-        try:
-            for folder in folders:
-                _sync_folder(folder)
-        except OSError as failure:
-            error = error or failure
+            folders, self._folders = dict.fromkeys(self._folders), []
+            return Unsynced((*fds, *folders), self._now, (self._segment, self._offset), self._dead)
+
+    def end_sync(self, begun: Unsynced, errors: Sequence[OSError]) -> StorageError | None:
+        """What was written until `begin_sync` is durable if there were no errors; see `sync`."""
+        if begun.dead:
+            return StorageError("the disk failed a moment ago; try again", full=False)
         with self.lock:
-            if error is None:
-                self.durable, self._kept = written, kept
+            if not errors:
+                self.durable, self._kept = begun.position, begun.end
                 return None
             self._undo()
-            return StorageError.of(error)
+            return StorageError.of(errors[0])
 
     def _undo(self) -> None:
         """Back to what is durable: pages that could not be written once cannot be trusted to be written later."""
         self._die()
         segment, offset = self._kept
-        for number, file in _files(self.path).items() if self.path else ():
+        for number, file in self._files(self.path).items() if self.path else ():
             with contextlib.suppress(OSError):
                 if number > segment:
                     file.unlink()
@@ -409,8 +354,10 @@ class StreamLog:
         if error is not None:
             raise error
         try:
-            if heal(path, _files(path), self._stream, came, lambda each: _is_opening(each, self._stream), _fdatasync):
-                _sync_folder(path.parent)
+            if heal(
+                path, self._files(path), self._stream, came, lambda each: is_opening(each, self._stream), disk.fdatasync
+            ):
+                disk.sync_folder(path.parent)
             self._recover(path)
         except OSError as failure:
             raise StorageError.of(failure) from failure
@@ -430,39 +377,6 @@ def _all_of(path: Path) -> Stream:
     return Stream(path, grace_s=float("-inf"), gone=lambda *_: True)
 
 
-def _is_opening(found: Found, stream: int) -> bool:
-    """Whether a verified frame begins a file: it is seeded with stream 0."""
-    return found.header.kind is Kind.META and frame.read_frame(bytes(found.raw), 0, stream) is None
-
-
-def _by_file(frames: list[Found], stream: int) -> Iterator[list[Found]]:
-    file: list[Found] = []
-    for found in frames:
-        if file and _is_opening(found, stream):
-            yield file
-            file = []
-        file.append(found)
-    yield file
-
-
-def _covers(ranges: Sequence[Range], first: int, last: int) -> bool:
-    """Whether all of first..last are in the ranges, which may touch each other."""
-    for low, high in sorted(ranges):
-        if low <= first <= high:
-            first = high + 1
-        if first > last:
-            return True
-    return first > last
-
-
-def _files(path: Path | None) -> dict[int, Path]:
-    """The files of a stream that are in their own places, by number."""
-    if path is None:
-        return {}
-    names = {other: frame.FILE_NAME.fullmatch(other.name) for other in path.parent.glob(f"{path.stem}.*ttj")}
-    return {int(name[2] or 0): other for other, name in names.items() if name}
-
-
 def _headers(path: Path, offset: int, end: int | None) -> Iterator[tuple[int, bytes]]:
     """Seq and header of the frames in a stretch of a file; what does not verify ends it."""
     fd = os.open(path, _READ)
@@ -475,31 +389,5 @@ def _headers(path: Path, offset: int, end: int | None) -> Iterator[tuple[int, by
                 return
             yield header.seq, raw
             offset += frame.frame_size(header.length)
-    finally:
-        os.close(fd)
-
-
-def _zero(path: Path, offset: int, length: int) -> None:
-    with path.open("r+b") as file:
-        file.seek(offset)
-        file.write(bytes(length))
-
-
-def _make(folder: Path, top: Path) -> list[Path]:
-    """Make a folder and its missing parents below `top`, 0700 under any umask; the folders that have a new entry."""
-    missing = []
-    while folder != top and not folder.exists():
-        missing.append(folder)
-        folder = folder.parent
-    for made in reversed(missing):
-        made.mkdir(0o700, exist_ok=True)
-        made.chmod(0o700)
-    return [made.parent for made in missing]
-
-
-def _sync_folder(folder: Path) -> None:
-    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(fd)
     finally:
         os.close(fd)

@@ -109,8 +109,64 @@ alert_rules: Final = sa.Table(
     sa.Column("name", sa.String(256), nullable=False),
     sa.Column("filter", sa.Text, nullable=False),
     sa.Column("severity", sa.String(16), nullable=False),
+    sa.Column("condition", sa.JSON, nullable=True),  # null: that a run fits the filter
     *_by(),
     sa.UniqueConstraint("project", "name"),
+)
+firings: Final = sa.Table(
+    "firings",
+    metadata,
+    sa.Column("id", sa.Integer, primary_key=True, autoincrement=True),
+    sa.Column("rule", sa.String(32), nullable=False),
+    sa.Column("uid", sa.String(64), nullable=False),
+    sa.Column("what", sa.String(64), nullable=False),  # one of several things a rule finds in a run; else empty
+    sa.Column("project", sa.String(256), nullable=False, index=True),
+    sa.Column("name", sa.String(256), nullable=False),
+    sa.Column("severity", sa.String(16), nullable=False),
+    sa.Column("run", sa.String(256), nullable=False),
+    sa.Column("text", sa.Text, nullable=False),
+    sa.Column("attempt", sa.Integer, nullable=False),
+    sa.Column("step", sa.BigInteger, nullable=True),
+    sa.Column("last_step", sa.BigInteger, nullable=True),  # where it still held, once it is over
+    sa.Column("since_us", sa.BigInteger, nullable=False),  # by the clock of the run
+    sa.Column("last_us", sa.BigInteger, nullable=True),
+    sa.Column("at", _TIME, nullable=False),
+    sa.Column("cleared", _TIME, nullable=True),
+    sa.Index(
+        "one_at_a_time",
+        *("rule", "uid", "what"),
+        unique=True,
+        sqlite_where=sa.text("cleared IS NULL"),
+        postgresql_where=sa.text("cleared IS NULL"),
+    ),
+)
+deliveries: Final = sa.Table(
+    "deliveries",
+    metadata,
+    sa.Column("firing", sa.Integer, sa.ForeignKey("firings.id", ondelete="CASCADE"), primary_key=True),
+    sa.Column("target", sa.Integer, primary_key=True),  # its number: an address is a secret
+    sa.Column("service", sa.String(64), nullable=False),
+    sa.Column("state", sa.String(16), nullable=False, index=True),  # waiting, sent, given up
+    sa.Column("tries", sa.Integer, nullable=False),
+)
+
+reports: Final = sa.Table(
+    "reports",
+    metadata,
+    sa.Column("id", sa.String(32), primary_key=True),
+    sa.Column("project", sa.String(256), nullable=False, index=True),
+    sa.Column("version", sa.Integer, nullable=False),  # the newest one
+    sa.Column("removed", sa.Boolean, nullable=False),
+    *_by(),
+)
+report_versions: Final = sa.Table(
+    "report_versions",
+    metadata,
+    sa.Column("report", sa.String(32), sa.ForeignKey("reports.id", ondelete="CASCADE"), primary_key=True),
+    sa.Column("version", sa.Integer, primary_key=True),
+    sa.Column("title", sa.String(256), nullable=False),
+    sa.Column("text", sa.Text, nullable=False),
+    *_by(),
 )
 
 

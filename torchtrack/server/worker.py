@@ -1,6 +1,6 @@
 """The process that holds the engine: store, Indexer and the routes that ask it. It may be killed at any moment.
 
-    python -m torchtrack.server.worker --runs DIR [--index DIR | --dsn DSN] --socket PATH
+    python -m torchtrack.server --runs DIR [--index DIR | --dsn DSN] --socket PATH
 
 It listens on a Unix socket that only its user can open; the server in front of it checks who asks.
 """
@@ -13,20 +13,28 @@ import logging
 import os
 import signal
 import threading
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import click
 import uvicorn
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse
 
+from torchtrack import alerts, guard
 from torchtrack.errors import RunNotFoundError, StoreError
 from torchtrack.server import live, problems, query
 from torchtrack.server.catalog import Catalog
+from torchtrack.server.courtesy import Asked
+from torchtrack.server.delivery import Delivery
+from torchtrack.server.engine import beginning
+from torchtrack.server.evaluation import Board, Evaluation
 from torchtrack.server.filters import FilterError
 from torchtrack.server.indexer import Indexer
+from torchtrack.server.layout import PLAIN, Layout
 from torchtrack.server.metrics import MetricsStore
 from torchtrack.server.problems import ApiError
 from torchtrack.server.reading import Reader
@@ -38,39 +46,78 @@ API: Final = "/api/v1"
 PATIENCE: Final = 5
 """Errors of the store in a row after which the process ends, for another one to begin."""
 PAUSE_S: Final = 0.5
+LONGEST_PAUSE_S: Final = 2.0
+"""Looking at thousands of journals takes a while; after a pause as long there is more in each."""
+JUDGE_S: Final = 2.0
+"""How often alert rules are judged; where that takes long, at most"""
+JUDGE_SHARE: Final = 0.2
+"""this share of the time goes into it."""
 UPDATE_S: Final = 2.0
-"""How long the table of runs is brought up to date before the journals are looked at again."""
+"""How long the table of runs is brought up to date in one piece."""
+UPDATE_SHARE: Final = 0.2
+"""Of the time that goes into it once all rows are there: a run of 10,000 ranks has a new one every time."""
 _log = logging.getLogger("torchtrack.server")
 
 
-def create_app(store: MetricsStore, runs: Path, catalog: Catalog | None = None) -> FastAPI:
+@dataclass(frozen=True)
+class Telling:
+    """Whom what alert rules fire on is told.
+
+    Attributes:
+        urls: as apprise takes them. Secrets.
+        page: where people see the page.
+    """
+
+    urls: tuple[str, ...] = field(default=(), repr=False)
+    page: str = ""
+
+
+def create_app(
+    store: MetricsStore, runs: Path, catalog: Catalog | None = None, telling: Telling | None = None
+) -> FastAPI:
     """The application: follows a folder of runs while it is up, and answers from the store.
 
     Args:
         store: where the rows go; closed at the end.
         runs: the folder of runs.
-        catalog: what people typed, which is only read.
+        catalog: what people typed; what alert rules fire on is written there.
+        telling: who is told of it.
     """
     indexer = Indexer(runs, store)
-    reader = Reader(store, lambda: indexer.batch, catalog)
-    stop = threading.Event()
+    reader = Reader(store, lambda: indexer.batch, catalog, indexer.arrivals)
+    board, stop = Board(), threading.Event()
+    threads = [
+        threading.Thread(target=_follow, args=(indexer, stop), name="torchtrack indexer"),
+        threading.Thread(target=_sum_up, args=(reader, stop), name="torchtrack runs"),
+    ]
+    delivery = None
+    if catalog is not None:
+        delivery = _delivery(catalog, board, telling or Telling())
+        evaluation = Evaluation(reader, catalog, board, delivery.wake)
+        threads.append(threading.Thread(target=_judge, args=(evaluation, stop), name="torchtrack alert rules"))
 
     @contextlib.asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        thread = threading.Thread(target=_follow, args=(indexer, reader, stop), name="torchtrack indexer")
-        thread.start()
+        for thread in threads:
+            thread.start()
+        if delivery is not None:
+            delivery.start()
         try:
             yield
         finally:
             stop.set()
-            thread.join()
+            for thread in threads:
+                thread.join()
+            if delivery is not None:
+                delivery.stop()
             store.close()
 
     app = FastAPI(title="torchtrack", version=__version__, docs_url=None, redoc_url=None, lifespan=lifespan)
     app.state.indexer, app.state.reader = indexer, reader
-    app.include_router(query.router(reader), prefix=API, responses=problems.RESPONSES)
-    app.include_router(live.router(reader), prefix=API, responses=problems.RESPONSES)
+    app.include_router(query.router(reader, board), prefix=API, responses=problems.RESPONSES)
+    app.include_router(live.router(reader, board), prefix=API, responses=problems.RESPONSES)
     app.add_middleware(Tenancy)
+    app.add_middleware(Asked, courtesy=reader.courtesy)
     install(app)
 
     @app.post("/where", include_in_schema=False)
@@ -103,13 +150,13 @@ def install(app: FastAPI) -> None:
     problems.install(app)
 
 
-def _follow(indexer: Indexer, reader: Reader, stop: threading.Event) -> None:
+def _follow(indexer: Indexer, stop: threading.Event) -> None:
     """Poll until told to stop; a store that keeps failing ends the process."""
-    failed, done = 0, True
-    while not stop.is_set():
+    failed, pause = 0, 0.0
+    while not stop.wait(pause * (1 + failed)):
+        began = time.monotonic()
         try:
             indexer.poll()
-            done = reader.update(UPDATE_S)
             failed = 0
         except FileNotFoundError as error:
             _log.warning("%s; looking again", error)
@@ -119,10 +166,43 @@ def _follow(indexer: Indexer, reader: Reader, stop: threading.Event) -> None:
             if failed == PATIENCE:
                 os.kill(os.getpid(), signal.SIGTERM)
                 return
-        stop.wait(PAUSE_S * (1 + failed) if done or failed else 0)
+        pause = min(max(PAUSE_S, time.monotonic() - began), LONGEST_PAUSE_S)
 
 
-def _first_line() -> dict[str, str | None]:
+def _sum_up(reader: Reader, stop: threading.Event) -> None:
+    """Keep the table of runs up to date until told to stop, beside the Indexer: a large run takes seconds."""
+    pause = PAUSE_S
+    while not stop.wait(pause):
+        began, done = time.monotonic(), True
+        try:
+            done = reader.update(UPDATE_S)
+        except StoreError as error:
+            _log.error("%s", error)
+        took = time.monotonic() - began
+        pause = max(PAUSE_S, took * (1 / UPDATE_SHARE - 1)) if done else 0.0
+
+
+def _delivery(catalog: Catalog, board: Board, telling: Telling) -> Delivery:
+    """Who tells people; what cannot be used is said by its number alone."""
+    notifiers: list[Any] = []
+    if telling.urls and (why := alerts.missing()) is not None:
+        _log.warning("%s", why)
+    elif telling.urls:
+        notifiers = [each for _, each in alerts.notifiers(telling.urls, lambda why: _log.warning("alerts: %s", why))]
+    board.targets = tuple(map(alerts.service_of, notifiers))
+    return Delivery(catalog.firings, notifiers, board.changes.update, telling.page)
+
+
+def _judge(evaluation: Evaluation, stop: threading.Event) -> None:
+    """Judge the alert rules until told to stop."""
+    pause = 0.0
+    while not stop.wait(pause):
+        began = time.monotonic()
+        guard.attempt("judging alert rules", evaluation.judge)
+        pause = max(JUDGE_S, (time.monotonic() - began) * (1 / JUDGE_SHARE - 1))
+
+
+def _first_line() -> dict[str, Any]:
     """What whoever holds the input says at first: addresses that hold passwords stand on no command line."""
     line = b""
     while not line.endswith(b"\n"):
@@ -130,7 +210,7 @@ def _first_line() -> dict[str, str | None]:
         if not piece:
             raise SystemExit(0)
         line += piece
-    told: dict[str, str | None] = json.loads(line)
+    told: dict[str, Any] = json.loads(line)
     return told
 
 
@@ -151,15 +231,15 @@ def main(runs: Path, index: Path | None, dsn: str | None, catalog: str | None, a
     """Index a folder of runs and answer questions about it."""
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)s %(message)s")
     os.umask(0o077)
+    telling, layout = Telling(), PLAIN
     if attached:
         told = _first_line()
         dsn, catalog = told.get("dsn") or dsn, told.get("catalog") or catalog
-    store = MetricsStore(dsn) if dsn else MetricsStore.in_folder(index or index_folder(runs))
-    if attached:
-        threading.Thread(target=_end_with_input, name="torchtrack input", daemon=True).start()
-    app = create_app(store, runs, Catalog(catalog) if catalog else None)
+        telling = Telling(tuple(told.get("alert_urls") or ()), told.get("page") or "")
+        layout = Layout(**told.get("layout", {}))
+    with beginning():
+        store = MetricsStore(dsn, layout=layout) if dsn else MetricsStore.in_folder(index or index_folder(runs), layout)
+        if attached:
+            threading.Thread(target=_end_with_input, name="torchtrack input", daemon=True).start()
+        app = create_app(store, runs, Catalog(catalog) if catalog else None, telling)
     uvicorn.run(app, uds=str(path), log_level="warning", lifespan="on")
-
-
-if __name__ == "__main__":
-    main()
