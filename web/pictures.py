@@ -2,79 +2,153 @@
 
     python web/pictures.py [torchtrack-runs]
 
-The newest run is the one that is shown; its Overview is left out, since it tells of the machine. Needs
-`torchtrack[server,test]`, pillow, the built page, and Chromium.
+The newest run that ended well is the one that is shown, and the newest that failed, such as web/sick.py trains, as
+"finding". Its Overview is left out, since it tells of the machine. Needs `torchtrack[server,test]`, pillow, the built
+page, and Chromium.
 """
 
 from __future__ import annotations
 
 import io
+import os
 import re
 import shutil
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
+from typing import cast
 
 from PIL import Image
 from playwright.sync_api import Page, sync_playwright
 
 from torchtrack import Api
+from torchtrack.api import Run
 
 IMAGES = Path(__file__).resolve().parents[1] / "docs" / "images"
 SIZE = {"width": 1360, "height": 850}
 COLOURS = 256
+SAME = 4
+"""So many looks at a page have to be alike, half a second apart."""
 CURVES = "[role=img][aria-label*='ends at']"
 
 
-def pages(folder: Path) -> dict[str, tuple[str, str]]:
+REPORT = """No rule found anything that stops this run. Below are its loss, and the gradients of its layers.
+
+## Loss
+
+```panel
+metric: {loss}
+runs: {runs}
+smooth: 5
+```
+
+## Gradients
+
+Each layer against its own median over the run: they are largest while it warms up.
+
+```panel
+show: layers
+runs: {run}
+```
+
+| what | then |
+|:--|:--|
+| learning rate | half as high, with a longer warm-up |
+| clipping | stays at 1.0 |
+"""
+
+
+def newest(folder: Path, state: str = "finished") -> Run:
+    """The run that is shown."""
+    return max((run for run in Api(folder).runs() if run.state == state), key=lambda run: run.created)
+
+
+def write_report(page: Page, address: str, folder: Path) -> str:
+    """A report of the run that is shown; its id."""
+    run = newest(folder)
+    loss = next((name for name in run.keys() if re.search(r"(^|[/_])loss$", name)), run.keys()[0])  # noqa: SIM118
+    text = REPORT.format(loss=loss, run=run.uid, runs=run.uid)
+    report = {"project": run.project, "title": f"First look at {run.name}", "text": text}
+    made = page.request.post(f"{address}api/v1/reports", data=report)
+    return str(made.json()["id"])
+
+
+def pages(folder: Path, report: str) -> dict[str, tuple[str, str]]:
     """By name of the picture: the place of the page, and a chart or a text that has to be there first."""
-    run = max(Api(folder).runs(), key=lambda run: run.created)
+    run = newest(folder)
     every = [one.uid for one in Api(folder).runs(run.project)]
     here, one = f"p/{run.project}", f"p/{run.project}/r/{run.uid}"
+    sick = f"p/{run.project}/r/{newest(folder, 'failed').uid}/stability"
     return {
+        "finding": (sick, "aside.findings ol button"),
         "projects": ("", "role=link[name='" + run.project + "']"),
         "workspace": (here, CURVES),
         "runs": (f"{here}/runs", "role=rowheader"),
-        "compare": (f"{here}/compare?runs={','.join(every[:4])}", CURVES),
+        "compare": (f"{here}/compare?runs={','.join(every[:4])}", "[role=img]"),
         "stability": (f"{one}/stability", "[aria-label^='histogram by step']"),
         "charts": (f"{one}/charts?ranks=band", CURVES),
         "system": (f"{one}/system", CURVES),
         "logs": (f"{one}/logs", "main h1"),
+        "alerts": (f"{here}/alerts", "main h1"),
+        "settings": ("settings", "role=region[name='who I am']"),
+        "report": (f"{here}/reports/{report}", "[aria-label^='layers by step']"),
+        "report-editor": (f"{here}/reports/{report}?edit=1", "[aria-label^='layers by step']"),
+        "files": (f"{one}/files", "role=table"),
     }
 
 
+def settle(page: Page) -> None:
+    """Wait until nothing on the page changes, and no number is waited for."""
+    before, same = b"", 0
+    while same < SAME:
+        page.wait_for_timeout(500)
+        now, waited_for = page.screenshot(), page.get_by_text("…", exact=True).count()
+        same, before = (same + 1 if now == before and not waited_for else 0), now
+
+
 def take(page: Page, path: Path) -> None:
-    """A picture of few colours: a tenth of the size, and nobody sees the difference."""
-    picture = Image.open(io.BytesIO(page.screenshot())).convert("RGB").quantize(COLOURS, Image.Quantize.MAXCOVERAGE)
-    picture.save(path, optimize=True)
+    """A picture of its most frequent colours, which stay what they are: a tenth of the size, and nobody sees it."""
+    picture = Image.open(io.BytesIO(page.screenshot())).convert("RGB")
+    found = sorted(picture.getcolors(picture.width * picture.height) or [], reverse=True)[:COLOURS]
+    palette = Image.new("P", (1, 1))
+    palette.putpalette([channel for _, colour in found for channel in cast("tuple[int, ...]", colour)])
+    picture.quantize(palette=palette, dither=Image.Dither.NONE).save(path, optimize=True)
 
 
 def main() -> None:
     """Take them all."""
-    folder = Path(sys.argv[1] if len(sys.argv) > 1 else "torchtrack-runs")
+    folder = Path((sys.argv[1:] or ["torchtrack-runs"])[0])
     program = shutil.which("chromium") or shutil.which("google-chrome")
     command = [sys.executable, "-m", "torchtrack.cli", "ui", str(folder), "--port", "0"]
-    server = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    typed = tempfile.TemporaryDirectory()
+    server = subprocess.Popen(
+        command, stdout=subprocess.PIPE, text=True, env={**os.environ, "XDG_DATA_HOME": typed.name}
+    )
     said = server.stdout or io.StringIO()
     try:
         url = next(found[0] for line in said if (found := re.search(r"http://\S+", line)))
         with sync_playwright() as playwright:
             browser = playwright.chromium.launch(executable_path=program, args=["--disable-gpu", "--no-sandbox"])
+            report = ""
             for theme in ("light", "dark"):
                 page = browser.new_context(viewport=SIZE, color_scheme=theme).new_page()  # type: ignore[arg-type]
                 page.set_default_timeout(120_000)
                 page.goto(url)
                 page.get_by_role("heading", name="Projects").wait_for()
-                for name, (place, shown) in pages(folder).items():
-                    page.goto(f"{url.partition('#')[0]}#/{place}")
+                address = url.partition("#")[0]
+                report = report or write_report(page, address, folder)
+                for name, (place, shown) in pages(folder, report).items():
+                    page.goto(f"{address}#/{place}")
                     page.locator(shown).first.wait_for()
-                    page.wait_for_load_state("networkidle") if not place else page.wait_for_timeout(1500)
+                    settle(page)
                     take(page, IMAGES / f"{name}-{theme}.png")
             browser.close()
     finally:
         server.terminate()
         server.wait()
         said.close()
+        typed.cleanup()
 
 
 if __name__ == "__main__":

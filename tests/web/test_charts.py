@@ -12,13 +12,10 @@ import numpy as np
 import pytest
 from playwright.sync_api import Locator, Page, Response, expect
 
-from tests.web.conftest import Served
+from tests.api.journals import RankJournal
+from tests.web.conftest import Served, go, painted, wait_for_steps
 from torchtrack import Api
-from torchtrack.server.answers import read_frame
-
-
-def go(page: Page, served: Served, path: str) -> None:
-    page.goto(f"{served.address}#/{path}")
+from torchtrack.server.answers import read_frame, read_frames
 
 
 def drag(page: Page, chart: Locator, start: float, stop: float) -> None:
@@ -37,9 +34,95 @@ def answered(page: Page, metric: str) -> Any:
     """The next answer with the lines of one metric."""
 
     def is_it(response: Response) -> bool:
-        return response.url.endswith("/series") and metric in (response.request.post_data or "")
+        return "/series" in response.url and metric in (response.request.post_data or "")
 
     return page.expect_response(is_it)
+
+
+def lines(response: Response, metric: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The frame with the lines of one metric, in an answer that may hold those of several charts."""
+    question: Any = response.request.post_data_json
+    asked = [chart["items"][0]["metric"] for chart in question.get("charts", [question])]
+    return list(read_frames(response.body()))[asked.index(metric)]
+
+
+GAP, SPIKE, POINTS = range(300_000, 400_000), 512_345, 1_000_000
+"""Of the long run: the steps at which it is NaN, the one at which it is a hundred times as high, and how many steps."""
+COLUMN = """(canvas, share) => {
+    const over = canvas.parentElement.querySelector(".u-over");
+    const ratio = canvas.width / canvas.clientWidth;
+    const x = Math.round((over.offsetLeft + share * over.clientWidth) * ratio);
+    const [top, height, width] = [over.offsetTop * ratio, over.clientHeight * ratio, 9].map(Math.round);
+    const copy = document.createElement("canvas");
+    [copy.width, copy.height] = [canvas.width, canvas.height];
+    const context = copy.getContext("2d", { willReadFrequently: true });
+    context.drawImage(canvas, 0, 0);
+    const { data } = context.getImageData(x - 4, top, width, height);
+    const found = { line: [], mark: [] };
+    for (let i = 0; i < data.length; i += 4) {
+        const [r, g, b, alpha] = data.subarray(i, i + 4);
+        const isMark = r < 40 && g > 140 && b > 160;
+        const isLine = Math.max(r, g, b) - Math.min(r, g, b) > 40;
+        if (alpha > 100 && (isMark || isLine)) found[isMark ? "mark" : "line"].push(Math.floor(i / 4 / width) / height);
+    }
+    return found;
+}"""
+"""At a place along x: how far from the top, as shares, there are pixels of a line, and of the mark of a NaN."""
+
+
+@pytest.fixture(scope="module")
+def long(served: Served) -> str:
+    """The uid of a run with a metric of a million steps: a wave, a spike of one step, a stretch of NaN."""
+    uid, step = "10000000000000aa", np.arange(POINTS)
+    value = 1.0 + np.sin(step / 1e4)
+    value[GAP.start : GAP.stop], value[SPIKE] = np.nan, 200.0
+    with RankJournal(served.folder, uid) as rank:
+        rank.about(project="long", name="a-million")
+        for start in range(0, POINTS, 100_000):
+            part = step[start : start + 100_000]
+            rank.columns(part, ["wave"] * len(part), value[part], ["mean"] * len(part), part)
+    wait_for_steps(served, uid, POINTS - 1)
+    return uid
+
+
+def afresh(page: Page, served: Served, path: str) -> None:
+    """A place in a page loaded anew: what its chart then holds was drawn for this place."""
+    page.goto("about:blank")
+    go(page, served, path)
+
+
+def pixels(chart: Locator, share: float) -> dict[str, list[float]]:
+    """What is painted at a place along x."""
+    found: dict[str, list[float]] = chart.locator("canvas").evaluate(COLUMN, share)
+    return found
+
+
+def test_a_spike_of_one_step_in_a_million_is_drawn_at_its_height_at_every_zoom(
+    page: Page, served: Served, long: str
+) -> None:
+    chart = page.get_by_role("img", name="wave: 1 line; a-million ends")
+    for width in (POINTS, 300_000, 30_000, 3000, 300, 30):
+        low = 0 if width == POINTS else SPIKE - width // 3
+        afresh(page, served, f"p/long/r/{long}/charts?search=wave&smooth=0&range={low}..{low + width}")
+        painted(chart)
+        here, away = (pixels(chart, (at - low) / width)["line"] for at in (SPIKE, SPIKE + width // 4))
+        assert min(here) < 0.1, width
+        assert min(away) > 0.8, width
+
+
+def test_what_is_nan_is_marked_and_nothing_is_drawn_across_it(page: Page, served: Served, long: str) -> None:
+    chart = page.get_by_role("img", name="wave: 1 line; a-million ends")
+    afresh(page, served, f"p/long/r/{long}/charts?search=wave&smooth=0&range=200000..500000")
+    painted(chart)
+
+    for share in (0.4, 0.5, 0.6):
+        found = pixels(chart, share)
+        assert [at for at in found["line"] if at > 0.1] == []  # above it lie the blurred edges of marks
+        assert max(found["mark"]) < 0.1
+    for share in (0.1, 0.9):
+        found = pixels(chart, share)
+        assert found["line"]
+        assert found["mark"] == []
 
 
 def test_a_trend_is_the_same_curve_at_two_zooms_and_a_spike_is_in_both(page: Page, served: Served) -> None:
@@ -76,6 +159,27 @@ def test_all_charts_zoom_together_and_brackets_go_back_and_forth(page: Page, ser
     expect(chip).to_be_hidden()
     page.keyboard.press("]")
     expect(chip).to_be_visible()
+
+
+def test_a_zoom_is_in_the_address_survives_a_reload_and_back_undoes_it(page: Page, served: Served) -> None:
+    go(page, served, f"p/page/r/{served.healthy}/charts?search=long/metric")
+    chart, chip = page.get_by_role("img", name="long/metric: 1 line"), page.get_by_role("button", name="steps ")
+    expect(chart).to_be_visible()
+    with answered(page, "long/metric"):
+        drag(page, chart, 0.25, 0.5)
+    expect(chip).to_be_visible()
+    said = chip.inner_text()
+    assert "range=" in page.url
+    page.go_back()
+    expect(chip).to_be_hidden()
+    page.go_forward()
+    expect(chip).to_have_text(said)
+    with answered(page, "long/metric") as answer:
+        page.reload()
+    assert answer.value.request.post_data_json["x"]["from"] > 1000
+    expect(chip).to_have_text(said)
+    page.get_by_role("link", name="Stability").click()
+    expect(page.get_by_role("button", name="steps ").first).to_have_text(said)
 
 
 @pytest.mark.parametrize("axis", ["relative", "time", "metric:tokens"])
@@ -151,3 +255,41 @@ def test_a_column_of_the_heatmap_is_the_histogram_of_its_step(page: Page, served
         column = counts[columns["x"].tolist().index(step)]
         assert column.tolist() == np.asarray(run.histogram("gradient", "0.weight", step).counts).tolist()
     expect(page.get_by_role("img", name="histogram by step of 0.weight")).to_be_visible()
+
+
+def test_a_metric_lies_over_what_the_run_says_until_people_choose_otherwise(page: Page, served: Served) -> None:
+    with answered(page, "by/epoch") as first:
+        go(page, served, f"p/page/r/{served.healthy}/charts?search=^(by/epoch|by/hidden|loss)$")
+    _, columns = lines(first.value, "by/epoch")
+
+    assert columns["x"].tolist() == [0.0, 1.0, 2.0]
+    expect(page.get_by_role("img", name="loss: 1 line")).to_be_visible()
+    expect(page.locator("figure", has_text="by/hidden")).to_have_count(0)
+    with answered(page, "by/epoch") as second:
+        page.get_by_label("what lies along x").select_option("step")
+    assert len(lines(second.value, "by/epoch")[1]["x"]) == 30
+
+
+def test_what_is_pinned_comes_first(page: Page, served: Served) -> None:
+    go(page, served, f"p/page/r/{served.healthy}/overview")
+    rows = page.locator("section", has_text="Configuration").get_by_role("rowheader")
+
+    expect(rows.first).to_have_text("seed")
+
+
+def test_losses_lead_and_a_panel_that_is_alone_needs_no_section(page: Page, served: Served) -> None:
+    go(page, served, "p/page")
+    names = page.locator("figure.panel figcaption .of")
+    expect(names.first).to_have_text("loss")
+    expect(page.get_by_role("heading", name="by 3")).to_be_visible()
+    expect(page.get_by_role("heading", name="long")).to_have_count(0)
+    expect(page.locator("section").first).to_contain_text("long/metric")
+
+
+def test_a_panel_says_the_last_value_of_each_line_while_the_pointer_is_elsewhere(page: Page, served: Served) -> None:
+    go(page, served, "p/page?search=^loss$")
+    loss = Api(served.folder).run(served.healthy).summary["loss"]
+    reading = page.locator(".reading")
+    expect(reading).to_contain_text("last")
+    expect(reading).to_contain_text(f"{loss:.4g}")
+    expect(reading).to_contain_text("not finite")  # the other run ends so

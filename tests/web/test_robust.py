@@ -10,7 +10,7 @@ import pytest
 from playwright.sync_api import Browser, Dialog, Page, expect
 
 from tests.stability.faults import Case, train_all
-from tests.web.conftest import Served, serving
+from tests.web.conftest import Served, go, serving
 from torchtrack.testing import ranks
 
 PROJECT = quote("hostile <img src=x onerror=alert(0)>", safe="")
@@ -18,10 +18,6 @@ WITHIN = """node => {
     const { top, bottom, right } = node.getBoundingClientRect();
     return top >= 0 && bottom <= innerHeight && right <= innerWidth;
 }"""
-
-
-def go(page: Page, served: Served, path: str) -> None:
-    page.goto(f"{served.address}#/{path}")
 
 
 def test_no_text_of_a_user_becomes_markup(page: Page, served: Served) -> None:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import shutil
+import time
+
 import urllib3
+from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Page, expect
 
-from tests.web.conftest import Served
-from tests.web.test_table import go
+from tests.api.journals import RankJournal
+from tests.web.conftest import Served, go
 
 
 def lets_in(served: Served, key: str) -> bool:
@@ -62,3 +66,38 @@ def test_alerts_of_all_runs_lead_to_the_step(page: Page, served: Served) -> None
     expect(finding).to_contain_text("sick-one · step 45")
     finding.get_by_role("link").click()
     expect(page.get_by_role("button", name="steps 25 to ").first).to_be_visible()
+
+
+def test_a_rule_is_made_fires_while_one_looks_and_is_removed(page: Page, served: Served) -> None:
+    go(page, served, "p/page/alerts")
+    page.get_by_text("shown here, sent to nobody").click()
+    form = page.get_by_role("form", name="a new rule")
+    form.get_by_label("When").select_option("a metric is above")
+    form.get_by_label("Metric", exact=True).fill("loss")
+    form.get_by_label("Limit").fill("10")
+    form.get_by_label("Name").fill("<b>diverged</b>")
+    form.get_by_role("button", name="Save").click()
+    rule = page.get_by_role("list", name="rules").get_by_role("listitem").filter(has_text="<b>diverged</b>")
+    expect(rule).to_contain_text("loss is above 10")
+    uid = "eeee000011112222"
+    with RankJournal(served.folder, uid, start_us=time.time_ns() // 1000) as rank:
+        rank.about(name="running-away", project="page")
+        rank.log(3, {"loss": 11.0})
+        fired = page.get_by_role("list", name="alerts").get_by_role("listitem").filter(has_text="<b>diverged</b>")
+        expect(fired).to_contain_text("running-away · step 3 · an alert rule")
+        expect(fired).to_contain_text("loss is above 10: 11")
+    assert Axe().run(page, options={"runOnly": ["wcag2a", "wcag2aa"]}).response["violations"] == []
+    rule.get_by_role("button", name="remove").click()
+    expect(rule).to_have_count(0)
+    shutil.rmtree(served.folder / uid)
+
+
+def test_the_form_asks_for_what_the_condition_needs(page: Page, served: Served) -> None:
+    go(page, served, "p/page/alerts")
+    page.get_by_text("shown here, sent to nobody").click()
+    form = page.get_by_role("form", name="a new rule")
+    form.get_by_label("When").select_option("a metric is not logged")
+    expect(form.get_by_label("for", exact=True)).to_have_attribute("required", "")
+    form.get_by_label("When").select_option("a run fits the filter")
+    expect(form.get_by_label("in runs")).to_have_attribute("required", "")
+    expect(form.get_by_label("Metric", exact=True)).to_have_count(0)

@@ -8,12 +8,8 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import Page, expect
 
-from tests.web.conftest import Served
+from tests.web.conftest import Served, go
 from torchtrack import Api
-
-
-def go(page: Page, served: Served, path: str) -> None:
-    page.goto(f"{served.address}#/{path}")
 
 
 def test_columns_are_chosen_and_each_change_is_undone_by_itself_however_quickly_it_came(

@@ -1,15 +1,20 @@
 /** The server's answers. At most six requests are under way; one that nobody waits for any more is aborted. */
 
 import { useEffect, useRef } from "preact/hooks";
-import { useSignal, type Signal } from "@preact/signals";
-import { decode, type Frame } from "./frame";
+import { signal, useSignal, type Signal } from "@preact/signals";
+import { embedded, inFile } from "./embedded";
+import { decode, decodeAll, type Frame } from "./frame";
 
 const MOST = 6;
 /** The server's engine is coming: what is asked is asked again. */
 const STARTING = 503;
+const NO_KEY = 401;
 const root = new URL("api/v1/", new URL(".", location.href.split("#")[0]));
 let under_way = 0;
 const waiting: (() => void)[] = [];
+
+/** Whether the server lets nobody in from here, or no more: a key is asked for in place of the page. */
+export const shut = signal(false);
 
 /** The server said no: what it said is for people to read. */
 export class ServerError extends Error {
@@ -32,6 +37,11 @@ async function turn<T>(work: () => Promise<T>): Promise<T> {
   }
 }
 
+/** Whether answers are waited for. */
+export function busy(): boolean {
+  return under_way > 0;
+}
+
 interface How {
   method?: string;
   headers?: Record<string, string>;
@@ -45,11 +55,13 @@ function request(path: string, body: unknown, signal?: AbortSignal, { method = b
       init.body = JSON.stringify(body);
       init.headers = { ...headers, "content-type": "application/json" };
     }
-    let response = await fetch(new URL(path, root), init);
+    const ask = () => (inFile ? embedded(path, body) : fetch(new URL(path, root), init));
+    let response = await ask();
     while (response.status === STARTING) {
       await pause(1000 * Number(response.headers.get("retry-after") ?? 1), signal);
-      response = await fetch(new URL(path, root), init);
+      response = await ask();
     }
+    if (response.status === NO_KEY) shut.value = true;
     if (!response.ok) throw new ServerError(response.status, await reason(response));
     return response;
   });
@@ -84,6 +96,10 @@ export async function frame<H>(path: string, body: unknown, signal?: AbortSignal
   return decode<H>(await (await request(path, body, signal)).arrayBuffer());
 }
 
+export async function frames<H>(path: string, body: unknown, signal?: AbortSignal): Promise<Frame<H>[]> {
+  return decodeAll<H>(await (await request(path, body, signal)).arrayBuffer());
+}
+
 /** Change something; the answer, if there is one. */
 export async function change<T = unknown>(method: "POST" | "PUT" | "PATCH" | "DELETE", path: string, body?: unknown, headers: Record<string, string> = {}): Promise<T | undefined> {
   const response = await request(path, body, undefined, { method, headers });
@@ -91,14 +107,22 @@ export async function change<T = unknown>(method: "POST" | "PUT" | "PATCH" | "DE
   return text ? (JSON.parse(text) as T) : undefined;
 }
 
-/** The bytes of an answer, to be saved. */
-export async function raw(path: string, body?: unknown): Promise<Blob> {
-  return (await request(path, body)).blob();
+/** The bytes of an answer, or the first so many of them. */
+export async function raw(path: string, body?: unknown, { first, signal }: { first?: number; signal?: AbortSignal } = {}): Promise<Blob> {
+  const headers: Record<string, string> = first === undefined ? {} : { range: `bytes=0-${first - 1}` };
+  return (await request(path, body, signal, { headers })).blob();
 }
 
 /** The address of something to download. */
 export function address(path: string): string {
   return new URL(path, root).href;
+}
+
+/** Answers are asked for once this has settled: what comes later is then told by the server. */
+let listening: Promise<void> = Promise.resolve();
+
+export function askAfter(moment: Promise<void>): void {
+  listening = moment;
 }
 
 export interface Answer<T> {
@@ -119,7 +143,7 @@ export function useAnswer<T>(key: string | null, load: (signal: AbortSignal) => 
     if (key === null) return;
     const controller = new AbortController();
     answer.value = { ...answer.peek(), loading: true };
-    latest.current(controller.signal).then(
+    listening.then(() => latest.current(controller.signal)).then(
       (data) => {
         if (!controller.signal.aborted) answer.value = { data, error: undefined, loading: false };
       },
@@ -130,4 +154,11 @@ export function useAnswer<T>(key: string | null, load: (signal: AbortSignal) => 
     return () => controller.abort();
   }, [key, answer]);
   return answer;
+}
+
+/** A value, or the one before as long as that says the same: what is made of it is not made anew. */
+export function useSame<T>(value: T): T {
+  const kept = useRef(value);
+  if (kept.current !== value && JSON.stringify(kept.current) !== JSON.stringify(value)) kept.current = value;
+  return kept.current;
 }

@@ -2,6 +2,11 @@
 
 const SUPERSCRIPTS = "⁰¹²³⁴⁵⁶⁷⁸⁹";
 
+/** Made once: it takes longer to make one than to write a hundred numbers. */
+const WHOLE = new Intl.NumberFormat("en");
+const FULL = new Intl.NumberFormat("en", { maximumSignificantDigits: 12 });
+const FRACTION = new Intl.NumberFormat("en", { maximumFractionDigits: 6 });
+
 /** Four significant digits; powers of ten where that is shorter. */
 export function number(value: number | null | undefined): string {
   if (value === null || value === undefined) return "–";
@@ -9,12 +14,14 @@ export function number(value: number | null | undefined): string {
   if (!Number.isFinite(value)) return value > 0 ? "∞" : "−∞";
   if (value === 0) return "0";
   const magnitude = Math.abs(value);
-  if (Number.isInteger(value) && magnitude < 1e6) return signed(value.toLocaleString("en"));
-  if (magnitude >= 1e6 || magnitude < 1e-3) {
-    const [digits = "", exponent = "0"] = value.toExponential(2).split("e");
-    return signed(`${digits.replace(/\.?0+$/, "")}e${exponent.replace("+", "")}`);
-  }
-  return signed(Number(value.toPrecision(4)).toLocaleString("en", { maximumFractionDigits: 6 }));
+  if (Number.isInteger(value) && magnitude < 1e6) return signed(WHOLE.format(value));
+  if (magnitude >= 1e6 || magnitude < 1e-3) return exponential(value, 3);
+  return signed(FRACTION.format(Number(value.toPrecision(4))));
+}
+
+function exponential(value: number, digits: number): string {
+  const [mantissa = "", exponent = "0"] = value.toExponential(digits - 1).split("e");
+  return signed(`${mantissa.replace(/\.?0+$/, "")}e${exponent.replace("+", "")}`);
 }
 
 /** A power of ten: 10⁻³. */
@@ -23,12 +30,29 @@ export function power(exponent: number): string {
   return `10${exponent < 0 ? "⁻" : ""}${digits}`;
 }
 
-/** 1,234,567 as 1.2M. */
-export function short(value: number): string {
+/** 1,234,567 as 1.23M. */
+export function short(value: number, digits = 3): string {
   for (const [size, unit] of [[1e9, "G"], [1e6, "M"], [1e3, "k"]] as const) {
-    if (Math.abs(value) >= size) return signed(`${Number((value / size).toPrecision(3))}${unit}`);
+    if (Math.abs(value) >= size) return signed(`${Number((value / size).toPrecision(digits))}${unit}`);
   }
-  return signed(String(Number(value.toPrecision(3))));
+  if (value !== 0 && Math.abs(value) < 1e-3) return exponential(value, digits);
+  return signed(String(Number(value.toPrecision(digits))));
+}
+
+/** The numbers of an axis, as short as they can be told apart; in full where that takes more than four digits. */
+export function ticks(values: readonly (number | null)[]): string[] {
+  const known = values.filter((value) => value !== null);
+  const apart = (text: (value: number) => string) => new Set(known.map(text)).size === new Set(known).size;
+  const write = [3, 4].map((digits) => (value: number) => short(value, digits)).find(apart) ?? ((value: number) => signed(FULL.format(value)));
+  return values.map((value) => (value === null ? "" : write(value)));
+}
+
+/** 1,234,567 bytes as 1.18 MiB. */
+export function bytes(size: number | null | undefined): string {
+  if (size === null || size === undefined) return "–";
+  if (size < 1024) return `${size} B`;
+  const power = Math.min(4, Math.floor(Math.log2(size) / 10));
+  return `${Number((size / 1024 ** power).toPrecision(3))} ${["", "KiB", "MiB", "GiB", "TiB"][power]}`;
 }
 
 /** 4521.3 seconds as 1 h 15 min. */

@@ -17,18 +17,34 @@ export interface Frame<Header> {
 
 /** `u32 length of the header | header | columns one after the other, each padded to a multiple of 8`. */
 export function decode<Header>(buffer: ArrayBuffer): Frame<Header> {
-  const length = new DataView(buffer).getUint32(0, true);
-  const header = JSON.parse(new TextDecoder().decode(new Uint8Array(buffer, 4, length))) as Header & {
+  return decodeAt<Header>(buffer, 0)[0];
+}
+
+/** Frames that follow each other. */
+export function decodeAll<Header>(buffer: ArrayBuffer): Frame<Header>[] {
+  const found: Frame<Header>[] = [];
+  for (let at = 0; at < buffer.byteLength; ) {
+    const [frame, end] = decodeAt<Header>(buffer, at);
+    found.push(frame);
+    at = end;
+  }
+  return found;
+}
+
+/** The frame that begins there, and where it ends. */
+function decodeAt<Header>(buffer: ArrayBuffer, from: number): [Frame<Header>, number] {
+  const length = new DataView(buffer).getUint32(from, true);
+  const header = JSON.parse(new TextDecoder().decode(new Uint8Array(buffer, from + 4, length))) as Header & {
     columns: Column[];
   };
   const columns = new Map<string, Numbers>();
-  let at = 4 + length;
+  let at = from + 4 + length;
   for (const { name, dtype, n } of header.columns) {
     const bytes = n * Number(dtype.slice(1));
     columns.set(name, dtype === "u8" ? counts(buffer, at, n) : new KINDS[dtype](buffer, at, n));
     at += bytes + ((8 - (bytes % 8)) % 8);
   }
-  return { header, columns };
+  return [{ header, columns }, at];
 }
 
 /** 64-bit counts as numbers: exact up to 2^53, which is more than any tensor has elements. */

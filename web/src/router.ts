@@ -5,7 +5,7 @@
 
 import { signal } from "@preact/signals";
 
-export interface Place {
+interface Place {
   path: string[];
   query: URLSearchParams;
 }
@@ -49,12 +49,7 @@ interface How {
 export function set(changes: Record<string, string | undefined>, { push = false, gradual = false }: How = {}): void {
   const { path, query } = place.value;
   const all = { ...Object.fromEntries(query), ...changes };
-  const next = href(path, all);
-  if (push) {
-    location.hash = next;
-    return;
-  }
-  replace(next, gradual);
+  become(href(path, all), { push, gradual });
 }
 
 /** Places of this page before a change of what is seen; a move to another page forgets them. */
@@ -66,7 +61,11 @@ const ONE_CHANGE_MS = 600;
 let changing = -Infinity;
 
 /** Be somewhere else without an entry in the history of the browser; `back` undoes it. */
-export function replace(next: string, gradual = false): void {
+export function replace(next: string): void {
+  become(next);
+}
+
+function become(next: string, { push = false, gradual = false }: How = {}): void {
   const here = location.hash;
   if (here === next) return;
   const now = performance.now();
@@ -74,7 +73,8 @@ export function replace(next: string, gradual = false): void {
   if (!goesOn && before.at(-1) !== here) before.push(here);
   if (before.length > MOST_STEPS) before.shift();
   changing = gradual ? now : -Infinity;
-  history.replaceState(null, "", next);
+  if (push) history.pushState(null, "", next);
+  else history.replaceState(null, "", next);
   place.value = parse(next);
 }
 

@@ -67,9 +67,16 @@ describe("a histogram over steps", () => {
   const row = (bucket: number) => buckets.indexOf(bucket);
 
   test("shows what is in sight and no more, the largest on top", () => {
-    expect(buckets[0]).toBe(165);
-    expect(buckets.at(-1)).toBe(160);
-    expect(cells.rows).toBe(6);
+    expect(buckets).toEqual([165, 163, 161, 160]);
+    expect(cells.rows).toBe(4);
+  });
+
+  test("leaves out what is emptier of all values round zero, of both signs alike, and never zero", () => {
+    const far = new Float32Array(BUCKETS);
+    for (const bucket of [300, 40, 162]) far[bucket] = 1;
+    const rows = fractions(far, [0], 1).buckets;
+    expect([rows[0], rows.at(-1)]).toEqual([300, 40]);
+    expect(rows.slice(rows.indexOf(286), rows.indexOf(286) + 4)).toEqual([286, 163, 162, 40]);
   });
 
   test("gives the share of each bucket in its column", () => {
@@ -94,7 +101,7 @@ describe("a histogram over steps", () => {
     const all = bucketLabels(Array.from({ length: 160 }, (_, i) => 324 - i));
     expect(all.map(({ text }) => text)).toContain("1e−3");
     expect(new Set(all.map(({ text }) => text)).size).toBe(all.length);
-    expect(bucketLabels([163])).toEqual([{ row: 0, text: "0" }]);
+    expect(bucketLabels([163])).toEqual([{ row: 0, text: "0", first: true }]);
     expect(bucketLabels(Array.from({ length: 160 }, (_, i) => 161 - i)).map(({ text }) => text)).toContain("−1e−3");
   });
 });

@@ -1,5 +1,5 @@
 import { expect, test } from "vitest";
-import { ago, duration, number, power, short } from "../src/format";
+import { ago, bytes, duration, number, power, short, ticks } from "../src/format";
 
 test.each([
   [null, "–"],
@@ -21,4 +21,20 @@ test("powers, short numbers and times are as people write them", () => {
   expect(duration(4521.3)).toBe("1 h 15 min");
   expect(duration(59.6)).toBe("60 s");
   expect(ago("2026-01-01T00:00:00+00:00", Date.UTC(2026, 0, 1, 0, 1, 30))).toBe("2 min ago");
+});
+
+test("bytes are said in the unit that has fewest digits", () => {
+  expect([0, 1023, 1024, 1_234_567, 5 * 2 ** 40].map(bytes)).toEqual(["0 B", "1023 B", "1 KiB", "1.18 MiB", "5 TiB"]);
+  expect(bytes(null)).toBe("–");
+});
+
+test("the numbers of an axis are as short as they can be told apart", () => {
+  expect(ticks([0, 2000, 4000, 10_000])).toEqual(["0", "2k", "4k", "10k"]);
+  expect(ticks([500_000, 1e6, 1.5e6, null])).toEqual(["500k", "1M", "1.5M", ""]);
+  expect(ticks([2e-5, 4e-5])).toEqual(["2e−5", "4e−5"]);
+});
+
+test("the numbers of an axis are written in full where a zoom leaves them close together", () => {
+  expect(ticks([512_340, 512_345, 512_350])).toEqual(["512,340", "512,345", "512,350"]);
+  expect(ticks([1.00001, 1.00002])).toEqual(["1.00001", "1.00002"]);
 });

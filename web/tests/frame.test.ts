@@ -1,5 +1,5 @@
 import { expect, test } from "vitest";
-import { decode } from "../src/frame";
+import { decode, decodeAll } from "../src/frame";
 
 function framed(columns: [string, string, ArrayBufferView<ArrayBuffer>, number][]): ArrayBuffer {
   const text = JSON.stringify({ bucket: 4, columns: columns.map(([name, dtype, , n]) => ({ name, dtype, n })) });
@@ -38,4 +38,17 @@ test("columns of a frame are typed arrays on its own memory", () => {
 test("64-bit counts are exact numbers", () => {
   const buffer = framed([["counts", "u8", new BigUint64Array([3n, 2n ** 40n + 5n]), 2]]);
   expect(decode(buffer).columns.get("counts")).toEqual(new Float64Array([3, 2 ** 40 + 5]));
+});
+
+test("frames that follow each other are taken apart on the same memory", () => {
+  const parts = [[1, 2, 3], [4]].map((values) => framed([["x", "f8", new Float64Array(values), values.length]]));
+  const both = new Uint8Array(parts.reduce((size, part) => size + part.byteLength, 0));
+  both.set(new Uint8Array(parts[0] ?? []), 0);
+  both.set(new Uint8Array(parts[1] ?? []), parts[0]?.byteLength);
+
+  const frames = decodeAll(both.buffer);
+
+  expect(frames.map(({ columns }) => [...(columns.get("x") ?? [])])).toEqual([[1, 2, 3], [4]]);
+  expect(frames[1]?.columns.get("x")?.buffer).toBe(both.buffer);
+  expect(decodeAll(new ArrayBuffer(0))).toEqual([]);
 });

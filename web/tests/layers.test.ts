@@ -1,5 +1,5 @@
 import { expect, test } from "vitest";
-import { againstMedian, againstOthers, opened, pooled, rowsAt, rowsWithin } from "../src/charts/layers";
+import { aligned, againstMedian, againstOthers, labelOf, opened, pooled, ratio, rowsAt, rowsWithin } from "../src/charts/layers";
 
 const names = ["blocks.0.fc.weight", "blocks.0.fc.bias", "blocks.1.fc.weight", "head.weight"];
 
@@ -37,4 +37,30 @@ test("a part that is opened has its own parts below it, and stays", () => {
     ["head", 0, false],
   ]);
   expect(opened(names, rowsAt(names, 9), new Set()).every(({ open }) => open === undefined)).toBe(true);
+});
+
+test("maps of two runs lie on one grid, as wide as the sparser one samples, and keep what is furthest from 0", () => {
+  const dense = { names: ["a", "b"], x: [0, 2, 4, 6, 8], bucket: 2, columns: 5, cells: [1, 2, 3, 9, 5, 1, 1, 1, 1, Number.NaN], flags: [0, 0, 0, 1, 0, 0, 0, 0, 0, 2] };
+  const sparse = { names: ["b", "c"], x: [0, 4, 8], bucket: 1, columns: 3, cells: [6, 7, 8, 3, 3, 3], flags: [0, 0, 0, 0, 0, 0] };
+  const { x, width, tables } = aligned([dense, sparse]);
+  expect([width, ...x]).toEqual([4, 0, 4, 8]);
+  expect(tables.map(({ names: rows }) => rows)).toEqual([["a", "b", "c"], ["a", "b", "c"]]);
+  expect([...(tables[0]?.cells as Float32Array)].slice(0, 6)).toEqual([2, 9, 5, 1, 1, Number.NaN]);
+  expect([...(tables[0]?.flags as Uint8Array)].slice(0, 3)).toEqual([0, 1, 0]);
+  expect([...(tables[1]?.cells as Float32Array)].slice(3)).toEqual([6, 7, 8, 3, 3, 3]);
+  expect([...aligned([]).x]).toEqual([]);
+});
+
+test("a run against another is in octaves, and nothing where either has nothing", () => {
+  const values = [8, 1, 0, 0, Number.NaN, 3].map(Number);
+  const base = [2, 2, 0, 1, 1, Number.NaN];
+  expect([...ratio(Float64Array.from(values), Float64Array.from(base))]).toEqual([2, -1, 0, Number.NaN, Number.NaN, Number.NaN]);
+});
+
+test("the mark of a sick layer takes its room from the name", () => {
+  const row = { path: "blocks.2.down.bias", level: 0 };
+  expect(labelOf(row, false)).toBe("…ks.2.down.bias");
+  expect(labelOf(row, true)).toBe("▲ …2.down.bias");
+  expect(labelOf({ path: "head.weight", level: 0 }, true)).toBe("▲ head.weight");
+  expect(labelOf({ path: "blocks.2.down.bias", level: 1 }, false)).toBe("bias");
 });

@@ -1,8 +1,9 @@
 /** What all charts of a page share: the gutter, the axes, one range of x, one cursor. */
 
-import type { Signal } from "@preact/signals";
+import { type Signal, signal } from "@preact/signals";
 import uPlot from "uplot";
-import { number, power, short } from "../format";
+import { inFile } from "../embedded";
+import { number, power, ticks } from "../format";
 import { token } from "./colours";
 
 export const GUTTER = 104;
@@ -16,9 +17,9 @@ export type Scale = "linear" | "log" | "symlog";
 
 export function xAxis({ clock = false, logX = false, bare = false } = {}): uPlot.Axis {
   const axis: uPlot.Axis = { ...lines(), size: 22, gap: 3, ...(logX ? { splits: powers(1) } : {}) };
-  if (bare) return { ...axis, size: 6, gap: 0, values: (_, ticks) => ticks.map(() => "") };
+  if (bare) return { ...axis, size: 6, gap: 0, values: (_, places) => places.map(() => "") };
   if (clock) return { ...axis, size: 34 };
-  return { ...axis, values: (_, ticks) => ticks.map((tick) => (tick === null ? "" : short(tick))) };
+  return { ...axis, values: (_, places) => ticks(places) };
 }
 
 /** Step 0 has a place on a logarithmic axis too: it is linear up to the first step. */
@@ -33,14 +34,15 @@ export function yAxis(size: number, scale: Scale, linear = 1): uPlot.Axis {
     size,
     gap: 4,
     ...(scale === "symlog" ? { splits: powers(linear) } : {}),
-    values: (_, ticks) =>
-      ticks.map((tick) => {
-        if (tick === null) return "";
-        const exponent = Math.log10(Math.abs(tick));
-        const round = scale !== "linear" && Number.isInteger(exponent) && Math.abs(exponent) > 2;
-        return round ? `${tick < 0 ? "−" : ""}${power(exponent)}` : number(tick);
-      }),
+    values: (_, places) => (scale === "linear" ? ticks(places) : places.map(powerOrNumber)),
   };
+}
+
+function powerOrNumber(tick: number | null): string {
+  if (tick === null) return "";
+  const exponent = Math.log10(Math.abs(tick));
+  const round = Number.isInteger(exponent) && Math.abs(exponent) > 2;
+  return round ? `${tick < 0 ? "−" : ""}${power(exponent)}` : number(tick);
 }
 
 /** The ticks of a symmetric logarithm: zero, and the powers of ten on both sides from where it is no longer linear. */
@@ -65,6 +67,21 @@ export function whole(last: number | null | undefined): [number, number] {
   return [0, Math.max(last ?? 0, 1)];
 }
 
+/** Where a range begins, and what it goes back to, if that is not all there is. */
+const homes = new WeakMap<Signal<Range>, Range>();
+
+/** A range that shows a part until one zooms, and again when one shows all. */
+export function pinned(home: Range): Signal<Range> {
+  const range = signal<Range>(home);
+  homes.set(range, home);
+  return range;
+}
+
+/** The part that data is asked for: what is shown, or, where nothing can be asked anew, what there is to be shown. */
+export function wanted(range: Signal<Range>): Range {
+  return inFile ? (homes.get(range) ?? null) : range.value;
+}
+
 /** The ranges that were shown before and, after going back, behind the one that is shown. */
 const trail = new WeakMap<Signal<Range>, { past: Range[]; future: Range[] }>();
 
@@ -75,7 +92,8 @@ function trailOf(range: Signal<Range>) {
 }
 
 /** Show another range; `earlier` goes back to this one. */
-export function zoom(range: Signal<Range>, to: Range): void {
+export function zoom(range: Signal<Range>, next: Range): void {
+  const to = next ?? homes.get(range) ?? null;
   const { past, future } = trailOf(range);
   if (same(range.value, to)) return; // charts that are linked say it one after the other
   past.push(range.value);
@@ -91,7 +109,8 @@ function same(a: Range, b: Range): boolean {
 
 export function earlier(range: Signal<Range>): void {
   const { past, future } = trailOf(range);
-  const last = past.pop();
+  let last = past.pop();
+  while (last !== undefined && same(last, range.value)) last = past.pop(); // the browser's Back went there already
   if (last === undefined) return;
   future.push(range.value);
   range.value = last;
@@ -106,11 +125,12 @@ export function later(range: Signal<Range>): void {
 }
 
 /** Drag to zoom, double click for all; the cursor's line goes through every chart with the same key. */
-export function interaction(key: string, range: Signal<Range>, cursor: Signal<number | null>): Partial<uPlot.Options> {
+export function interaction(key: string, range: Signal<Range>, cursor: Signal<number | null>, { points = true } = {}): Partial<uPlot.Options> {
   return {
-    legend: { show: false },
+    legend: { show: false, live: false },
     cursor: {
       y: false,
+      points: { show: points },
       sync: { key, setSeries: false },
       drag: { x: true, y: false, setScale: false },
       bind: {
@@ -131,7 +151,8 @@ export function interaction(key: string, range: Signal<Range>, cursor: Signal<nu
       ],
       setCursor: [
         (plot) => {
-          const { left } = plot.cursor;
+          const { left, event } = plot.cursor;
+          if (!event) return; // the chart that the pointer is on says where
           cursor.value = left === undefined || left < 0 ? null : plot.posToVal(left, "x");
         },
       ],

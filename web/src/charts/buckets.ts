@@ -3,13 +3,13 @@
  * 1 overflow, 2..161 negative, 162 underflow, 163 zero, 164 underflow, 165..324 positive, 325 overflow, 326 Inf, 327 NaN.
  */
 
-import type { Cells } from "./heat";
+import type { Cells, Label } from "./heat";
 
 export const BUCKETS = 328;
-const ZERO = 163;
-const FIRST_POSITIVE = 165;
-const LAST_POSITIVE = 324;
-const LOWEST_POWER = -56;
+export const ZERO = 163;
+export const FIRST_POSITIVE = 165;
+export const LAST_POSITIVE = 324;
+export const LOWEST_POWER = -56;
 const NOT_FINITE = [0, 326, 327];
 
 /** The lower edge of a positive bucket's magnitude. */
@@ -25,59 +25,71 @@ export interface Picture {
 }
 
 /**
- * Counts by column and bucket as log10 of the share in each column. Shown are the buckets between the outermost ones
- * that hold anything in sight, so that a distribution fills its panel.
+ * Counts by column and bucket as log10 of the share in each column. Shown are the buckets of each sign from the largest
+ * magnitude that is in sight to the smallest of both signs, those that are wanted beside them, and zero between: what
+ * is emptied of all values round zero would take most of the room.
  */
-export function fractions(counts: ArrayLike<number>, x: ArrayLike<number>, end: number): Picture {
+export function fractions(counts: ArrayLike<number>, x: ArrayLike<number>, end: number, wanted: readonly number[] = []): Picture {
   const columns = x.length;
   const totals = new Float64Array(columns);
-  let low = BUCKETS;
-  let high = -1;
+  const occupied = new Uint8Array(BUCKETS);
   for (let column = 0; column < columns; column++) {
     for (let bucket = 0; bucket < BUCKETS; bucket++) {
       const count = counts[column * BUCKETS + bucket] ?? 0;
       if (count === 0) continue;
       totals[column] = (totals[column] ?? 0) + count;
-      if (NOT_FINITE.includes(bucket)) continue;
-      low = Math.min(low, bucket);
-      high = Math.max(high, bucket);
+      if (!NOT_FINITE.includes(bucket)) occupied[bucket] = 1;
     }
   }
-  if (high < low) return { cells: { x, end, rows: 0, values: new Float32Array(0) }, buckets: [] };
-  low = Math.min(low, ZERO - 1);
-  high = Math.max(high, ZERO + 1);
-  const rows = high - low + 1;
+  if (!occupied.includes(1)) return { cells: { x, end, rows: 0, values: new Float32Array(0) }, buckets: [] };
+  const buckets = rowsOf(occupied, wanted);
+  const rows = buckets.length;
   const values = new Float32Array(rows * columns).fill(Number.NaN);
   const nonfinite = new Uint8Array(rows * columns);
   for (let column = 0; column < columns; column++) {
     const total = totals[column] ?? 0;
     const bad = NOT_FINITE.some((bucket) => (counts[column * BUCKETS + bucket] ?? 0) > 0);
-    for (let row = 0; row < rows; row++) {
-      const count = counts[column * BUCKETS + high - row] ?? 0;
+    buckets.forEach((bucket, row) => {
+      const count = counts[column * BUCKETS + bucket] ?? 0;
       if (count > 0) values[row * columns + column] = Math.log10(count / total);
       else if (bad && row === 0) nonfinite[column] = 1;
-    }
+    });
   }
-  const buckets = Array.from({ length: rows }, (_, row) => high - row);
   return { cells: { x, end, rows, values, nonfinite }, buckets };
 }
 
+/** The bucket of the same magnitude and the other sign. */
+export function mirrored(bucket: number): number {
+  return 2 * ZERO - bucket;
+}
+
+/** Those that are shown, from the top: the largest value first. */
+function rowsOf(occupied: Uint8Array, wanted: readonly number[]): number[] {
+  const every = Array.from({ length: BUCKETS }, (_, bucket) => bucket);
+  const there = every.filter((bucket) => occupied[bucket] || wanted.includes(bucket));
+  const [low, high] = [Math.min(ZERO, ...there), Math.max(ZERO, ...there)];
+  const regular = there.map((bucket) => Math.max(bucket, mirrored(bucket))).filter((bucket) => bucket >= FIRST_POSITIVE);
+  const inner = Math.min(LAST_POSITIVE + 1, ...regular);
+  const shown = (bucket: number) => bucket === ZERO || Math.max(bucket, mirrored(bucket)) >= inner || occupied[bucket] === 1;
+  return every.filter((bucket) => bucket >= low && bucket <= high && shown(bucket)).reverse();
+}
+
 /** Powers of ten beside the rows they begin in, and zero in the middle. */
-export function bucketLabels(buckets: readonly number[]): { row: number; text: string }[] {
-  const found: { row: number; text: string }[] = [];
+export function bucketLabels(buckets: readonly number[]): Label[] {
+  const found: Label[] = [];
   buckets.forEach((bucket, row) => {
     const text = bucketLabel(bucket);
-    if (text !== null) found.push({ row, text });
+    if (text !== null) found.push({ row, text, first: bucket === ZERO });
   });
   return found;
 }
 
 function bucketLabel(bucket: number): string | null {
   if (bucket === ZERO) return "0";
-  const mirrored = bucket < ZERO ? 2 * ZERO - bucket : bucket;
-  if (mirrored < FIRST_POSITIVE || mirrored > LAST_POSITIVE) return null;
-  const exponent = Math.ceil(Math.log10(edge(mirrored)));
-  const next = mirrored === LAST_POSITIVE ? Number.POSITIVE_INFINITY : edge(mirrored + 1);
-  if (10 ** exponent < edge(mirrored) || 10 ** exponent >= next) return null;
+  const magnitude = Math.max(bucket, mirrored(bucket));
+  if (magnitude < FIRST_POSITIVE || magnitude > LAST_POSITIVE) return null;
+  const exponent = Math.ceil(Math.log10(edge(magnitude)));
+  const next = magnitude === LAST_POSITIVE ? Number.POSITIVE_INFINITY : edge(magnitude + 1);
+  if (10 ** exponent < edge(magnitude) || 10 ** exponent >= next) return null;
   return `${bucket < ZERO ? "−" : ""}1e${String(exponent).replace("-", "−")}`;
 }

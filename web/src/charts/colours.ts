@@ -7,10 +7,17 @@ const SEQUENTIAL = ["#131423", "#29255a", "#513188", "#8d3d94", "#cc4d78", "#f27
 const DIVERGING = ["#004a9c", "#3174bb", "#619dda", "#a6c6e9", "#eaeff5", "#f4ede8", "#ebbb95", "#dd8736", "#b85b1a", "#923002"];
 const DIVERGING_DARK = ["#a6c6e9", "#619dda", "#3174bb", "#0f3f73", "#1b2027", "#241f1b", "#6b3410", "#b85b1a", "#dd8736", "#ebbb95"];
 
+/** Tokens as they were read, for each theme: asking the browser costs a look at all styles. */
+const read = new Map<string, string>();
+
 /** The value of a token, in the theme that is on. */
 export function token(name: string): string {
-  theme.value; // read anew when it changes
-  return getComputedStyle(document.documentElement).getPropertyValue(`--${name}`).trim();
+  const key = `${theme.value} ${name}`;
+  const known = read.get(key);
+  if (known !== undefined) return known;
+  const value = getComputedStyle(document.documentElement).getPropertyValue(`--${name}`).trim();
+  if (value) read.set(key, value);
+  return value;
 }
 
 /** A slot for each run, the same for the same run as far as no other took it. */

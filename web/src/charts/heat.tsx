@@ -20,13 +20,22 @@ export interface Cells {
   missing?: ArrayLike<number> | undefined;
 }
 
+export interface Label {
+  row: number;
+  text: string;
+  /** Whether others make room for it where rows are narrow. */
+  first?: boolean;
+}
+
 interface Props {
   cells: Cells;
   kind: "sequential" | "diverging";
   /** Values at the two ends of the colours. */
   limits: [number, number];
-  /** The row labels, from the top: the row and what stands beside it. */
-  labels: { row: number; text: string; tone?: "guide" | undefined }[];
+  /** What stands beside rows, from the top. */
+  labels: Label[];
+  /** Lines across, at places between rows from the top, with words at their right end. */
+  guides?: readonly { row: number; text: string }[];
   range: Signal<Range>;
   all: [number, number];
   cursor: Signal<number | null>;
@@ -78,7 +87,7 @@ export function HeatChart(props: Props) {
   };
   // Two points are all the data uPlot needs: the cells are painted below its cursor.
   const data: uPlot.AlignedData = [props.all, [0, cells.rows]];
-  const labels = props.labels.map((label) => `${label.row}${label.text}`).join();
+  const labels = [...props.labels, ...(props.guides ?? [])].map((label) => `${label.row}${label.text}`).join();
   return (
     <Host
       options={options}
@@ -140,6 +149,41 @@ function paint(plot: uPlot, props: Props, canvas: HTMLCanvasElement): void {
   }
   ctx.restore();
   write(plot, props);
+  rule(plot, props);
+}
+
+function rule(plot: uPlot, { cells, guides = [] }: Props): void {
+  const { ctx, bbox } = plot;
+  const row = bbox.height / Math.max(1, cells.rows);
+  const ratio = devicePixelRatio;
+  const right = bbox.left + bbox.width;
+  ctx.save();
+  ctx.font = `${11 * ratio}px Inter, system-ui, "DejaVu Sans", sans-serif`;
+  ctx.textAlign = "right";
+  ctx.textBaseline = "middle";
+  ctx.fillStyle = token("ink");
+  const line = 14 * ratio;
+  let free = bbox.top;
+  for (const guide of guides) {
+    const y = Math.round(bbox.top + guide.row * row) + 0.5;
+    ctx.lineWidth = ratio;
+    ctx.setLineDash([4 * ratio, 4 * ratio]);
+    ctx.strokeStyle = token("ink2");
+    ctx.beginPath();
+    ctx.moveTo(bbox.left, y);
+    ctx.lineTo(right, y);
+    ctx.stroke();
+    if (!guide.text) continue;
+    ctx.lineWidth = 4 * ratio; // a halo: what lies below the words is seen round them
+    ctx.setLineDash([]);
+    ctx.strokeStyle = token("surface");
+    const top = Math.min(Math.max(free, y - line / 2), bbox.top + bbox.height - line);
+    free = top + line;
+    const at = [guide.text, right - 4 * ratio, top + line / 2] as const;
+    ctx.strokeText(...at);
+    ctx.fillText(...at);
+  }
+  ctx.restore();
 }
 
 export function stretches({ x, end }: Pick<Cells, "x" | "end">): [number, number][] {
@@ -163,12 +207,12 @@ function write(plot: uPlot, { cells, labels, selected }: Props): void {
   ctx.font = `${11 * ratio}px Inter, system-ui, "DejaVu Sans", sans-serif`;
   ctx.textAlign = "right";
   ctx.textBaseline = "middle";
-  let free = Number.NEGATIVE_INFINITY;
-  for (const label of labels) {
+  const written: number[] = [];
+  for (const label of labels.toSorted((a, b) => Number(b.first ?? false) - Number(a.first ?? false))) {
     const y = bbox.top + (label.row + 0.5) * row;
-    if (y - free < 12 * ratio) continue;
-    free = y;
-    ctx.fillStyle = token(label.row === selected ? "accent" : label.tone === "guide" ? "ink3" : "ink2");
+    if (written.some((other) => Math.abs(y - other) < 12 * ratio)) continue;
+    written.push(y);
+    ctx.fillStyle = token(label.row === selected ? "accent" : "ink2");
     ctx.fillText(fitted(ctx, label.text, (GUTTER - 12) * ratio), bbox.left - 6 * ratio, y);
   }
   if (selected !== null && selected !== undefined) {
@@ -207,6 +251,7 @@ export function columnAt({ x, end }: Pick<Cells, "x" | "end">, step: number): nu
 }
 
 function point(plot: uPlot, props: Props): void {
+  if (!plot.cursor.event) return; // the pointer is on another chart
   const [row, column] = under(plot, props);
   const box = plot.over.getBoundingClientRect();
   props.onPoint?.(row, column, { x: box.left + (plot.cursor.left ?? 0), y: box.top + (plot.cursor.top ?? 0) });

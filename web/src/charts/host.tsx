@@ -9,7 +9,8 @@ import { theme } from "../state";
 interface Props {
   /** Options for a width; called again when `of` changes. */
   options: (width: number) => uPlot.Options;
-  data: uPlot.AlignedData;
+  /** null while there is nothing to draw yet: a plot is made once. */
+  data: uPlot.AlignedData | null;
   height: number;
   /** What the options depend on, as a string. */
   of: string;
@@ -22,7 +23,10 @@ interface Props {
 export function Host({ options, data, height, of, label, onWidth, onReady }: Props) {
   const room = useRef<HTMLDivElement>(null);
   const plot = useRef<uPlot | null>(null);
+  const drawn = useRef<uPlot.AlignedData | null>(null);
   const width = useSignal(0);
+  const told = useRef(onWidth);
+  told.current = onWidth;
 
   useLayoutEffect(() => {
     const node = room.current;
@@ -31,16 +35,17 @@ export function Host({ options, data, height, of, label, onWidth, onReady }: Pro
       const now = Math.round(entry?.contentRect.width ?? 0);
       if (now === 0) return;
       width.value = now;
-      onWidth?.(now);
-      plot.current?.setSize({ width: now, height });
+      told.current?.(now);
+      if (plot.current && plot.current.width !== now) plot.current.setSize({ width: now, height });
     });
     observer.observe(node);
     return () => observer.disconnect();
-  }, [height, onWidth, width]);
+  }, [height, width]);
 
   useLayoutEffect(() => {
     const node = room.current;
-    if (!node || width.value === 0) return;
+    if (!node || !data || width.value === 0) return;
+    drawn.current = data;
     const made = new uPlot({ ...options(width.value), width: width.value, height }, data, node);
     plot.current = made;
     onReady?.(made);
@@ -51,9 +56,11 @@ export function Host({ options, data, height, of, label, onWidth, onReady }: Pro
     };
     // The data is set by the effect below: a new one needs no new plot.
     // eslint-disable-next-line
-  }, [of, width.value > 0, theme.value, height]);
+  }, [of, data !== null, width.value > 0, theme.value, height]);
 
   useEffect(() => {
+    if (!data || drawn.current === data) return;
+    drawn.current = data;
     plot.current?.setData(data);
   }, [data]);
 

@@ -20,6 +20,63 @@ export interface Row {
   members: readonly number[];
 }
 
+/** A map as the server gives it: where its columns begin, how wide a bucket is, and the table. */
+export interface Grid extends Table {
+  x: ArrayLike<number>;
+  bucket: number;
+}
+
+/** Several maps on the same rows and columns. */
+interface Aligned {
+  x: Float64Array;
+  /** How wide each column is, in steps. */
+  width: number;
+  tables: Table[];
+}
+
+/**
+ * Maps of several runs on one grid, aligned by step. Buckets are powers of two wide and begin at multiples of that, so
+ * narrow ones fit into wide ones; a column is wide enough for a sample of each run, and keeps the value furthest from 0.
+ */
+export function aligned(grids: readonly Grid[]): Aligned {
+  const width = 2 ** Math.ceil(Math.log2(Math.max(1, ...grids.map(({ bucket, x }) => Math.max(bucket, spacing(x))))));
+  const start = (step: number) => Math.floor(step / width) * width;
+  const x = Float64Array.from(new Set(grids.flatMap((grid) => Array.from(grid.x, start)))).sort();
+  const columnOf = new Map(Array.from(x, (step, i) => [step, i]));
+  const names = [...new Set(grids.flatMap((grid) => grid.names))];
+  const rowOf = new Map(names.map((name, i) => [name, i]));
+  const tables = grids.map((grid): Table => {
+    const cells = new Float32Array(names.length * x.length).fill(Number.NaN);
+    const flags = new Uint8Array(cells.length);
+    grid.names.forEach((name, row) => {
+      for (let column = 0; column < grid.columns; column++) {
+        const from = row * grid.columns + column;
+        const to = (rowOf.get(name) ?? 0) * x.length + (columnOf.get(start(grid.x[column] ?? 0)) ?? 0);
+        const value = grid.cells[from] ?? Number.NaN;
+        const before = cells[to] ?? Number.NaN;
+        if (Number.isNaN(before) || Math.abs(value) > Math.abs(before)) cells[to] = value;
+        flags[to] = (flags[to] ?? 0) | ((grid.flags[from] ?? 0) & NOT_FINITE);
+      }
+    });
+    return { names, columns: x.length, cells, flags };
+  });
+  return { x, width, tables };
+}
+
+/** How far columns mostly are from each other. */
+function spacing(x: ArrayLike<number>): number {
+  const gaps = Float64Array.from({ length: Math.max(0, x.length - 1) }, (_, i) => (x[i + 1] ?? 0) - (x[i] ?? 0)).sort();
+  return gaps[gaps.length >> 1] ?? 1;
+}
+
+/** Octaves of one above the other, cell by cell: NaN where either has none. */
+export function ratio(of: Float64Array, against: Float64Array): Float64Array {
+  return of.map((value, i) => {
+    const base = against[i] ?? Number.NaN;
+    return value > 0 && base > 0 ? Math.log2(value / base) : value === base ? 0 : Number.NaN;
+  });
+}
+
 /** The rows of the tree of modules at a depth; a tensor that lies higher up is a row of its own. */
 export function rowsAt(names: readonly string[], depth: number): Row[] {
   const found = new Map<string, number[]>();
@@ -129,4 +186,11 @@ function median(values: Float64Array): number {
   if (known.length === 0) return Number.NaN;
   const half = known.length >> 1;
   return known.length % 2 ? (known[half] ?? Number.NaN) : ((known[half - 1] ?? 0) + (known[half] ?? 0)) / 2;
+}
+
+/** The end of a name says more than its beginning; below an open part its own name is enough. A mark goes before it. */
+export function labelOf({ path, level }: { path: string; level: number }, marked: boolean): string {
+  const text = level > 0 ? path.slice(path.lastIndexOf(".") + 1) : path;
+  const room = marked ? 12 : 15;
+  return `${marked ? "▲ " : ""}${text.length > room ? `…${text.slice(1 - room)}` : text}`;
 }

@@ -27,7 +27,8 @@ export interface Line {
 }
 
 interface Props {
-  x: ArrayLike<number>;
+  /** undefined while it is not there yet. */
+  x: ArrayLike<number> | undefined;
   /** Width of a bucket in x, or of each; 0 where every value is shown. */
   bucket: number | ArrayLike<number>;
   lines: Line[];
@@ -46,6 +47,8 @@ interface Props {
   title: string;
   /** The line that is meant, as its `of`; null for all. */
   focus?: string | null;
+  /** What y shows at least. */
+  reach?: [number, number] | undefined;
   /** A line across, such as the threshold of clipping. */
   level?: number | undefined;
   onWidth?: (width: number) => void;
@@ -60,24 +63,33 @@ export function LineChart(props: Props) {
   const latest = useRef(props);
   latest.current = props;
   const plot = useRef<uPlot | null>(null);
-  const drawn = useMemo(() => traces(x, bucket, lines, scale === "log"), [x, bucket, lines, scale]);
-  useEffect(() => plot.current?.redraw(false), [focus]);
+  const drawn = useMemo(() => traces(x ?? [], bucket, lines, scale === "log"), [x, bucket, lines, scale]);
+  const focused = useRef(focus);
+  useEffect(() => {
+    if (focused.current !== focus) plot.current?.redraw(false);
+    focused.current = focus;
+  }, [focus]);
+  const [low, high] = range.value ?? props.all;
+  useEffect(() => {
+    const shown = plot.current?.scales["x"];
+    if (shown && (shown.min !== low || shown.max !== high)) plot.current?.setScale("x", { min: low, max: high });
+  }, [low, high]);
   const options = (): uPlot.Options => ({
     width: 0,
     height,
     padding: [8, RIGHT, 0, 0],
-    scales: { x: xScale(() => range.value ?? latest.current.all, { logX, clock }), y: yScale(scale, lines, level) },
+    scales: { x: xScale(() => range.value ?? latest.current.all, { logX, clock }), y: yScale(scale, lines, level, props.reach) },
     axes: [xAxis({ clock, logX, bare: props.bare ?? false }), yAxis(gutter, scale, threshold(lines))],
     series: [{}, ...drawn.looks.map((look) => inColour(look, latest))],
     bands: drawn.bands.map(({ series, line }) => ({ series, fill: () => faint(colourOf(latest.current, line)) })),
-    ...drawing(interaction(syncKey, range, cursor), latest),
+    ...drawing(interaction(syncKey, range, cursor, { points: lines.length <= MOST_POINTS }), latest),
   });
   const looks = lines.map((line) => line.label + (line.smooth ? "~" : "") + (line.members ? "#" : ""));
-  const of = [scale, scale === "symlog" && threshold(lines), logX, clock, gutter, level, drawn.each, ...props.all, ...looks].join();
+  const of = [scale, scale === "symlog" && threshold(lines), logX, clock, gutter, level, props.reach, ...looks].join();
   return (
     <Host
       options={options}
-      data={drawn.data}
+      data={x === undefined ? null : drawn.data}
       height={height}
       of={of}
       label={summary(title, lines)}
@@ -89,6 +101,9 @@ export function LineChart(props: Props) {
     />
   );
 }
+
+/** With more lines than these there are no points at the cursor: each is an element that moves with it. */
+const MOST_POINTS = 8;
 
 type Latest = { current: Props };
 
@@ -134,7 +149,7 @@ export function traces(x: ArrayLike<number>, bucket: number | ArrayLike<number>,
   lines.forEach((line, number) => {
     const add = (columns: Column[], look: Partial<Look>) => {
       data.push(interleaved(columns, line, log));
-      looks.push({ label: line.label, line: number, points: { show: x.length < 2 }, ...look });
+      looks.push({ label: line.label, line: number, points: { show: (plot) => plot.data[0].length <= FEW }, ...look });
     };
     if (line.members) {
       bands.push({ series: [data.length, data.length + 1], line: number });
@@ -145,8 +160,11 @@ export function traces(x: ArrayLike<number>, bucket: number | ArrayLike<number>,
     add(many ? [line.first, line.min, line.max, line.last] : [line.mean], { width: 1, alpha: line.smooth ? 0.33 : 1 });
     if (line.smooth) add(once(line.smooth), { label: `${line.label} smoothed`, width: 1.6, points: { show: false } });
   });
-  return { data: data as unknown as uPlot.AlignedData, looks, bands, each };
+  return { data: data as unknown as uPlot.AlignedData, looks, bands };
 }
+
+/** A line of so few values hardly is one: they are marked. */
+const FEW = 4;
 
 /** How a series of the plot looks, and which line it is of; `band` is an edge that only bounds a filled area. */
 type Look = Omit<uPlot.Series, "stroke"> & { line: number; band?: boolean };
@@ -175,10 +193,10 @@ function faint(colour: string): string {
   return colour.startsWith("#") ? `${colour}2b` : colour;
 }
 
-function yScale(scale: Scale, lines: readonly Line[], level: number | undefined): uPlot.Scale {
+function yScale(scale: Scale, lines: readonly Line[], level: number | undefined, reach: [number, number] | undefined): uPlot.Scale {
   if (scale === "log") return { distr: 3, range: decades };
   if (scale === "symlog") return { distr: 4, asinh: threshold(lines), range: bent(threshold(lines)) };
-  return { range: roomy(level) };
+  return { range: reach ? within(reach) : roomy(level) };
 }
 
 /** Where a symmetric logarithm begins to be one: a thousandth of the largest magnitude, as a power of ten. */
@@ -210,6 +228,14 @@ function bent(linear: number) {
   };
 }
 
+/** From edge to edge of what there is to be seen at least, with some room for what lies beyond. */
+function within([least, most]: [number, number]) {
+  return (_: uPlot, low: number | null, high: number | null): [number, number] => {
+    const room = (Math.max(high ?? most, most) - least || 1) * 0.05;
+    return [low !== null && low < least ? low - room : least, high !== null && high > most ? high + room : most + room || 1];
+  };
+}
+
 function roomy(level: number | undefined) {
   return (_: uPlot, low: number | null, high: number | null): [number, number] => {
     const least = Math.min(low ?? 0, level ?? Number.POSITIVE_INFINITY);
@@ -226,7 +252,8 @@ function drawing(options: Partial<uPlot.Options>, latest: Latest): Partial<uPlot
     if (level !== undefined) across(plot, level);
   };
   const height = (plot: uPlot) => {
-    const { top } = plot.cursor;
+    const { top, event } = plot.cursor;
+    if (!event) return; // the pointer is on another chart
     latest.current.onHeight?.(top === undefined || top < 0 ? null : plot.posToVal(top, "y"));
   };
   return { ...options, hooks: { ...options.hooks, draw: [draw], setCursor: [...(options.hooks?.setCursor ?? []), height] } };

@@ -45,7 +45,7 @@ export function scaled(values: readonly (number | string | null)[]): { at: (numb
 }
 
 /** The runs that have a value on every axis, and pass through every brush. */
-export function passing(at: readonly (number | null)[][], brushes: readonly ([number, number] | undefined)[], count: number): number[] {
+function passing(at: readonly (number | null)[][], brushes: readonly ([number, number] | undefined)[], count: number): number[] {
   return Array.from({ length: count }, (_, run) => run).filter((run) =>
     at.every((axis, d) => {
       const place = axis[run];

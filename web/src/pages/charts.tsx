@@ -4,6 +4,7 @@ import type { Signal } from "@preact/signals";
 import { useMemo } from "preact/hooks";
 import { type Range, whole } from "../charts/axes";
 import { colour, slots } from "../charts/colours";
+import { inFile } from "../embedded";
 import type { RunAnswer } from "../model";
 import { place, set } from "../router";
 import { news, theme } from "../state";
@@ -28,8 +29,8 @@ export function Charts({ run, range, of }: Props) {
   return (
     <>
       <div class="bar">
-        <LookBar range={range} all={whole(run.last_step)} metrics={run.keys.filter((name) => !/^_tt\//.test(name))} />
-        {run.world_size > 1 && (
+        <LookBar range={range} all={whole(run.last_step)} metrics={run.keys.filter((name) => !/^_tt\//.test(name))} defined={Object.values(run.definitions).some((said) => said.step_metric)} />
+        {run.world_size > 1 && !inFile && (
           <label>
             Ranks
             <select value={ranks} onChange={(event) => set({ ranks: event.currentTarget.value })}>
@@ -41,7 +42,9 @@ export function Charts({ run, range, of }: Props) {
         )}
       </div>
       <Panels
-        metrics={run.keys.filter(of)}
+        metrics={run.keys.filter((name) => of(name) && !run.definitions[name]?.hidden)}
+        along={(name) => run.definitions[name]?.step_metric}
+        logged={(name) => of(name) && !run.definitions[name]?.hidden}
         sources={sources}
         range={range}
         all={whole(run.last_step)}
@@ -53,7 +56,7 @@ export function Charts({ run, range, of }: Props) {
 }
 
 /** The run as one line, or a line for each rank. */
-export function sourcesOf(run: RunAnswer, ranks: string): Source[] {
+export function sourcesOf(run: Pick<RunAnswer, "uid" | "name" | "world_size">, ranks: string): Source[] {
   if (ranks !== "all" && ranks !== "band") {
     return [{ item: { run: run.uid }, label: run.name, colour: colour(slots([run.uid]).get(run.uid) ?? 0) }];
   }

@@ -1,9 +1,8 @@
 /** A few runs side by side: what they were given, what came of it, and their curves over each other. */
 
-import { signal } from "@preact/signals";
 import { useMemo } from "preact/hooks";
 import { get, useAnswer } from "../api";
-import { type Range, whole } from "../charts/axes";
+import { whole } from "../charts/axes";
 import { colour, slots } from "../charts/colours";
 import { number } from "../format";
 import type { RunAnswer } from "../model";
@@ -15,9 +14,12 @@ import { flat } from "./overview";
 import { LookBar } from "./look";
 import { Panels } from "./panels";
 import type { Source } from "./series";
+import { range } from "../zoomed";
+import { Split } from "./split";
 
 const MOST = 12;
-const range = signal<Range>(null);
+/** Room for the names, and for each run, in pixels. */
+const [NAMES, SIDE] = [280, 140];
 
 export function Compare({ project }: { project: string }) {
   const uids = (place.value.query.get("runs") ?? "").split(",").filter(Boolean).slice(0, MOST);
@@ -48,14 +50,19 @@ function Sides({ project, runs }: { project: string; runs: RunAnswer[] }) {
     () => runs.map((run) => ({ item: { run: run.uid }, label: run.name, colour: colour(shades.get(run.uid) ?? 0) })),
     [runs.map((run) => run.uid).join(), theme.value],
   );
+  const all = whole(Math.max(...runs.map((run) => run.last_step ?? 0)));
+  const live = runs.some((run) => run.state === "running") ? news.value : 0;
+  const watched = runs.filter((run) => run.keys.some((name) => name.startsWith("watch/")));
   const metrics = [...new Set(runs.flatMap((run) => Object.keys(run.summary)))].filter((name) => !/^(system|_tt)\//.test(name));
   return (
     <>
-      <label class="bar">
-        <input type="checkbox" checked={everything} onChange={() => set({ all: everything ? undefined : "1" })} /> what is equal too
-      </label>
+      <div class="bar">
+        <label>
+          <input type="checkbox" checked={everything} onChange={() => set({ all: everything ? undefined : "1" })} /> show what is equal too
+        </label>
+      </div>
       <div class="card scroll">
-        <table class="sides">
+        <table class="sides" style={{ minWidth: `${NAMES + SIDE * runs.length}px` }}>
           <thead>
             <tr>
               <th />
@@ -75,14 +82,16 @@ function Sides({ project, runs }: { project: string; runs: RunAnswer[] }) {
         </table>
       </div>
       <div class="bar spaced">
-        <LookBar range={range} all={whole(Math.max(...runs.map((run) => run.last_step ?? 0)))} />
+        <LookBar range={range} all={all} />
       </div>
+      {watched.length > 1 && <Split runs={watched} range={range} all={all} live={live} syncKey="compare" />}
       <Panels
         metrics={metrics.sort()}
+        logged={() => true}
         sources={sources}
         range={range}
-        all={whole(Math.max(...runs.map((run) => run.last_step ?? 0)))}
-        live={runs.some((run) => run.state === "running") ? news.value : 0}
+        all={all}
+        live={live}
         syncKey="compare"
       />
     </>
@@ -146,5 +155,5 @@ function shownValue(value: unknown): string {
 export function difference(value: unknown, base: unknown): string {
   if (typeof value !== "number" || typeof base !== "number" || base === 0 || value === base) return "";
   const percent = (100 * (value - base)) / Math.abs(base);
-  return `${percent > 0 ? "+" : "−"}${Math.abs(percent).toPrecision(2)} %`;
+  return `${percent > 0 ? "+" : "−"}${number(Number(Math.abs(percent).toPrecision(2)))} %`;
 }

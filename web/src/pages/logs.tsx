@@ -1,6 +1,7 @@
 /** What the ranks printed, by time. */
 
 import { get, useAnswer } from "../api";
+import { inFile } from "../embedded";
 import type { LogsAnswer, RunAnswer } from "../model";
 import { place, set } from "../router";
 import { news } from "../state";
@@ -18,7 +19,7 @@ export function Logs({ run }: { run: RunAnswer }) {
   const answer = useAnswer(key, (signal) => get<LogsAnswer>(`runs/${run.uid}/logs?${parameters}`, signal));
   return (
     <>
-      <div class="bar">
+      {!inFile && <div class="bar">
         <input type="search" value={search} placeholder="Lines that contain" aria-label="lines that contain" spellcheck={false}
           onInput={(event) => set({ q: event.currentTarget.value || undefined }, { gradual: true })} />
         {run.world_size > 1 && (
@@ -32,7 +33,7 @@ export function Logs({ run }: { run: RunAnswer }) {
             </select>
           </label>
         )}
-      </div>
+      </div>}
       <Answered answer={answer.value}>
         {({ lines }) =>
           lines.length === 0 ? (

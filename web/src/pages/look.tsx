@@ -1,8 +1,10 @@
 /** How curves are drawn: kept in the address, so that it can be sent to somebody. */
 
 import type { Signal } from "@preact/signals";
-import { earlier, later, type Range, type Scale, zoom } from "../charts/axes";
+import { earlier, later, type Range, type Scale, wanted, zoom } from "../charts/axes";
+import { inFile } from "../embedded";
 import { duration, number, short } from "../format";
+import { useQuery } from "../query";
 import { place, set } from "../router";
 import { useKeys } from "../ui/shell";
 import type { SeriesBody } from "./series";
@@ -26,8 +28,14 @@ export interface Look {
   search: string;
 }
 
+/** What lies along x of a metric: what was chosen, else the metric that `define_metric` said. */
+export function axisFor(axis: Axis, said: string | undefined): Axis {
+  const chosen = place.value.query.get("x") !== null;
+  return chosen || said === undefined ? axis : { mode: "metric", metric: said };
+}
+
 export function useLook(): Look {
-  const query = place.value.query;
+  const { query } = useQuery();
   const scale = query.get("y");
   const smooth = query.get("smooth");
   return {
@@ -47,6 +55,13 @@ function axisOf(text: string): Axis {
 
 const METRIC = "metric:";
 
+/** The same way round. */
+export function inWords({ mode, metric = "" }: Axis): string {
+  return mode === "metric" ? METRIC + metric : mode;
+}
+/** In the list of what may lie along x: for each metric what `define_metric` said. */
+const AS_DEFINED = "";
+
 /** A place on x in words. */
 export function placeOn({ mode, metric }: Axis, x: number): string {
   if (mode === "time") return new Date(x * 1000).toLocaleString("en-GB");
@@ -54,8 +69,8 @@ export function placeOn({ mode, metric }: Axis, x: number): string {
   return `${mode === "metric" ? metric : "step"} ${number(x)}`;
 }
 
-function unit({ mode, metric }: Axis): string {
-  return mode === "step" ? "steps" : mode === "metric" ? (metric ?? "") : "s";
+function unit({ mode, metric }: Axis, count = 0): string {
+  return mode === "step" ? (count === 1 ? "step" : "steps") : mode === "metric" ? (metric ?? "") : "s";
 }
 
 /**
@@ -77,19 +92,25 @@ export function tau(place: number): { kind: "ema"; tau: number } | null {
 /** The metrics that may lie along x. */
 const MOST_METRICS = 200;
 
-export function LookBar({ range, all, metrics = [] }: { range: Signal<Range>; all: [number, number]; metrics?: string[] }) {
+interface BarProps {
+  range: Signal<Range>;
+  all: [number, number];
+  metrics?: string[];
+  /** Whether the run says of some metrics what lies along x. */
+  defined?: boolean;
+}
+
+export function LookBar({ range, all, metrics = [], defined = false }: BarProps) {
   const { axis, scale, logX, smooth, search } = useLook();
   const at = axis.mode === "step" ? smoothing(smooth, all) : (smooth ?? 0);
   const along = (to: string) => {
-    range.value = null;
-    set({ x: to === "step" ? undefined : to, smooth: undefined });
+    set({ x: to === (defined ? AS_DEFINED : "step") ? undefined : to, smooth: undefined, range: undefined });
   };
   const smoother = (by: number) => set({ smooth: String(Math.max(0, Math.min(TAUS.length - 1, at + by))) }, { gradual: true });
   const scaled = (to: string) => set({ y: to === "linear" ? undefined : to });
   useKeys({
     l: () => scaled(SCALES[(SCALES.indexOf(scale) + 1) % SCALES.length] ?? "linear"),
-    s: () => smoother(-1),
-    S: () => smoother(1),
+    ...(inFile ? {} : { s: () => smoother(-1), S: () => smoother(1) }),
     "0": () => zoom(range, null),
     "[": () => earlier(range),
     "]": () => later(range),
@@ -104,22 +125,7 @@ export function LookBar({ range, all, metrics = [] }: { range: Signal<Range>; al
         spellcheck={false}
         onInput={(event) => set({ search: event.currentTarget.value || undefined }, { gradual: true })}
       />
-      <label title="A value so many steps back counts 1/e. Computed over all values; the raw line stays behind it.">
-        Smoothing
-        <input type="range" min="0" max={TAUS.length - 1} value={at} onInput={(event) => set({ smooth: event.currentTarget.value }, { gradual: true })} />
-        <span class="tau">{at === 0 ? "none" : `${short(TAUS[at] ?? 0)} ${unit(axis)}`}</span>
-      </label>
-      <label>
-        x
-        <select value={axis.mode === "metric" ? METRIC + axis.metric : axis.mode} aria-label="what lies along x" onChange={(event) => along(event.currentTarget.value)}>
-          <option value="step">step</option>
-          <option value="relative">time since its begin</option>
-          <option value="time">time of day</option>
-          {metrics.slice(0, MOST_METRICS).map((name) => (
-            <option key={name} value={METRIC + name}>{name}</option>
-          ))}
-        </select>
-      </label>
+      {!inFile && <Along axis={axis} at={at} defined={defined} metrics={metrics} onAxis={along} />}
       <label>
         y
         <select value={scale} aria-label="scale of y" onChange={(event) => scaled(event.currentTarget.value)}>
@@ -128,19 +134,46 @@ export function LookBar({ range, all, metrics = [] }: { range: Signal<Range>; al
           ))}
         </select>
       </label>
-      <label>
-        <input type="checkbox" checked={logX} onChange={() => set({ logx: logX ? undefined : "1" })} /> log x
-      </label>
+      {!inFile && (
+        <label>
+          <input type="checkbox" checked={logX} onChange={() => set({ logx: logX ? undefined : "1" })} /> log x
+        </label>
+      )}
       <Zoom range={range} />
+    </>
+  );
+}
+
+/** Smoothing and the axis of x: a file has the values of one of each. */
+function Along({ axis, at, metrics, defined, onAxis }: { axis: Axis; at: number; metrics: string[]; defined: boolean; onAxis: (to: string) => void }) {
+  return (
+    <>
+      <label title="A value so many steps back counts 1/e. Computed over all values; the raw line stays behind it.">
+        Smoothing
+        <input type="range" min="0" max={TAUS.length - 1} value={at} onInput={(event) => set({ smooth: event.currentTarget.value }, { gradual: true })} />
+        <span class="tau">{at === 0 ? "none" : `${short(TAUS[at] ?? 0)} ${unit(axis, TAUS[at])}`}</span>
+      </label>
+      <label>
+        x
+        <select value={defined && place.value.query.get("x") === null ? AS_DEFINED : inWords(axis)} aria-label="what lies along x" onChange={(event) => onAxis(event.currentTarget.value)}>
+          {defined && <option value={AS_DEFINED}>as the run says</option>}
+          <option value="step">step</option>
+          <option value="relative">time since its begin</option>
+          <option value="time">time of day</option>
+          {metrics.slice(0, MOST_METRICS).map((name) => (
+            <option key={name} value={METRIC + name}>{name}</option>
+          ))}
+        </select>
+      </label>
     </>
   );
 }
 
 /** What is shown of the steps, and the way back to all. */
 export function Zoom({ range }: { range: Signal<Range> }) {
+  const { axis } = useLook();
   if (range.value === null) return null;
   const [low, high] = range.value;
-  const { axis } = useLook();
   const text = axis.mode === "step" ? `steps ${number(Math.round(low))} to ${number(Math.round(high))}` : `${placeOn(axis, low)} to ${placeOn(axis, high)}`;
   return (
     <button
@@ -157,12 +190,12 @@ export function Zoom({ range }: { range: Signal<Range> }) {
 /** What is asked for of an axis: half-open. */
 export function window({ mode, metric }: Axis, range: Signal<Range>): SeriesBody["x"] {
   if (mode === "step") return steps(range);
-  const [from = null, to = null] = range.value ?? [];
+  const [from = null, to = null] = wanted(range) ?? [];
   return { mode, ...(metric === undefined ? {} : { metric }), from, to };
 }
 
 /** The steps that are asked for: half-open. */
 export function steps(range: Signal<Range>): { from: number | null; to: number | null } {
-  if (range.value === null) return { from: null, to: null };
-  return { from: Math.floor(range.value[0]), to: Math.ceil(range.value[1]) + 1 };
+  const part = wanted(range);
+  return part === null ? { from: null, to: null } : { from: Math.floor(part[0]), to: Math.ceil(part[1]) + 1 };
 }

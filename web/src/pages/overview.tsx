@@ -6,7 +6,7 @@ import type { RunAnswer } from "../model";
 export function Overview({ run }: { run: RunAnswer }) {
   return (
     <div class="columns">
-      <Values title="Configuration" values={run.config} none="init(config={...}) puts it here." />
+      <Values title="Configuration" values={pinnedFirst(run.config, run.pinned)} none="init(config={...}) puts it here." />
       <Values title="Summary" values={own(run.summary)} none="The last value of every metric comes here." />
       <Values title="Environment" values={run.environment} none="Nothing is known of the machine." />
       {run.notes && (
@@ -17,6 +17,12 @@ export function Overview({ run }: { run: RunAnswer }) {
       )}
     </div>
   );
+}
+
+/** The configuration with the keys in front that the user has pinned. */
+export function pinnedFirst(config: Record<string, unknown>, pinned: readonly string[]): Record<string, unknown> {
+  const first = pinned.filter((key) => key in config).map((key) => [key, config[key]]);
+  return { ...Object.fromEntries(first), ...config };
 }
 
 /** Without what the System tab shows. */

@@ -1,38 +1,56 @@
 /** What a chart says in numbers: at the pointer, or all of it as a table. */
 
+import type { Signal } from "@preact/signals";
 import type { Line } from "../charts/line";
 import { number } from "../format";
-import { cursor } from "../state";
 import { type Axis, placeOn } from "./look";
 
 const NEAREST = 6;
 const MOST_ROWS = 500;
 
-/** The values at the cursor: of many lines those nearest to the pointer, from the highest. */
-export function Reading({ axis, steps, lines, height }: { axis: Axis; steps: ArrayLike<number>; lines: Line[]; height: number | null }) {
+/** The values at the cursor, else the last ones: of many lines those nearest to the pointer, from the highest. */
+export function Reading({ cursor, axis, steps, lines, height }: { cursor: Signal<number | null>; axis: Axis; steps: ArrayLike<number>; lines: Line[]; height: Signal<number | null> }) {
   const at = cursor.value;
-  if (at === null || steps.length === 0) return <div class="reading">&nbsp;</div>;
-  const i = lastBefore(steps, at);
-  const there = nearest(lines, i, height);
+  if (steps.length === 0) return <div class="reading">&nbsp;</div>;
+  const i = at === null ? steps.length - 1 : lastBefore(steps, at);
+  const there = at === null ? lines.filter((line) => endOf(line) >= 0).slice(0, NEAREST) : nearest(lines, i, height.value);
   return (
     <div class="reading">
-      <span class="quiet">{placeOn(axis, steps[i] ?? Number.NaN)}</span>
-      {there.map((line) => (
-        <span key={line.label} title={line.label}>
-          <i class="swatch" style={{ background: line.colour }} />
-          {line.nonfinite?.[i] ? <b class="nonfinite">not finite </b> : null}
-          {number(line.mean[i] ?? null)}
-          {line.min[i] !== line.max[i] && !Number.isNaN(line.min[i]) && (
-            <small>
-              {" "}
-              {number(line.min[i] ?? null)} … {number(line.max[i] ?? null)}
-              {line.members && `, ${line.members[i]} of them`}
-            </small>
-          )}
-        </span>
-      ))}
+      <span class="quiet">{at === null ? "last" : placeOn(axis, steps[i] ?? Number.NaN)}</span>
+      {there.map((line, place) => {
+        const here = at === null ? endOf(line) : i;
+        // By their place: elements stay where they are while the pointer moves, and their texts change.
+        return (
+          <span key={place} title={line.label}>
+            <i class="swatch" style={{ background: line.colour }} />
+            <strong class="nonfinite">{line.nonfinite?.[here] ? "not finite " : ""}</strong>
+            {value(at === null ? line.last : line.mean, here)}
+            <small>{at === null ? "" : spread(line, i)}</small>
+          </span>
+        );
+      })}
     </div>
   );
+}
+
+/** Where a line ends, which others may go on beyond; -1 for one that has nothing. */
+function endOf({ last, nonfinite }: Line): number {
+  let i = last.length - 1;
+  while (i >= 0 && Number.isNaN(last[i]) && !nonfinite?.[i]) i -= 1;
+  return i;
+}
+
+/** What is not finite is said in words. */
+function value(column: ArrayLike<number>, i: number): string {
+  const there = column[i] ?? Number.NaN;
+  return Number.isNaN(there) ? "" : number(there);
+}
+
+/** From where to where the values of a bucket go, and how many there are behind a group's. */
+function spread({ min, max, members }: Line, i: number): string {
+  const [low = Number.NaN, high = Number.NaN] = [min[i], max[i]];
+  if (low === high || Number.isNaN(low)) return "";
+  return ` ${number(low)} … ${number(high)}${members ? `, ${members[i]} of them` : ""}`;
 }
 
 export function nearest(lines: readonly Line[], i: number, height: number | null): Line[] {

@@ -1,32 +1,31 @@
-/** One run: what it is, its curves, its health, its machine, its output. */
+/** One run: what it is, its curves, its health, its machine, its output, its files. */
 
-import { signal } from "@preact/signals";
-import { get, useAnswer } from "../api";
-import type { Range } from "../charts/axes";
+import { address, get, useAnswer } from "../api";
+import { inFile } from "../embedded";
 import { ago, duration, number } from "../format";
 import type { Finding, RunAnswer } from "../model";
 import { href, place } from "../router";
 import { news } from "../state";
+import { range, sameSteps } from "../zoomed";
 import { Answered } from "../ui/notices";
 import { SeverityMark, StateMark } from "../ui/marks";
 import { Charts } from "./charts";
+import { Files } from "./files";
 import { Logs } from "./logs";
 import { Overview } from "./overview";
 import { Stability } from "./stability";
 import { graveFirst, title, Where } from "./stability/findings";
 
-const TABS = ["stability", "charts", "system", "logs", "overview"] as const;
+const TABS = ["stability", "charts", "system", "logs", "files", "overview"] as const;
 type Tab = (typeof TABS)[number];
 const NAMES: Record<Tab, string> = {
   stability: "Stability",
   charts: "Charts",
   system: "System",
   logs: "Logs",
+  files: "Files",
   overview: "Overview",
 };
-
-/** The steps that all charts of this run show: kept while one goes from tab to tab. */
-export const range = signal<Range>(null);
 
 export function Run({ project, uid, tab }: { project: string; uid: string; tab: string }) {
   const answer = useAnswer(`run ${uid} ${news.value}`, (signal) => get<RunAnswer>(`runs/${uid}`, signal));
@@ -40,8 +39,8 @@ export function Run({ project, uid, tab }: { project: string; uid: string; tab: 
           <>
             <Title run={run} />
             <nav class="tabs" aria-label="of this run">
-              {TABS.map((name) => (
-                <a key={name} href={href(["p", project, "r", uid, name])} aria-current={name === here ? "page" : undefined}>
+              {TABS.filter((name) => !inFile || name !== "files").map((name) => (
+                <a key={name} href={href(["p", project, "r", uid, name], sameSteps())} aria-current={name === here ? "page" : undefined}>
                   {NAMES[name]}
                 </a>
               ))}
@@ -52,6 +51,7 @@ export function Run({ project, uid, tab }: { project: string; uid: string; tab: 
             {here === "system" && <Charts run={run} range={range} of={(name) => name.startsWith("system/")} />}
             {here === "stability" && <Stability run={run} range={range} answer={findings.value} />}
             {here === "logs" && <Logs run={run} />}
+            {here === "files" && <Files run={run} />}
           </>
         )}
       </Answered>
@@ -79,13 +79,18 @@ function Title({ run }: { run: RunAnswer }) {
       <StateMark state={run.state} />
       <span class="quiet">
         {run.world_size} {run.world_size === 1 ? "rank" : "ranks"}
-        {run.attempts.length > 1 && ` · ${run.attempts.length} attempts`} · began {ago(run.created)} · {duration(run.duration_s)}
+        {run.attempts.length > 1 && ` · ${run.attempts.length} attempts`} · began {inFile ? new Date(run.created).toLocaleString("en-GB") : ago(run.created)} · {duration(run.duration_s)}
       </span>
       {run.tags.map((tag) => (
         <span class="chip" key={tag}>
           {tag}
         </span>
       ))}
+      {!inFile && (
+        <a class="button" href={address(`runs/${run.uid}/html`)} download title="this page as one HTML file that needs no server">
+          Save as HTML
+        </a>
+      )}
       <code class="uid" title="what every command takes">
         {place.value.path[3]}
       </code>

@@ -1,6 +1,8 @@
 /** Lines as the server gives them: one question, or one for each part of a logarithmic axis. */
 
-import { frame } from "../api";
+import { frame, frames } from "../api";
+import { inFile } from "../embedded";
+import type { Frame } from "../frame";
 import type { Line } from "../charts/line";
 import { together } from "../charts/groups";
 import type { SeriesHeader, SeriesItem } from "../model";
@@ -30,8 +32,75 @@ export interface Curves {
   columns: Map<string, ArrayLike<number>>;
 }
 
-export async function curves(body: SeriesBody, signal: AbortSignal): Promise<Curves> {
-  const { header, columns } = await frame<SeriesHeader>("series", body, signal);
+interface Asked {
+  body: SeriesBody;
+  signal: AbortSignal;
+  resolve: (curves: Curves) => void;
+  reject: (error: Error) => void;
+}
+
+/** So many lines are one question: it is answered on one core, and the first charts need not wait for the last. */
+const MOST_LINES = 250;
+let asked: Asked[] = [];
+
+/** The lines of a chart; charts that ask in the same moment are one question. */
+export function curves(body: SeriesBody, signal: AbortSignal): Promise<Curves> {
+  return new Promise((resolve, reject) => {
+    if (asked.length === 0) setTimeout(askTogether);
+    asked.push({ body, signal, resolve, reject });
+  });
+}
+
+function askTogether(): void {
+  const all = asked.filter(({ signal }) => !signal.aborted);
+  asked = [];
+  const most = inFile ? 0 : MOST_LINES; // a file holds the answer to each question by itself
+  for (const some of packed(all, ({ body }) => body.items.length, most)) void ask(some);
+}
+
+/** Things in their order, in as few parts as hold at most so much together. */
+export function packed<T>(things: readonly T[], size: (thing: T) => number, most: number): T[][] {
+  const parts: T[][] = [];
+  let room = 0;
+  for (const thing of things) {
+    const last = parts.at(-1);
+    if (last && size(thing) <= room) last.push(thing);
+    else {
+      parts.push([thing]);
+      room = most;
+    }
+    room -= size(thing);
+  }
+  return parts;
+}
+
+async function ask(some: Asked[]): Promise<void> {
+  const [first] = some;
+  if (!first) return;
+  try {
+    const answers = some.length === 1 ? [await frame<SeriesHeader>("series", first.body, first.signal)] : await frames<SeriesHeader>("series/batch", { charts: some.map(({ body }) => body) }, unwanted(some));
+    some.forEach(({ resolve, reject }, i) => {
+      const answer = answers[i];
+      if (answer) resolve(curvesOf(answer));
+      else reject(new Error("the answer is too short"));
+    });
+  } catch (error) {
+    for (const { reject } of some) reject(error as Error);
+  }
+}
+
+/** Aborted once nobody waits for any of them. */
+function unwanted(some: readonly Asked[]): AbortSignal {
+  const controller = new AbortController();
+  for (const { signal } of some) {
+    signal.addEventListener("abort", () => {
+      if (some.every((one) => one.signal.aborted)) controller.abort(signal.reason);
+    });
+  }
+  return controller.signal;
+}
+
+function curvesOf({ header, columns }: Frame<SeriesHeader>): Curves {
   return { items: header.items, x: columns.get("x") ?? [], bucket: header.raw ? 0 : header.bucket, columns };
 }
 
@@ -93,4 +162,17 @@ function lineOf(i: number, columns: Map<string, ArrayLike<number>>, source: Sour
     smooth: smoothed ? columns.get(`smooth.${i}`) : undefined,
     nonfinite: columns.get(`nonfinite.${i}`),
   };
+}
+
+/** The norm of a rank's own gradients, before they are averaged. */
+export const OWN_NORM = "watch/local_grad_norm";
+
+/** The metric that is the loss of the training, if one is named so. */
+export function lossOf(names: string[]): string | undefined {
+  return names.find((name) => name === "loss") ?? names.find((name) => /(^|[/_])loss$/.test(name));
+}
+
+/** What ranks are compared by unless something is chosen: their own gradients, or the loss where nobody saw these. */
+export function comparedBy(names: string[]): string {
+  return names.includes(OWN_NORM) ? OWN_NORM : (lossOf(names) ?? OWN_NORM);
 }

@@ -1,10 +1,10 @@
 /** The runs of a project against each other: a list to choose from, and every metric with a line a run. */
 
-import { signal } from "@preact/signals";
 import { useMemo } from "preact/hooks";
-import { get, post, useAnswer } from "../api";
-import { type Range, whole } from "../charts/axes";
+import { get, post, useAnswer, useSame } from "../api";
+import { whole } from "../charts/axes";
 import { colour, slots } from "../charts/colours";
+import { number } from "../format";
 import type { KeysAnswer, RunsAnswer, State } from "../model";
 import { href, place, set } from "../router";
 import { news, pointed, theme } from "../state";
@@ -17,13 +17,13 @@ import { Many } from "./many";
 import { Panels } from "./panels";
 import { type Columns, spread } from "./runs/table";
 import type { Source } from "./series";
+import { range } from "../zoomed";
 
 /** So many runs are shown until somebody chooses. */
 const FIRST = 10;
 /** More lines than these in a panel say nothing, and more the server does not take at once. */
 const MOST = 1000;
 const ROW = 28;
-const range = signal<Range>(null);
 
 interface Listed {
   uid: string;
@@ -42,18 +42,19 @@ export function Workspace({ project }: { project: string }) {
     post<RunsAnswer>(`${path}/runs/query`, { filter, sort: ["-created"], columns, limit: 2000 }, signal),
   );
   const keys = useAnswer(`keys ${project} ${news.value}`, (signal) => get<KeysAnswer>(`${path}/keys`, signal));
-  const listed = useMemo(() => (runs.value.data ? listedOf(spread(runs.value.data.columns), by) : []), [runs.value.data]);
+  const listed = useSame(useMemo(() => (runs.value.data ? listedOf(spread(runs.value.data.columns), by) : []), [runs.value.data]));
   const given = place.value.query.get("runs")?.split(",").filter(Boolean);
   const chosen = useMemo(() => given ?? listed.slice(0, by ? MOST : FIRST).map((run) => run.uid), [given?.join(), listed, by]);
   const settings = (keys.value.data?.config ?? []).map(({ key }) => `config.${key}`);
   const metrics = (keys.value.data?.metric ?? []).map(({ key }) => key).filter((name) => !/^(system|_tt)\//.test(name));
+  const along = keys.value.data?.along ?? {};
   const many = place.value.query.get("show") === "many";
   const shown = listed.filter((run) => chosen.includes(run.uid));
   const all = whole(Math.max(...shown.map((run) => run.last ?? 0)));
   const body = { project, listed, chosen, by };
   return (
     <div class="workspace">
-      <List {...body} filter={filter} error={runs.value.error} />
+      <List {...body} filter={filter} error={runs.value.error} pending={runs.value.data?.pending ?? 0} />
       <div>
         <h1 class="unseen">Workspace of {project}</h1>
         <div class="bar">
@@ -77,7 +78,7 @@ export function Workspace({ project }: { project: string }) {
                   ))}
                 </select>
               </label>
-              <LookBar range={range} all={all} metrics={metrics} />
+              <LookBar range={range} all={all} metrics={metrics} defined={Object.keys(along).length > 0} />
             </>
           )}
         </div>
@@ -87,7 +88,7 @@ export function Workspace({ project }: { project: string }) {
               runs.value.data && listed.length === 0 ? (
                 <Empty title={filter ? "No run fits this filter" : "No run in this project"} />
               ) : (
-                <Curves {...body} metrics={metrics} all={all} live={shown.some((run) => run.state === "running") ? news.value : 0} />
+                <Curves {...body} metrics={metrics} along={along} all={all} live={shown.some((run) => run.state === "running") ? news.value : 0} />
               )
             }
           </Answered>
@@ -104,7 +105,7 @@ interface Chosen {
   by: string | null;
 }
 
-function Curves({ project, listed, chosen, by, metrics, all, live }: Chosen & { metrics: string[]; all: [number, number]; live: number }) {
+function Curves({ project, listed, chosen, by, metrics, along, all, live }: Chosen & { metrics: string[]; along: Record<string, string>; all: [number, number]; live: number }) {
   const sources = useMemo<Source[]>(() => {
     const those = listed.filter((run) => chosen.includes(run.uid)).slice(0, MOST);
     const shades = by ? groupSlots(those) : slots(those.map((run) => run.uid));
@@ -115,14 +116,14 @@ function Curves({ project, listed, chosen, by, metrics, all, live }: Chosen & { 
       ...(by ? { group: run.group ?? "–" } : {}),
     }));
   }, [listed, chosen, by, theme.value]);
-  return <Panels metrics={metrics} sources={sources} range={range} all={all} live={live} syncKey={project} />;
+  return <Panels metrics={metrics} along={(name) => along[name]} logged={() => true} sources={sources} range={range} all={all} live={live} syncKey={project} />;
 }
 
 function groupSlots(runs: readonly Listed[]): Map<string, number> {
   return new Map([...new Set(runs.map((run) => run.group ?? "–"))].sort().map((group, i) => [group, i]));
 }
 
-function List({ project, listed, chosen, by, filter, error }: Chosen & { filter: string; error: Error | undefined }) {
+function List({ project, listed, chosen, by, filter, error, pending }: Chosen & { filter: string; error: Error | undefined; pending: number }) {
   const shades = useMemo(() => (by ? groupSlots(listed) : slots(chosen)), [by, listed, chosen]);
   const toggle = (uid: string) => set({ runs: (chosen.includes(uid) ? chosen.filter((one) => one !== uid) : [...chosen, uid]).join(",") });
   const row = (i: number) => {
@@ -164,6 +165,7 @@ function List({ project, listed, chosen, by, filter, error }: Chosen & { filter:
           <button type="button" class="chip" onClick={() => set({ runs: undefined })}>latest</button>
         </span>
       </div>
+      {pending > 0 && <p class="quiet note">{number(pending)} more runs are being read</p>}
       <Windowed count={listed.length} rowHeight={ROW} row={row} as="list" label="runs" class="picks" />
     </aside>
   );

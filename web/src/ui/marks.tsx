@@ -38,3 +38,12 @@ export function SeverityMark({ severity, word = false }: { severity: Severity; w
     </span>
   );
 }
+
+/** What torchtrack is known by. */
+export function Logo() {
+  return (
+    <svg viewBox="0 0 16 16" width="18" height="18" aria-hidden="true">
+      <path d="M2 12 6 6.5l2.6 2.6L14 3.5" fill="none" stroke="currentColor" stroke-width="2" stroke-linecap="round" stroke-linejoin="round" />
+    </svg>
+  );
+}

@@ -19,9 +19,6 @@ export function Problem({ error }: { error: Error }) {
     <div class="problem" role="alert">
       <strong>{away ? "The server does not answer" : error.message}</strong>
       {away && <span> Is `torchtrack ui` still running? This page goes on by itself once it is.</span>}
-      {error instanceof ServerError && error.status === 401 && (
-        <span> Open the address that `torchtrack ui` has printed: it carries the token.</span>
-      )}
     </div>
   );
 }

@@ -3,7 +3,7 @@
 import { computed, signal } from "@preact/signals";
 import { useEffect, useRef } from "preact/hooks";
 import { get, post, useAnswer } from "../api";
-import type { Project, RunsAnswer } from "../model";
+import type { Project, ReportAnswer, RunsAnswer } from "../model";
 import { go, place } from "../router";
 import { toggleTheme } from "../state";
 
@@ -69,15 +69,20 @@ function Open() {
             chosen.value = 0;
           }}
         />
-        <ul role="listbox">
-          {shown.map((entry, i) => (
-            <li role="option" aria-selected={i === chosen.value} onClick={() => { entry.act(); close(); }}>
-              {entry.text}
-              <span>{entry.note}</span>
-            </li>
-          ))}
-          {shown.length === 0 && <li class="none">nothing is called that</li>}
-        </ul>
+        {shown.length > 0 ? (
+          <ul role="listbox" aria-label="where to go">
+            {shown.map((entry, i) => (
+              <li role="option" aria-selected={i === chosen.value} onClick={() => { entry.act(); close(); }}>
+                {entry.text}
+                <span>{entry.note}</span>
+              </li>
+            ))}
+          </ul>
+        ) : (
+          <p class="none" role="status">
+            {answer.value.error?.message ?? (answer.value.data ? "nothing is called that" : "looking …")}
+          </p>
+        )}
       </div>
     </div>
   );
@@ -91,7 +96,15 @@ async function entries(signal: AbortSignal): Promise<Entry[]> {
     { text: "All projects", note: "page", act: () => go([]) },
     { text: "Settings", note: "page", act: () => go(["settings"]) },
   ];
-  return [...(await runs(signal)), ...pages, ...actions];
+  return [...(await runs(signal)), ...(await reports(signal)), ...pages, ...actions];
+}
+
+async function reports(signal: AbortSignal): Promise<Entry[]> {
+  const here = project.value;
+  if (!here) return [];
+  const found = await get<ReportAnswer[]>(`reports?project=${encodeURIComponent(here)}`, signal);
+  const all = { text: `Reports of ${here}`, note: "page", act: () => go(["p", here, "reports"]) };
+  return [all, ...found.map(({ id, title }) => ({ text: title, note: "report", act: () => go(["p", here, "reports", id]) }))];
 }
 
 async function runs(signal: AbortSignal): Promise<Entry[]> {

@@ -5,8 +5,11 @@ import { useEffect } from "preact/hooks";
 import { signal } from "@preact/signals";
 import { back, go, href, place } from "../router";
 import { connection, theme, toggleTheme } from "../state";
+import { me, signOut } from "../session";
+import { Logo } from "./marks";
+import { Menu } from "./menu";
 import { Palette, paletteOpen } from "./palette";
-import { Toast, undoLast } from "./toast";
+import { say, Toast, undoLast } from "./toast";
 
 const helpOpen = signal(false);
 
@@ -16,6 +19,7 @@ const KEYS: [string, string][] = [
   ["g r", "runs of this project"],
   ["g w", "workspace of this project"],
   ["g a", "alerts of this project"],
+  ["g e", "reports of this project"],
   ["g s", "settings"],
   ["/", "filter"],
   ["j and k", "next and previous run of the table"],
@@ -25,9 +29,11 @@ const KEYS: [string, string][] = [
   ["0 or a double click", "all steps"],
   ["[ and ]", "the steps shown before, and back"],
   ["l", "linear, logarithmic or symmetric logarithmic y"],
-  ["← and →", "the panel before and after, where one fills the window"],
+  ["← and →", "the panel before and after, where one fills the window; on a slider of steps the step before and after"],
   ["⌘Z or Ctrl Z", "undo: a deletion, a change of the view"],
   ["s and S", "less and more smoothing"],
+  ["e", "edit this report"],
+  ["⌘S or Ctrl S", "save the report that is being written"],
   ["t", "light or dark"],
   ["?", "these keys"],
 ];
@@ -51,7 +57,7 @@ export function useKeys(keys: Record<string, () => void>): void {
 }
 
 /** Ctrl Z outside of a field: first what was just said to be done, else the last change of the view. */
-function useUndo(): void {
+export function useUndo(): void {
   useEffect(() => {
     const press = (event: KeyboardEvent) => {
       const typing = (event.target as HTMLElement).closest("input:not([type=range]):not([type=checkbox]), textarea, [contenteditable]");
@@ -76,6 +82,7 @@ export function Shell({ children }: { children: ComponentChildren }) {
     "g r": () => project && go(["p", project, "runs"]),
     "g w": () => project && go(["p", project]),
     "g a": () => project && go(["p", project, "alerts"]),
+    "g e": () => project && go(["p", project, "reports"]),
     "g s": () => go(["settings"]),
   });
   return (
@@ -95,6 +102,7 @@ export function Shell({ children }: { children: ComponentChildren }) {
         <a class="button plain" href={href(["settings"])} aria-label="settings">
           ⚙
         </a>
+        <WhoIAm />
         <button type="button" class="plain" onClick={toggleTheme} aria-label={`to the ${theme.value === "dark" ? "light" : "dark"} theme`}>
           {theme.value === "dark" ? "☾" : "☀"}
         </button>
@@ -110,16 +118,20 @@ export function Shell({ children }: { children: ComponentChildren }) {
   );
 }
 
-function Logo() {
+/** Whom the server knows here, and the way out; where it asks nobody for a key there is neither. */
+function WhoIAm() {
+  const who = me.value;
+  if (!who || who.kind === "anyone") return null;
+  const out = () => void signOut().catch((error: Error) => say(error.message));
   return (
-    <svg viewBox="0 0 16 16" width="18" height="18" aria-hidden="true">
-      <path d="M2 12 6 6.5l2.6 2.6L14 3.5" fill="none" stroke="currentColor" stroke-width="2" stroke-linecap="round" stroke-linejoin="round" />
-    </svg>
+    <span class="who">
+      <Menu label={`signed in as ${who.name}`} text={`${who.name} ▾`} actions={[{ text: "Who I am, keys", act: () => go(["settings"]) }, { text: "Sign out", act: out }]} />
+    </span>
   );
 }
 
 function Crumbs() {
-  const [kind, project, section, run] = place.value.path;
+  const [kind, project, section] = place.value.path;
   if (kind !== "p" || !project) return <nav class="crumbs" aria-label="where" />;
   return (
     <nav class="crumbs" aria-label="where">
@@ -127,13 +139,15 @@ function Crumbs() {
       <a href={href(["p", project])} aria-current={section === undefined ? "page" : undefined}>
         Workspace
       </a>
-      <a href={href(["p", project, "runs"])} aria-current={section === "runs" ? "page" : undefined}>
+      <a href={href(["p", project, "runs"])} aria-current={section === "runs" ? "page" : section === "r" ? "true" : undefined}>
         Runs
       </a>
       <a href={href(["p", project, "alerts"])} aria-current={section === "alerts" ? "page" : undefined}>
         Alerts
       </a>
-      {section === "r" && run && <span class="quiet">{run}</span>}
+      <a href={href(["p", project, "reports"])} aria-current={section === "reports" ? "page" : undefined}>
+        Reports
+      </a>
     </nav>
   );
 }

@@ -7,14 +7,16 @@ const LASTS_MS = 6000;
 interface Said {
   text: string;
   undo?: (() => void) | undefined;
+  /** Where it can be seen. */
+  link?: { text: string; href: string } | undefined;
 }
 
 const said = signal<Said | null>(null);
 let timer = 0;
 
-export function say(text: string, undo?: () => void): void {
+export function say(text: string, undo?: () => void, link?: Said["link"]): void {
   clearTimeout(timer);
-  said.value = { text, undo };
+  said.value = { text, undo, link };
   timer = window.setTimeout(() => {
     said.value = null;
   }, LASTS_MS);
@@ -33,6 +35,7 @@ export function Toast() {
   return (
     <div class="toast" role="status" hidden={said.value === null}>
       {said.value?.text}
+      {said.value?.link && <a href={said.value.link.href}>{said.value.link.text}</a>}
       {said.value?.undo && (
         <button type="button" onClick={() => undoLast()}>
           Undo

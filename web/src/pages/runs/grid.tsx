@@ -14,7 +14,10 @@ import { aggregate, type Columns, grouped, shown, titleOf } from "./table";
 const ROW = 28;
 const NAME = 260;
 const WIDTHS: Record<string, number> = { state: 104, created: 104, duration_s: 104, world_size: 68, last_step: 84 };
-const WIDTH = 116;
+/** Columns of words, which begin at the left. */
+const WORDS = new Set(["state", "group", "job_type", "notes"]);
+/** Of the others, by their names. */
+const [NARROW, WIDE, LETTER, AIR] = [96, 240, 7, 32];
 
 interface Props {
   project: string;
@@ -49,7 +52,7 @@ export function Grid({ project, columns, names, sort, group, ticked, onTick }: P
     Enter: () => { const uid = current(); if (uid) go(["p", project, "r", uid]); },
   });
   const cells = (sight: Sight, cell: (name: string) => ComponentChildren) => inSight(laid, sight).map(([name, left, width]) => (
-    <span role="cell" key={name} class="num" style={{ left: `${left}px`, width: `${width}px` }}>
+    <span role="cell" key={name} class={WORDS.has(name) ? "" : "num"} style={{ left: `${left}px`, width: `${width}px` }}>
       {cell(name)}
     </span>
   ));
@@ -121,7 +124,7 @@ interface Laid {
 function layout(names: readonly string[]): Laid {
   let left = NAME;
   const places = names.map((name): [string, number, number] => {
-    const width = WIDTHS[name] ?? WIDTH;
+    const width = WIDTHS[name] ?? Math.max(NARROW, Math.min(WIDE, name.length * LETTER + AIR));
     left += width;
     return [name, left - width, width];
   });
@@ -136,7 +139,7 @@ function Head({ name, sort, style }: { name: string; sort: string; style?: Recor
   const way = sort === name ? "ascending" : sort === `-${name}` ? "descending" : "none";
   const text = name === "name" ? "Run" : titleOf(name);
   return (
-    <span role="columnheader" aria-sort={way} class={style ? "num" : "name"} style={style}>
+    <span role="columnheader" aria-sort={way} class={!style ? "name" : WORDS.has(name) ? "" : "num"} style={style}>
       <button type="button" title={name} onClick={() => set({ sort: way === "descending" ? name : `-${name}` })}>
         <small>{/^(config|summary)\./.exec(name)?.[0]}</small>
         {text}

@@ -50,8 +50,9 @@ export function Runs({ project }: { project: string }) {
   );
 }
 
-function counted({ n }: RunsAnswer): string {
-  return n > MOST ? `the first ${MOST} of ${n} runs` : `${n} run${n === 1 ? "" : "s"}`;
+function counted({ n, pending = 0 }: RunsAnswer): string {
+  const more = pending > 0 ? `, and ${pending} that are being read` : "";
+  return (n > MOST ? `the first ${MOST} of ${n} runs` : `${n} run${n === 1 ? "" : "s"}`) + more;
 }
 
 function Table({ project, columns, sort }: { project: string; columns: Record<string, unknown[]>; sort: string }) {

@@ -6,6 +6,7 @@ import { ago, duration, number } from "../../format";
 export const FIXED = ["uid", "name", "state", "created", "duration_s", "world_size", "last_step", "tags", "notes", "group", "job_type"];
 /** Shown before anybody chooses, beside the keys that differ. */
 const FIRST = ["state", "created", "duration_s", "world_size", "last_step"];
+const LOSS = /^summary\.(.*[/_])?loss$/;
 const TITLES: Record<string, string> = {
   state: "State",
   created: "Began",
@@ -53,12 +54,13 @@ export function choices(columns: Columns): string[] {
   return Object.keys(columns).filter((name) => !["uid", "name", "tags"].includes(name));
 }
 
-/** Those that are shown as long as nobody has chosen: of the configuration what differs, of the summary what people logged. */
+/** Those that are shown as long as nobody has chosen: of the configuration what differs, of the summary what people logged, losses first. */
 export function shownFirst(columns: Columns): string[] {
   const own = (name: string) => (name.startsWith("config.") ? differs(columns[name] ?? []) : !/^summary\.(system|watch|_tt)\//.test(name));
   const filled = (name: string) => (columns[name] ?? []).some((value) => value !== null);
   const others = choices(columns).filter((name) => !FIXED.includes(name) && own(name) && filled(name));
-  return [...FIRST, ...(filled("group") ? ["group"] : []), ...others];
+  const rank = (name: string) => (LOSS.test(name) ? 0 : name.startsWith("config.") ? 1 : 2);
+  return [...FIRST, ...(filled("group") ? ["group"] : []), ...others.sort((a, b) => rank(a) - rank(b))];
 }
 
 export function titleOf(name: string): string {

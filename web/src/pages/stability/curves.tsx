@@ -7,11 +7,15 @@ import { whole } from "../../charts/axes";
 import { colour } from "../../charts/colours";
 import { LineChart } from "../../charts/line";
 import { cursor } from "../../state";
+import type { RunAnswer } from "../../model";
+import { Menu } from "../../ui/menu";
 import { smoothing, steps, tau } from "../look";
-import { curves, linesOf } from "../series";
-import { buckets, NOTHING, type Panel } from "./parts";
+import { useReportActions } from "../reports/adding";
+import { curvesPanel } from "../reports/panel";
+import { curves, linesOf, lossOf } from "../series";
+import { buckets, type Panel } from "./parts";
 
-type Props = Omit<Panel, "findings">;
+type Props = Omit<Panel, "findings" | "run"> & { run: RunAnswer };
 
 const CURVES: [string, string, boolean][] = [
   ["loss", "Loss", false],
@@ -20,8 +24,7 @@ const CURVES: [string, string, boolean][] = [
 
 export function Curves({ run, range, live }: Props) {
   const known = Object.keys(run.summary);
-  const loss = known.find((name) => name === "loss") ?? known.find((name) => /(^|[/_])loss$/.test(name));
-  const metrics = CURVES.map(([metric, title, log]) => [metric === "loss" ? loss : metric, title, log] as const);
+  const metrics = CURVES.map(([metric, title, log]) => [metric === "loss" ? lossOf(known) : metric, title, log] as const);
   return (
     <>
       {metrics.map(([metric, title, log]) =>
@@ -41,13 +44,16 @@ function Curve({ run, range, live, metric, title, log }: Props & { metric: strin
     const source = { item: { run: run.uid }, label: title, colour: colour(log ? 3 : 0) };
     return data ? linesOf(data, [source], { smoothed: body.smooth !== null }) : [];
   }, [data, log, body.smooth === null]);
+  const look = new URLSearchParams(log ? { y: "log" } : {});
+  const actions = useReportActions(() => curvesPanel(metric, [{ item: { run: run.uid } }], look, range.value, body.smooth?.tau ?? 0));
   return (
     <figure class="panel">
       <figcaption>
-        {title} <small>{metric === title.toLowerCase() ? "" : metric}</small>
+        <span class="of">{title} <small>{metric === title.toLowerCase() ? "" : metric}</small></span>
+        {actions.length > 0 && <Menu label={`what can be done with ${metric}`} actions={actions} />}
       </figcaption>
       <LineChart
-        x={data?.x ?? NOTHING}
+        x={data?.x}
         bucket={data?.bucket ?? 0}
         lines={lines}
         range={range}

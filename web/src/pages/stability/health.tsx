@@ -14,9 +14,9 @@ interface Figure {
 
 export function Health({ run, findings }: { run: RunAnswer; findings: Finding[] | undefined }) {
   return (
-    <div class="figures" role="group" aria-label="health">
+    <div class="vitals" role="group" aria-label="health">
       {figures(run, findings).map(({ name, value, tone, title }) => (
-        <div key={name} class={tone ? `card figure on-${tone}` : "card figure"} title={title}>
+        <div key={name} class={tone ? `card vital on-${tone}` : "card vital"} title={title}>
           <span>{name}</span>
           <strong class={tone ? `tone-${tone}` : ""}>{value}</strong>
         </div>
@@ -25,7 +25,7 @@ export function Health({ run, findings }: { run: RunAnswer; findings: Finding[] 
   );
 }
 
-export function figures({ summary }: Pick<RunAnswer, "summary">, findings: Finding[] | undefined): Figure[] {
+function figures({ summary }: Pick<RunAnswer, "summary">, findings: Finding[] | undefined): Figure[] {
   const of = (severity: string) => (findings ?? []).filter((finding) => finding.severity === severity).length;
   const bad = (findings ?? []).filter((finding) => finding.rule === "non_finite");
   const value = (name: string) => (typeof summary[name] === "number" ? summary[name] : null);
@@ -36,7 +36,7 @@ export function figures({ summary }: Pick<RunAnswer, "summary">, findings: Findi
     clipped(value("watch/clip_coef")),
     figure("Weight norm", summary["watch/param_norm"], "the last one"),
     ratioFigure(ratio("watch/grad_norm", "watch/param_norm")),
-    { name: "Not finite", value: bad.length ? `since ${number(Math.min(...bad.map((one) => one.first_step)))}` : "never", tone: bad.length ? "crit" : "", title: "the first step at which something was NaN or infinite" },
+    { name: "Not finite", value: bad.length ? `since ${number(Math.min(...bad.map((one) => one.first_step)))}` : findings === undefined ? "…" : "never", tone: bad.length ? "crit" : "", title: "the first step at which something was NaN or infinite" },
   ];
   return shown.filter((each) => each !== null);
 }

@@ -3,13 +3,15 @@
 import { type Signal, useSignal } from "@preact/signals";
 import { useEffect, useMemo } from "preact/hooks";
 import type { Answer } from "../../api";
+import { answers } from "../../embedded";
 import { earlier, later, type Range, zoom } from "../../charts/axes";
 import type { Finding, RunAnswer } from "../../model";
 import { place, set } from "../../router";
 import { news } from "../../state";
+import { written } from "../../zoomed";
 import { Answered } from "../../ui/notices";
 import { useKeys } from "../../ui/shell";
-import { Zoom } from "../look";
+import { steps, Zoom } from "../look";
 import { Curves } from "./curves";
 import { Detail } from "./detail";
 import { around, graveFirst, Lane, List, round } from "./findings";
@@ -33,14 +35,14 @@ export function Stability({ run, range, answer }: Props) {
     at.value = i;
     zoom(range, round(finding));
     const [name] = finding.names;
-    if (name && finding.kind) set({ tensor: name, kind: finding.kind });
+    if (name && finding.kind && answers("histogram", { run: run.uid, kind: finding.kind, name, x: steps(range) })) set({ tensor: name, kind: finding.kind });
   };
   const given = place.value.query.get("at");
   useEffect(() => {
     if (given === null || !/^\d+$/.test(given)) return;
     const step = Number(given);
-    zoom(range, around(step, step));
-  }, [given, range]);
+    set({ at: undefined, range: written(around(step, step)) });
+  }, [given]);
   useKeys({
     ".": () => choose(Math.min(at.value + 1, findings.length - 1)),
     ",": () => choose(Math.max(at.value - 1, 0)),
@@ -54,7 +56,7 @@ export function Stability({ run, range, answer }: Props) {
       <Health run={run} findings={answer.data} />
       <div class="stability">
         <div class="card stack">
-          <Lane findings={findings} range={range} run={run} onChoose={choose} chosen={at.value} />
+          {findings.length > 0 && <Lane findings={findings} range={range} run={run} onChoose={choose} chosen={at.value} />}
           <Curves run={run} range={range} live={live} />
           <Layers {...panel} />
           {run.world_size > 1 && <Ranks {...panel} />}

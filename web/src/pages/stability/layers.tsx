@@ -3,19 +3,19 @@
 import { useSignal } from "@preact/signals";
 import { useMemo } from "preact/hooks";
 import { frame, useAnswer } from "../../api";
+import { answers } from "../../embedded";
 import { whole } from "../../charts/axes";
 import { type Cells, HeatChart } from "../../charts/heat";
-import { againstMedian, logarithm, opened, type Pool, pooled, rowsAt, rowsWithin, type TreeRow } from "../../charts/layers";
+import { againstMedian, labelOf, logarithm, opened, type Pool, pooled, rowsAt, rowsWithin, type TreeRow } from "../../charts/layers";
 import { robust } from "../../charts/limits";
 import type { Frame } from "../../frame";
 import type { HeatmapHeader } from "../../model";
-import { place, set } from "../../router";
+import { useQuery } from "../../query";
 import { cursor } from "../../state";
 import { Empty } from "../../ui/notices";
 import { steps } from "../look";
-import { buckets, Choice, endOf, Legend, NOTHING, type Panel, type Pointed, ROW, Tip } from "./parts";
+import { Actions, buckets, Choice, endOf, KINDS, Legend, NOTHING, type Panel, type Pointed, ROW, Tip } from "./parts";
 
-const KINDS = ["gradient", "parameter", "update", "activation", "optimizer"];
 const MODES = {
   median: { text: "norm against its own median", stat: "norm", pool: "norm", unit: "× its median, as a power of 2" },
   norm: { text: "norm", stat: "norm", pool: "norm", unit: "log₁₀" },
@@ -34,7 +34,7 @@ interface LayerRow extends TreeRow {
 }
 
 export function Layers({ run, range, live, findings }: Panel) {
-  const query = place.value.query;
+  const { query, set } = useQuery();
   const kind = query.get("kind") ?? "gradient";
   const mode = (query.get("mode") ?? "median") as Mode;
   const { text, stat, pool, unit } = MODES[mode] ?? MODES.median;
@@ -52,13 +52,16 @@ export function Layers({ run, range, live, findings }: Panel) {
   const height = Math.max(40, Math.min(MOST_HEIGHT, rows.length * ROW)) + 10;
   const tensor = query.get("tensor");
   const chosen = tensor === null ? -1 : rows.findLastIndex((row) => row.pattern === tensor || row.names.includes(tensor));
+  const choose = (pattern: string | undefined) => {
+    if (answers("histogram", { run: run.uid, kind, name: pattern, x: body.x })) set({ tensor: pattern });
+  };
   const sick = new Set(findings.filter((finding) => finding.severity !== "info").flatMap((finding) => finding.names));
   return (
     <figure class="panel">
       <figcaption>
         Layers
-        <Choice label="kind" value={kind} options={KINDS.map((name) => [name, name])} onChange={(value) => set({ kind: value, tensor: undefined })} />
-        <Choice label="what is shown" value={mode} options={Object.entries(MODES).map(([name, one]) => [name, one.text])} onChange={(value) => set({ mode: value })} />
+        <Choice label="kind" value={kind} options={KINDS.filter((name) => answers("heatmap", { ...body, kind: name })).map((name) => [name, name])} onChange={(value) => set({ kind: value, tensor: undefined })} />
+        <Choice label="what is shown" value={mode} options={Object.entries(MODES).filter(([, one]) => answers("heatmap", { ...body, stat: one.stat })).map(([name, one]) => [name, one.text])} onChange={(value) => set({ mode: value })} />
         <Choice
           label="depth"
           value={depth}
@@ -66,6 +69,7 @@ export function Layers({ run, range, live, findings }: Panel) {
           onChange={(value) => set({ depth: value || undefined, open: undefined })}
         />
         <Legend limits={shown} kind={diverging ? "diverging" : "sequential"} unit={unit} />
+        <Actions show="layers" run={run} range={range} />
       </figcaption>
       {answer.value.error && <div class="tone-crit note">{answer.value.error.message}</div>}
       {data && rows.length === 0 ? (
@@ -91,9 +95,9 @@ export function Layers({ run, range, live, findings }: Panel) {
             title={`layers by step, ${kind}, ${text}`}
             onWidth={(pixels) => { width.value = pixels; }}
             onPoint={(row, column, at) => { pointed.value = row === null || column === null ? null : { row, column, ...at }; }}
-            onClick={(row) => set({ tensor: rows[row]?.pattern })}
+            onClick={(row) => choose(rows[row]?.pattern)}
           />
-          <Tree rows={rows} height={height - 10} chosen={chosen} sick={sick} />
+          <Tree rows={rows} height={height - 10} chosen={chosen} sick={sick} onChoose={choose} />
         </div>
       )}
       <Tip pointed={pointed.value} cells={cells} name={(row) => rows[row]?.path ?? ""} />
@@ -102,12 +106,13 @@ export function Layers({ run, range, live, findings }: Panel) {
 }
 
 /** The names beside the rows: those with parts open and close, the others choose their tensor. */
-function Tree({ rows, height, chosen, sick }: { rows: LayerRow[]; height: number; chosen: number; sick: Set<string> }) {
+function Tree({ rows, height, chosen, sick, onChoose }: { rows: LayerRow[]; height: number; chosen: number; sick: Set<string>; onChoose: (pattern: string) => void }) {
+  const { query, set } = useQuery();
   const each = height / Math.max(1, rows.length);
   const every = Math.max(1, Math.ceil(11 / each));
-  const open = (place.value.query.get("open") ?? "").split(",").filter(Boolean);
+  const open = (query.get("open") ?? "").split(",").filter(Boolean);
   const press = (row: LayerRow) => {
-    if (row.open === undefined) return set({ tensor: row.pattern });
+    if (row.open === undefined) return onChoose(row.pattern);
     const next = row.open ? open.filter((path) => path !== row.path) : [...open, row.path];
     set({ open: next.join(",") || undefined });
   };
@@ -125,19 +130,12 @@ function Tree({ rows, height, chosen, sick }: { rows: LayerRow[]; height: number
             onClick={() => press(row)}
           >
             <span aria-hidden="true">{row.open === undefined ? "" : row.open ? "▾ " : "▸ "}</span>
-            {row.names.some((name) => sick.has(name)) ? "▲ " : ""}
-            {label(row)}
+            {labelOf(row, row.names.some((name) => sick.has(name)))}
           </button>
         ) : null,
       )}
     </div>
   );
-}
-
-/** The end of a name says more than its beginning; below an open part its own name is enough. */
-function label({ path, level }: LayerRow): string {
-  const text = level > 0 ? path.slice(path.lastIndexOf(".") + 1) : path;
-  return text.length > 15 ? `…${text.slice(-14)}` : text;
 }
 
 function layersOf(data: Frame<HeatmapHeader> | undefined, mode: Mode, pool: Pool, depth: string, open: string): { rows: LayerRow[]; cells: Cells } {

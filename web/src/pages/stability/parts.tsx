@@ -5,9 +5,13 @@ import { GUTTER, type Range, RIGHT } from "../../charts/axes";
 import type { Cells } from "../../charts/heat";
 import { number } from "../../format";
 import type { Finding, RunAnswer } from "../../model";
+import { useQuery } from "../../query";
+import { Menu } from "../../ui/menu";
+import { useReportActions } from "../reports/adding";
+import { stabilityPanel } from "../reports/panel";
 
 export interface Panel {
-  run: RunAnswer;
+  run: Pick<RunAnswer, "uid" | "last_step" | "world_size">;
   range: Signal<Range>;
   /** Changes when there may be something new. */
   live: number;
@@ -21,9 +25,11 @@ export interface Pointed {
   y: number;
 }
 
+/** Kinds of tensors that are watched. */
+export const KINDS = ["gradient", "parameter", "update", "activation", "optimizer"];
 export const NOTHING = new Float64Array(0);
 /** Height of a row of a heatmap, in pixels, unless there are too many. */
-export const ROW = 14;
+export const ROW = 13;
 
 /** Where the last column ends: as wide as the one before it, since samples may be further apart than buckets. */
 export function endOf(x: ArrayLike<number>, bucket: number): number {
@@ -36,7 +42,9 @@ export function buckets(width: number): number {
   return Math.max(100, Math.floor((width - GUTTER - RIGHT) / 100) * 100);
 }
 
+/** What is shown, to be chosen; where the panel is pinned, in words. */
 export function Choice({ label, value, options, onChange }: { label: string; value: string; options: (readonly [string, string])[]; onChange: (value: string) => void }) {
+  if (useQuery().pinned) return value ? <small>{options.find(([name]) => name === value)?.[1] ?? value}</small> : null;
   return (
     <select aria-label={label} value={value} onChange={(event) => onChange(event.currentTarget.value)}>
       {options.map(([name, text]) => (
@@ -46,6 +54,15 @@ export function Choice({ label, value, options, onChange }: { label: string; val
       ))}
     </select>
   );
+}
+
+/** What can be done with a panel of this view. */
+export function Actions({ show, run, range, of }: { show: "layers" | "ranks" | "distribution"; run: Panel["run"]; range: Signal<Range>; of?: string | undefined }) {
+  const { query } = useQuery();
+  const shown = new URLSearchParams(query);
+  if (of) shown.set("of", of);
+  const actions = useReportActions(() => stabilityPanel(show, run.uid, shown, range.value));
+  return actions.length > 0 && <Menu label={`what can be done with the ${show}`} actions={actions} />;
 }
 
 export function Legend({ limits: [low, high], kind, unit, missing = false }: { limits: [number, number]; kind: "sequential" | "diverging"; unit: string; missing?: boolean }) {

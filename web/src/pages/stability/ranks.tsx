@@ -3,41 +3,51 @@
 import { useSignal } from "@preact/signals";
 import { useMemo } from "preact/hooks";
 import { frame, useAnswer } from "../../api";
+import { answers } from "../../embedded";
 import { whole } from "../../charts/axes";
 import { type Cells, HeatChart } from "../../charts/heat";
 import { againstOthers } from "../../charts/layers";
 import type { Frame } from "../../frame";
-import type { SeriesHeader } from "../../model";
-import { place, set } from "../../router";
+import type { RunAnswer, SeriesHeader } from "../../model";
+import { useQuery } from "../../query";
 import { cursor } from "../../state";
 import { steps } from "../look";
-import { buckets, Choice, endOf, Legend, NOTHING, type Panel, type Pointed, ROW, Tip } from "./parts";
+import { comparedBy, OWN_NORM } from "../series";
+import { Actions, buckets, Choice, endOf, Legend, NOTHING, type Panel, type Pointed, ROW, Tip } from "./parts";
 
 const MOST_RANKS = 256;
 
-export function Ranks({ run, range, live, findings }: Panel) {
-  const metric = place.value.query.get("of") ?? "watch/local_grad_norm";
+interface Props extends Panel {
+  run: Panel["run"] & Partial<Pick<RunAnswer, "summary">>;
+}
+
+export function Ranks({ run, range, live, findings }: Props) {
+  const { query, set } = useQuery();
+  const logged = Object.keys(run.summary ?? {});
+  const metric = query.get("of") ?? comparedBy(logged);
   const width = useSignal(0);
   const pointed = useSignal<Pointed | null>(null);
   const ranks = Math.min(run.world_size, MOST_RANKS);
-  const body = {
-    items: Array.from({ length: ranks }, (_, rank) => ({ run: run.uid, metric, rank })),
+  const about = (name: string) => ({
+    items: Array.from({ length: ranks }, (_, rank) => ({ run: run.uid, metric: name, rank })),
     x: steps(range),
     px: buckets(width.value),
-  };
+  });
+  const body = about(metric);
   const key = width.value ? JSON.stringify([body, live]) : null;
   const answer = useAnswer(key, (signal) => frame<SeriesHeader>("series", body, signal));
   const data = answer.value.data;
   const sick = new Set(findings.filter((finding) => finding.severity !== "info").flatMap((finding) => finding.ranks));
   const cells = useMemo<Cells>(() => ranksOf(data, ranks), [data, ranks]);
-  const known = Object.keys(run.summary).filter((name) => !name.startsWith("_tt/"));
-  const metrics = [...new Set(["watch/local_grad_norm", ...known])];
+  const known = logged.filter((name) => !name.startsWith("_tt/"));
+  const metrics = [...new Set([OWN_NORM, metric, ...known])].filter((name) => answers("series", about(name)));
   return (
     <figure class="panel">
       <figcaption>
         Ranks
         <Choice label="metric of each rank" value={metric} options={metrics.map((name) => [name, name])} onChange={(value) => set({ of: value })} />
         <Legend limits={[-1, 1]} kind="diverging" unit="× the median rank, as a power of 2" missing />
+        <Actions show="ranks" run={run} range={range} of={metric === OWN_NORM ? undefined : metric} />
       </figcaption>
       {answer.value.error && <div class="tone-crit note">{answer.value.error.message}</div>}
       <HeatChart
