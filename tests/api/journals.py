@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import json
 import math
@@ -40,6 +41,7 @@ class RankJournal:
         role: str = "rank",
         parent: int | None = None,
         project: str | None = None,
+        from_step: int | None = None,
     ) -> None:
         self.stream = next(_streams)
         self.rank = rank
@@ -59,6 +61,7 @@ class RankJournal:
             "start_time_ns": self.now_us * 1000,
             "start_mono_ns": time.monotonic_ns(),
             "parent": None if parent is None else f"{parent:016x}",
+            **({} if from_step is None else {"from_step": from_step}),
         }
         folder = runs / uid / ("nodes" if role == "node" else f"{rank // 1000:03d}")
         name = f"{self.stream:016x}" if role == "node" else f"{rank}-{self.stream:016x}"
@@ -136,6 +139,13 @@ class RankJournal:
     def text(self, step: int, name: str, text: str) -> None:
         """One logged string."""
         self._rows(records.Table.TEXTS, [{"step": step, "time": self.tick(), "name": name, "text": text}])
+
+    def medium(self, step: int, name: str, content: bytes, mime: str, caption: str | None = None) -> str:
+        """The row of one logged file, whose bytes are not stored; its SHA-256."""
+        sha256 = hashlib.sha256(content).hexdigest()
+        about = {"sha256": sha256, "mime": mime, "size": len(content), "caption": caption}
+        self._rows(records.Table.MEDIA, [{"step": step, "time": self.tick(), "name": name, **about}])
+        return sha256
 
     def line(self, stream: str, line: str) -> None:
         """One printed line."""

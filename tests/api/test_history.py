@@ -139,6 +139,61 @@ def test_a_later_attempt_hides_earlier_ones_from_its_first_step_on(runs: Path, j
     assert rows(everything, "step", "attempt", "x")[-4:] == [(4, 1, 104.0), (5, 1, 105.0), (3, 2, 203.0), (7, 2, 207.0)]
 
 
+def test_an_attempt_that_says_where_it_begins_takes_back_what_it_never_logs_again(runs: Path, journal: Make) -> None:
+    with journal(attempt=1) as rank:
+        for step in range(6):
+            rank.log(step, {"loss": 100.0 + step, "val": 1.0, "system/cpu": 1.0})
+            rank.tensor(step, "w", [1.0])
+    with journal(attempt=2, from_step=3) as rank:
+        rank.about()
+        before = the_run(runs)
+        assert (before.last_step, before.summary["loss"]) == (2, 102.0)
+        rank.log(4, {"loss": 204.0})
+    run = the_run(runs)
+
+    assert rows(run.history(["loss", "val", "system/cpu"]), "step", "loss", "val", "system/cpu") == [
+        *((step, 100.0 + step, 1.0, 1.0) for step in range(3)),
+        (4, 204.0, None, None),
+    ]
+    assert run.tensors().column("step").to_pylist() == [0, 1, 2]
+    assert (run.last_step, run.summary["loss"], run.summary["val"]) == (4, 204.0, 1.0)
+    assert run.history("val", attempts="all").num_rows == 6
+
+
+def test_an_attempt_that_logs_one_metric_hides_nothing_of_the_others(runs: Path, journal: Make) -> None:
+    with journal(attempt=1) as rank:
+        for step in range(6):
+            rank.log(step, {"loss": 100.0 + step, "epoch": step // 3, "system/cpu": 1.0})
+            rank.tensor(step, "w", [1.0])
+    with journal(attempt=2) as rank:
+        rank.log(0, {"test/acc": 0.9, "epoch": 0.0, "system/cpu": 2.0})
+    run = the_run(runs)
+    assert rows(run.history(), "step", "loss", "test/acc", "epoch")[:2] == [(0, 100.0, 0.9, 0.0), (1, 101.0, None, 0.0)]
+    assert run.history("loss").column("step").to_pylist() == list(range(6))
+    assert run.history("epoch").column("epoch").to_pylist() == [0, 0, 0, 1, 1, 1]
+    assert run.history("system/cpu").column("system/cpu").to_pylist() == [2.0, 1.0, 1.0, 1.0, 1.0, 1.0]
+    assert run.tensors().column("step").to_pylist() == list(range(6))
+    assert [step.step for step in run.steps()] == list(range(6))
+    assert {name: run.summary[name] for name in ("loss", "epoch", "test/acc")} == {
+        "loss": 105.0,
+        "epoch": 1.0,
+        "test/acc": 0.9,
+    }
+    assert run.last_step == 5
+
+
+def test_a_single_step_that_was_logged_again_is_replaced_with_the_values_of_all_ranks(
+    runs: Path, journal: Make
+) -> None:
+    for number in range(2):
+        with journal(attempt=1, rank=number, world_size=2) as rank:
+            for step in range(3):
+                rank.log(step, {"val": 10.0 * number})
+    with journal(attempt=2) as rank:
+        rank.log(1, {"val": 1.0})
+    assert rows(the_run(runs).history(), "step", "val") == [(0, 5.0), (1, 1.0), (2, 5.0)]
+
+
 def test_the_last_of_repeated_values_counts_and_raw_gives_them_all(runs: Path, journal: Make) -> None:
     with journal() as rank:
         rank.log(1, {"x": 1.0, "y": 1.5})
@@ -214,27 +269,35 @@ def test_an_attempt_begins_where_its_user_logs_not_where_ranks_that_never_log_st
     assert history.num_rows == 9
 
 
-def test_an_attempt_without_metrics_begins_at_its_texts_and_histograms(runs: Path, journal: Make) -> None:
+def test_what_watch_records_hides_nothing_before_the_texts_and_histograms_of_an_attempt_without_metrics(
+    runs: Path, journal: Make
+) -> None:
     for kind in ("text", "histogram"):
         folder = runs / kind
         with RankJournal(folder, attempt=1) as rank:
             for step in range(6):
-                rank.log(step, {"x": float(step)})
+                rank.log(step, {"watch/grad_norm": float(step)})
         with RankJournal(folder, attempt=2) as rank, RankJournal(folder, rank=1, attempt=2) as other:
             rank.text(3, "prompt", "hello") if kind == "text" else rank.tensor(0, "h", [1.0], step=3, kind="logged")
-            other.tensor(0, "w", [1.0], step=0)
-        assert the_run(folder).history().column("step").to_pylist() == [0, 1, 2]
+            rank.log(4, {"watch/grad_norm": 40.0})
+            other.log(0, {"watch/grad_norm": 10.0})
+        seen = rows(the_run(folder).history("watch/grad_norm", ranks=0), "step", "watch/grad_norm")
+        assert seen == [(0, 0.0), (1, 1.0), (2, 2.0), (4, 40.0)]
 
 
-def test_an_attempt_that_logged_nothing_begins_at_the_tensors_of_its_lowest_rank(runs: Path, journal: Make) -> None:
-    with journal(attempt=1) as rank:
+def test_what_watch_records_hides_nothing_before_the_tensors_of_the_lowest_rank_of_an_attempt_that_logs_nothing(
+    runs: Path, journal: Make
+) -> None:
+    with journal(rank=1, attempt=1) as rank:
         for step in range(6):
-            rank.log(step, {"x": float(step)})
+            rank.log(step, {"watch/grad_norm": float(step)})
     with journal(rank=1, attempt=2) as rank, journal(rank=2, attempt=2) as other:
-        rank.log(0, {"watch/grad_norm": 1.0})
+        rank.log(5, {"watch/grad_norm": 50.0})
         rank.tensor(0, "w", [1.0], step=4)
+        other.log(0, {"watch/grad_norm": 10.0})
         other.tensor(0, "w", [1.0], step=0)
-    assert the_run(runs).history("x").column("step").to_pylist() == [0, 1, 2, 3]
+    seen = rows(the_run(runs).history("watch/grad_norm", ranks=1), "step", "watch/grad_norm")
+    assert seen == [(0, 0.0), (1, 1.0), (2, 2.0), (3, 3.0), (5, 50.0)]
 
 
 @pytest.mark.parametrize(("reduce", "expected"), [("sum", 3.0), ("mean", 1.5), ("min", 1.0), ("max", 2.0)])
@@ -324,6 +387,7 @@ def test_reading_while_writing_sees_each_new_row(runs: Path, journal: Make) -> N
 
 
 KEYS = ["a", "b", "system/c", "watch/d"]
+OURS = ("system/", "watch/")
 Row = tuple[int, int, int, str, float, str]
 
 logged = st.lists(
@@ -340,14 +404,20 @@ logged = st.lists(
 )
 
 
+def hides(rows_: list[Row], key: str, later: int, step: int) -> bool:
+    """Whether an attempt hides what earlier ones have of a metric at a step, said without spans and folds."""
+    users = [s for attempt, _, s, name, _, _ in rows_ if attempt == later and not name.startswith(OURS)]
+    own = sorted({s for attempt, _, s, name, _, _ in rows_ if (attempt, name) == (later, key)})
+    if not own or (key.startswith(OURS) and not users):
+        return False
+    first = max(own[0], min(users)) if key.startswith(OURS) else own[0]
+    return step == first if first == own[-1] else first <= step if first < own[-1] else False
+
+
 def naive(rows_: list[Row], keys: list[str]) -> dict[int, dict[str, float]]:
-    first: dict[int, int] = {}
-    for attempt, _, step, key, _, _ in rows_:
-        if not key.startswith(("system/", "watch/")):
-            first[attempt] = min(step, first.get(attempt, step))
     last: dict[tuple[int, str, int], tuple[float, str]] = {}
     for attempt, rank, step, key, value, reduce in rows_:
-        if not any(later > attempt and step >= begin for later, begin in first.items()):
+        if not any(hides(rows_, key, later, step) for later in range(attempt + 1, 4)):
             last[step, key, rank] = (value, reduce)  # of one step only one attempt is seen, in logged order
     result: dict[int, dict[str, float]] = {}
     for step, key in {(step, key) for step, key, _ in last if key in keys}:

@@ -121,12 +121,14 @@ def test_a_later_attempt_hides_earlier_tensors_from_its_first_step_on(runs: Path
             rank.tensor(step, "w", WEIGHTS)
     with journal(attempt=2) as rank:
         rank.tensor(1, "w", WEIGHTS[:3], step=5)
+        rank.tensor(2, "w", WEIGHTS[:4], step=9)
     table = the_run(runs).tensors()
     assert list(
         zip(table["step"].to_pylist(), table["attempt"].to_pylist(), table["count"].to_pylist(), strict=True)
     ) == [
         (0, 1, 60),
         (5, 2, 3),
+        (9, 2, 4),
     ]
 
 

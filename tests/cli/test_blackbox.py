@@ -61,6 +61,13 @@ def test_it_shows_the_last_steps_of_every_rank_and_where_its_code_was(cli: Cli, 
     assert "recorder.py" not in second
 
 
+def test_a_narrow_terminal_takes_from_the_names_and_not_from_the_numbers(cli: Cli, killed: Path) -> None:
+    text = cli("blackbox", "killed", "--rank", "1", "--dir", str(killed), width=56).stdout
+    (worst,) = [line for line in text.splitlines() if line.startswith("  15")]
+    assert worst.split()[2:5] == ["nan", "nan", "7"]
+    assert worst.endswith("…")
+
+
 def test_json_and_one_rank(cli: Cli, killed: Path) -> None:
     said = json.loads(cli("blackbox", "killed", "--json", "--rank", "1", "--dir", str(killed)).stdout)
     [one] = said["ranks"]

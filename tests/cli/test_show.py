@@ -13,6 +13,7 @@ import pytest
 
 from tests.api.journals import UID, RankJournal
 from tests.cli.conftest import Cli
+from tests.runs import begin
 from torchtrack.cli import common, draw
 from torchtrack.histogram import Histogram
 from torchtrack.server.shown import ADDRESS, index_folder
@@ -170,3 +171,26 @@ def test_show_links_to_the_page_while_one_is_there_and_keeps_its_token(
     assert f"/r/{UID}" in text
     assert "tt_secret" not in text
     assert "page:" not in cli("show", "baseline").stdout
+
+
+def test_a_metric_is_shown_along_what_define_metric_says(cli: Cli, tmp_path: Path) -> None:
+    run = begin(dir=tmp_path / "defined")
+    run.define_metric("val/*", step_metric="tokens")
+    for step in range(20):
+        run.log({"tokens": 1000.0 * step, "val/loss": 1.0 / (step + 1)})
+    run.finish(quiet=True)
+
+    assert "along tokens, 0 to 19000" in cli("show", "--dir", str(tmp_path / "defined"), width=120).output
+
+
+def test_a_metric_that_is_not_synced_is_shown_where_both_were_logged(cli: Cli, tmp_path: Path) -> None:
+    run = begin(dir=tmp_path / "defined")
+    run.define_metric("loss", step_metric="epoch", step_sync=False)
+    run.define_metric("usual/loss", step_metric="epoch")
+    for step in range(20):
+        run.log({"loss": 1.0 / (step + 1), "usual/loss": 1.0, **({"epoch": step / 2} if step in (4, 8) else {})})
+        run.log({"epoch": 100.0 + step})
+    run.finish(quiet=True)
+    text = cli("show", "--dir", str(tmp_path / "defined"), width=120).output
+
+    assert re.findall(r"along epoch, ([\d.]+) to ([\d.]+)", text) == [("2.000", "4.000"), ("2.000", "118.5")]

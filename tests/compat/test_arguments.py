@@ -23,12 +23,12 @@ def begin(**arguments: Any) -> Any:
 
 
 def test_what_is_ignored_is_said_once(capsys: pytest.CaptureFixture[str]) -> None:
-    begin(entity="team", monitor_gym=True, anonymous="allow", force=True, mode="disabled")
+    begin(entity="team", anonymous="allow", force=True, mode="disabled")
     begin(entity="team", mode="disabled", reinit=True)
     lines = capsys.readouterr().err.splitlines()
 
     assert [line for line in lines if "ignores" in line] == [
-        f"torchtrack: init() ignores {name}=" for name in ("entity", "monitor_gym", "anonymous", "force")
+        f"torchtrack: init() ignores {name}=" for name in ("entity", "anonymous", "force")
     ]
 
 
@@ -108,16 +108,28 @@ def test_an_argument_wins_over_settings() -> None:
     assert run.project == "mine"
 
 
-def test_a_run_goes_on_from_a_step_and_hides_what_came_after() -> None:
+def test_a_run_goes_on_from_a_step_and_hides_what_it_logs_again() -> None:
     first = begin(id="r")
-    for step in range(5):
+    for step in range(6):
         first.log({"x": float(step)})
     first.finish(quiet=True)
     second = begin(resume_from="r?_step=2")
     second.log({"x": 10.0})
+    second.log({"x": 11.0})
 
     assert (second.starting_step, second.attempt) == (3, 2)
-    assert finished(second).history("x").to_pydict()["x"] == [0.0, 1.0, 2.0, 10.0]
+    assert finished(second).history("x").to_pydict()["x"] == [0.0, 1.0, 2.0, 10.0, 11.0]
+
+
+def test_a_run_that_goes_on_from_a_step_takes_back_what_it_does_not_log_again() -> None:
+    first = begin(id="r")
+    for step in range(6):
+        first.log({"x": float(step), "val": float(step)})
+    first.finish(quiet=True)
+    second = begin(resume_from="r?_step=2")
+    second.log({"x": 10.0})
+
+    assert finished(second).history("val").to_pydict()["val"] == [0.0, 1.0, 2.0]
 
 
 def test_a_fork_names_its_parent() -> None:
@@ -214,7 +226,7 @@ def test_login_keeps_a_key_for_a_server_that_is_named(monkeypatch: pytest.Monkey
 
 def test_define_metric_takes_wandbs_arguments() -> None:
     run = begin()
-    run.define_metric("loss", step_metric="epoch", step_sync=True, hidden=True, summary="min,max", overwrite=True)
+    run.define_metric("loss", step_metric="epoch", step_sync=False, hidden=True, summary="min,max", overwrite=True)
     run.define_metric("acc", summary="copy")
     for value in (3.0, 1.0, 2.0):
         run.log({"loss": value, "acc": value})
@@ -222,6 +234,7 @@ def test_define_metric_takes_wandbs_arguments() -> None:
 
     assert (recorded.summary["loss"], recorded.summary["acc"]) == (1.0, 2.0)
     assert recorded.events("metric")[0].data["hidden"] is True
+    assert [recorded.definition(name).get("step_sync") for name in ("loss", "acc")] == [False, None]
 
 
 def test_log_takes_data_by_name_and_commit_none() -> None:
@@ -240,3 +253,40 @@ def test_defaults_of_the_config_yield(caplog: pytest.LogCaptureFixture) -> None:
 
     assert run.config.as_dict() == {"lr": 0.1, "epochs": 3}
     assert caplog.text == ""
+
+
+def test_values_that_are_fixed_change_only_where_it_is_asked_for() -> None:
+    from torchtrack.compat.sdk import ConfigError
+
+    run = begin(config={"lr": 0.1}, allow_val_change=False)
+    run.config.update({"lr": 0.1, "new": 1})
+    for change in (lambda: run.config.update({"lr": 0.2}), lambda: setattr(run.config, "new", 2)):
+        with pytest.raises(ConfigError, match="allow_val_change=True"):
+            change()
+    run.config.update({"lr": 0.3}, allow_val_change=True)
+
+    assert finished(run).config == {"lr": 0.3, "new": 1}
+
+
+def test_without_being_fixed_values_change() -> None:
+    run = begin(config={"lr": 0.1})
+    run.config.lr = 0.2
+
+    assert finished(run).config == {"lr": 0.2}
+
+
+def test_magic_records_what_is_written_for_tensorboard(tmp_path: Path) -> None:
+    writers = pytest.importorskip("torch.utils.tensorboard")
+    run = begin(magic=True)
+    with writers.SummaryWriter(str(tmp_path / "tb")) as writer:
+        writer.add_scalar("loss", 0.5, 3)
+
+    assert finished(run).history(["loss"])["loss"].to_pylist() == [0.5]
+
+
+def test_the_loss_that_is_watched_with_is_named_in_the_config() -> None:
+    torch = pytest.importorskip("torch")
+    run = begin()
+    run.watch(torch.nn.Linear(2, 2), criterion=torch.nn.CrossEntropyLoss())
+
+    assert finished(run).config["criterion"] == "CrossEntropyLoss"

@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 
 import torchtrack
-from torchtrack.compat.histograms import from_edges
+from tests.runs import begin, finished
 from torchtrack.histogram import Histogram
+from torchtrack.records import Table
 
 made: Any = torchtrack.Histogram  # with arguments that no type checker knows
 
@@ -37,7 +38,7 @@ def test_counts_of_our_buckets_stay_counts() -> None:
 def test_an_inverse_of_to_edges_has_every_count_again() -> None:
     values = np.concatenate([np.geomspace(1e-6, 1e5, 400), -np.geomspace(1e-3, 1e3, 100)]).astype(np.float32)
     histogram = Histogram.of(values)
-    again = from_edges(*histogram.to_edges(), {"min": histogram.min, "max": histogram.max})
+    again = made(np_histogram=histogram.to_edges())
 
     assert np.array_equal(again.counts, histogram.counts)
 
@@ -51,7 +52,7 @@ def test_no_count_is_lost_or_split_in_parts(rng: Any) -> None:
 
 
 def test_a_bin_is_spread_over_buckets_by_width() -> None:
-    histogram = from_edges([8], [1.0, 3.0])  # buckets of 1..1.5, 1.5..2, 2..3
+    histogram = made(np_histogram=([8], [1.0, 3.0]))  # buckets of 1..1.5, 1.5..2, 2..3
 
     assert histogram.sparse()[1].tolist() == [2, 2, 4]
 
@@ -65,7 +66,40 @@ def test_what_is_no_histogram_is_refused(counts: Any, edges: Any) -> None:
         made(np_histogram=(counts, edges))
 
 
-def test_infinite_ends_are_cut_where_the_values_end() -> None:
-    histogram = from_edges([2, 3], [-math.inf, 0.0, math.inf], {"min": -1.0, "max": 4.0})
+def test_ends_may_be_infinite() -> None:
+    histogram = made(np_histogram=([2, 3], [-math.inf, 0.0, math.inf]))
 
-    assert (histogram.count, histogram.min, histogram.max, histogram.pos_infs) == (5, -1.0, 4.0, 0)
+    assert (histogram.count, histogram.finite, histogram.pos_infs) == (5, 5, 0)
+
+
+def test_bins_that_are_asked_for_are_those_of_numpy_beside_the_buckets() -> None:
+    values = np.array([[0.0, 1.0, 2.5], [10.0, np.inf, np.nan]])
+    histogram = made(values, num_bins=5)
+    counts, edges = np.histogram([0.0, 1.0, 2.5, 10.0], bins=5)
+
+    assert histogram == Histogram.of(values)
+    assert (histogram.histogram, histogram.bins) == (counts.tolist(), edges.tolist())
+    assert [each.tolist() for each in histogram.to_edges()] == [counts.tolist(), edges.tolist()]
+    assert not hasattr(histogram + histogram, "bins")
+
+
+@pytest.mark.parametrize("number", [0, 513])
+def test_there_are_1_to_512_bins(number: int) -> None:
+    with pytest.raises(ValueError, match="1 to 512"):
+        made([1.0], num_bins=number)
+
+
+def test_bins_of_a_tensor_are_those_of_its_values() -> None:
+    torch = pytest.importorskip("torch")
+
+    assert made(torch.tensor([1.0, 2.0, 3.0], dtype=torch.bfloat16), num_bins=2).histogram == [1, 2]
+
+
+def test_bins_are_recorded_with_the_histogram() -> None:
+    run: Any = begin()
+    run.log({"plain": made([1.0, 2.0]), "binned": made([1.0, 2.0, 2.0], num_bins=2)})
+    recorded = finished(run)
+
+    (event,) = recorded.events("bins")
+    assert event.data == {"name": "binned", "step": 0, "counts": [1, 2], "low": 1.0, "high": 2.0}
+    assert set(recorded.rows(Table.TENSORS).column("name").to_pylist()) == {"plain", "binned"}

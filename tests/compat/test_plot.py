@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import pytest
 
 import torchtrack as wandb
+from tests.runs import begin, finished
 from torchtrack.media import as_media
 
 
@@ -40,4 +43,25 @@ def test_a_chart_of_a_table_says_what_is_to_be_drawn(kind: str) -> None:
     chart = getattr(wandb.plot, kind)(table, *("x", "y")[: 1 if kind == "histogram" else 2], title="Loss")
 
     (medium,) = as_media(chart) or ()
-    assert medium.snapshot().encode().caption is None or chart.caption.startswith(f"{kind}: Loss: ")
+    blob = medium.snapshot().encode()
+    assert blob.caption == "Loss"
+    assert json.loads(blob.data)["chart"].items() >= {"kind": kind, "title": "Loss"}.items()
+
+
+@pytest.mark.parametrize("split", [False, True])
+def test_the_rows_of_a_chart_are_a_table_of_their_own_where_that_was_asked_for(split: bool) -> None:
+    table = wandb.Table(columns=["x", "y"], data=[[1, 2]])
+    run = begin()
+    run.log(
+        {
+            "preset": wandb.plot_table("wandb/line/v0", table, {"x": "x", "y": "y"}, split_table=split),
+            "deep": {"bar": wandb.plot.bar(table, "x", "y", split_table=split)},
+        }
+    )
+    recorded = finished(run)
+    media = {row["name"]: recorded.media_file(row["sha256"]).read_text() for row in recorded.media().to_pylist()}
+
+    apart = {"Custom Chart Tables/preset_table", "Custom Chart Tables/deep/bar_table"}
+    assert set(media) == {"preset", "deep/bar"} | (apart if split else set())
+    for name in apart if split else ():
+        assert json.loads(media[name]) == {"columns": ["x", "y"], "data": [[1, 2]]}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -60,6 +61,22 @@ def test_a_file_written_into_the_runs_folder_is_there(run: Any) -> None:
 def test_saving_what_is_not_there_raises_nothing(run: Any, capsys: pytest.CaptureFixture[str]) -> None:
     assert run.save("nothing-*.txt", policy="now") == []
     assert "found no file nothing-*.txt" in capsys.readouterr().err
+
+
+def test_a_saved_file_is_told_only_if_it_changed_and_nothing_of_the_run_itself(run: Any, tmp_path: Path) -> None:
+    run.log({"x": 1.0})
+    run.flush()
+    (tmp_path / "a.txt").write_text("one")
+    run.save("a.txt", policy="now")
+    run.save("a.txt", policy="now")
+    run.save(f"{run.dir}/**/*.ttj")
+    (tmp_path / "b.txt").write_text("two")
+    run.save("b.txt", policy="end")
+    recorded = finished(run)
+
+    told = [sorted(event.data["files"]) for event in recorded.events("saved")]
+    assert told == [["files/a.txt"], ["files/b.txt"]]
+    assert recorded.saved["files/a.txt"]["sha256"] == hashlib.sha256(b"one").hexdigest()
 
 
 def test_another_policy_is_refused(run: Any) -> None:

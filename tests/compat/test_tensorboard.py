@@ -125,3 +125,21 @@ def test_an_event_that_cannot_be_read_is_still_written(
     run.finish(quiet=True)
 
     assert list((tmp_path / "board").iterdir()) != []
+
+
+def test_a_patch_captures_in_runs_to_come_until_it_is_taken_back(tmp_path: Path) -> None:
+    wandb: Any = torchtrack
+    wandb.tensorboard.patch(root_logdir=str(tmp_path))
+    try:
+        run = torchtrack.init(config={}, system_interval=0, entity="me")
+        with writer(tmp_path / "a") as board:
+            board.add_scalar("x", 1.0, global_step=0)
+        recorded = finished(run)
+    finally:
+        wandb.tensorboard.unpatch()
+    later = torchtrack.init(system_interval=0, entity="me")
+    with writer(tmp_path / "b") as board:
+        board.add_scalar("x", 1.0, global_step=0)
+
+    assert own(recorded) == ["x"]
+    assert own(finished(later)) == []

@@ -12,18 +12,20 @@ is much to catch up with; `MAX_HELD` of them at most.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Final, NamedTuple
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from torchtrack.api import facts, findings, parts, tensors
+from torchtrack.api import facts, findings, hiding, parts, tensors
 from torchtrack.api.facts import Event
+from torchtrack.api.hiding import ALL_SHOWN, Hidden
 from torchtrack.api.history import Window
 from torchtrack.api.source import Folder, Source
-from torchtrack.api.streams import Ints, Rows
+from torchtrack.api.streams import Named, Rows, Span, merged
+from torchtrack.api.tensors import TensorPart
 from torchtrack.journal.reader import find_streams
 from torchtrack.records import Table
 from torchtrack.stability import Facts, Step
@@ -39,6 +41,10 @@ HOLD_PIECES: Final = 3
 
 class TooMuchError(Exception):
     """More rows wait for their step than may be held."""
+
+
+Key = int | Named
+"""A metric by its code; anything else by kind and name."""
 
 
 class _Front(NamedTuple):
@@ -57,7 +63,8 @@ class _Front(NamedTuple):
 class _Basis(NamedTuple):
     """What steps rest on besides their rows."""
 
-    cuts: dict[int, int]
+    begins: dict[int, int]
+    hidden: dict[Key, dict[int, Hidden]]
     counted: frozenset[tuple[int, int]]
     world_sizes: dict[int, int]
     known: Facts
@@ -72,6 +79,9 @@ class Feed:
         directory: the folder of runs.
         uid: of the run.
     """
+
+    tables: tuple[Table, ...] = ()
+    """Of texts and media, what whoever derives from this reads; the rest is let go of at once."""
 
     def __init__(self, directory: Path, uid: str) -> None:
         self.stale = False
@@ -181,7 +191,7 @@ class Feed:
     def _front(self, now_s: float) -> _Front | None:
         newest = self._newest()
         logging = [s for s in newest if s.load_scalars().first_step is not None]
-        last = {stream: stream.load_scalars().last_step or 0 for stream in logging}
+        last = {stream: told[1] for stream in logging if (told := stream.load_scalars().told) is not None}
         if not last:
             return None
         at_work = [step for stream, step in last.items() if stream.seal is None and stream.ended is None]
@@ -190,7 +200,7 @@ class Feed:
     # -- what ---------------------------------------------------------------------------------------------------------
 
     def _give(self, stop: int | None) -> list[Step]:
-        window = Window(self.since, stop, parts.cuts(self._streams))
+        window = Window(self.since, stop, parts.hides(self._streams, self._source.names))
         events = [event for event in findings.events_of(self._streams) if self._lies_in(event.step or 0, stop)]
         given = list(self._steps(window, events))
         last = given[-1].step + 1 if given else self.since
@@ -214,21 +224,22 @@ class Feed:
         held = dict(self._samples())
         for stream in self._streams:
             facts.remember(stream)
+            _remember(stream, [held[stream]] if stream in held else [], self.tables)
             stream.load_scalars().forget(since)
             for table in (Table.TEXTS, Table.MEDIA):
-                stream.keep(table)
+                rows = stream.table(table).column("step").to_numpy() >= since if table in self.tables else None
+                stream.keep(table, rows)
             if stream in held:
-                stream.keep(Table.TENSORS, held[stream] >= since)
+                stream.keep(Table.TENSORS, held[stream].rows.column("step").to_numpy() >= since)
             events = stream.table(Table.EVENTS)
             described = pc.is_in(events["type"].cast(pa.string()), pa.array(findings.DESCRIBE)).to_numpy()
             stream.keep(Table.EVENTS, described | (events["step"].fill_null(0).to_numpy() >= since))
 
-    def _samples(self) -> Iterator[tuple[Rows, Ints]]:
-        """The streams that hold rows of tensors, with the step of each row, which is that of the lowest rank."""
+    def _samples(self) -> Iterator[tuple[Rows, TensorPart]]:
+        """The streams that hold rows of tensors, with these as they are on the lowest rank's steps."""
         some = [stream for stream in self._streams if stream.table(Table.TENSORS).num_rows]
         held = [tensors.TensorPart(s.attempt, s.rank, s.table(Table.TENSORS)) for s in some]
-        for stream, part in zip(some, tensors.aligned(held), strict=True):
-            yield stream, part.rows.column("step").to_numpy()
+        yield from zip(some, tensors.aligned(held), strict=True)
 
     def _facts(self) -> Facts:
         """What is known of the models; worked out anew only when more was described."""
@@ -244,7 +255,19 @@ class Feed:
         counted = findings.counted(self._streams)
         sizes = {part.attempt: part.world_size for part in counted}
         places = frozenset((part.attempt, part.rank) for part in counted)
-        return _Basis(parts.cuts(self._streams), places, sizes, self._facts())
+        return _Basis(parts.begins(self._streams), self._hidden(), places, sizes, self._facts())
+
+    def _hidden(self) -> dict[Key, dict[int, Hidden]]:
+        """What later attempts hide of earlier ones, by what it is of."""
+        hides = parts.hides(self._streams, self._source.names)
+        if hides is None:
+            return {}
+        codes = {code for stream in self._streams for code in stream.load_scalars().codes}
+        forgotten: dict[Named, dict[int, Span]] = {named: {} for stream in self._streams for named in stream.spans}
+        held = forgotten | hiding.spans(part for _, part in self._samples())
+        found: dict[Key, dict[int, Hidden]] = {code: hides.metric(code) for code in codes}
+        found.update(hides.others(held).items())
+        return found
 
     def _is_stale(self) -> bool:
         """Whether a reader of all rows would by now see other steps than were given out."""
@@ -252,9 +275,13 @@ class Feed:
         if before is None or since is None:
             return False
         now = self._now()
-        moved = [attempt for attempt, cut in now.cuts.items() if before.cuts.get(attempt) != cut]
-        if any(min(now.cuts[attempt], before.cuts.get(attempt, now.cuts[attempt])) < since for attempt in moved):
+        moved = {number: step for number, step in now.begins.items() if before.begins.get(number) != step}
+        if any(min(step, before.begins.get(number, step)) < since for number, step in moved.items()):
             return True
+        for key, attempts in now.hidden.items():
+            known = before.hidden.get(key, {})
+            if any(each.differs_from(known.get(number, ALL_SHOWN)) < since for number, each in attempts.items()):
+                return True
         if not before.counted <= now.counted or now.known != before.known:
             return True
         fresh = now.counted - before.counted
@@ -268,14 +295,28 @@ class Feed:
         """Whether rows came of steps that were given out, and are not hidden by a later attempt."""
         if any((event.step or 0) < since for event in findings.events_of(self._streams)):
             return True
+        hides = parts.hides(self._streams, self._source.names)
+        window = Window(stop=since, hides=hides)
         for stream in self._streams:
-            lowest = stream.load_scalars().lowest_step
-            shown = min(since, now.cuts.get(stream.attempt, since))
-            if (stream.attempt, stream.rank) in now.counted and lowest is not None and lowest < shown:
-                return True
-        for stream, steps in self._samples():
-            kinds = stream.table(Table.TENSORS)["kind"].cast(pa.string())
-            looked_at = pc.is_in(kinds, pa.array(findings.KINDS)).to_numpy()
-            if (looked_at & (steps < min(since, now.cuts.get(stream.attempt, since)))).any():
+            if (stream.attempt, stream.rank) not in now.counted:
+                continue
+            for code, points in stream.load_scalars().foreground():
+                late = window.clip(stream.attempt, points.step, code)
+                if late is None or late.any():
+                    return True
+        held = [part for _, part in self._samples()]
+        for part, shown in zip(held, [None] * len(held) if hides is None else hides.tensors(held), strict=True):
+            kinds = part.rows["kind"].cast(pa.string())
+            late = window.inside(part.rows["step"].to_numpy()) & pc.is_in(kinds, pa.array(findings.KINDS)).to_numpy()
+            if (late if shown is None else late & shown).any():
                 return True
         return False
+
+
+def _remember(stream: Rows, samples: Iterable[TensorPart], tables: Iterable[Table]) -> None:
+    """Keep the first and last steps of rows that are let go of: they say what an attempt hides."""
+    spans = {named: of[stream.attempt] for named, of in hiding.spans(samples).items()}
+    for table in tables:
+        spans |= hiding.spans_of_rows(table, stream.table(table))
+    for named, span in spans.items():
+        stream.spans[named] = merged([span, stream.spans.get(named, span)]) or span

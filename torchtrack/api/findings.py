@@ -25,7 +25,7 @@ from torchtrack.stability.noise_scale import NoiseScale, noise_scale
 from torchtrack.stability.step import Seen, from_flat
 
 KINDS: Final = ("gradient", "parameter", "update", "activation", "optimizer")
-SEEN: Final = frozenset(("nonfinite", "nonfinite_held", "nonfinite_step", "replica_divergence"))
+SEEN: Final = frozenset(("nonfinite", "nonfinite_held", "nonfinite_boxed", "nonfinite_step", "replica_divergence"))
 """Events that rules look at."""
 DESCRIBE: Final = ("model", "mesh")
 """Events that say what a run trains, and how it is spread."""

@@ -25,6 +25,12 @@ History = Callable[[str, Sequence[str], str, int | None, int | None], pa.Table |
 """What `Run.history` gives of (uid, keys, "mean" or "all", start, stop); None: fetch the rows."""
 
 
+def media_in(folder: Path, sha256: str) -> Path | None:
+    """A file that a run logged, if it lies in the folder of the run."""
+    path = folder / "media" / sha256
+    return path if path.is_file() else None
+
+
 class HeldRows(Rows):
     """One stream in a store.
 
@@ -97,7 +103,8 @@ class HeldRows(Rows):
     @property
     def opening(self) -> dict[str, Any]:
         """The opening record."""
-        return dict(self._record["opening"])
+        opening: dict[str, Any] = self._record["opening"]
+        return opening
 
     @property
     def joined(self) -> dict[str, Any] | None:
@@ -149,6 +156,7 @@ class Shelf:
             and the record itself under `record`.
         fetch: gets rows.
         left: gets the black boxes and stacks in the folder of a run.
+        media: gets a file that a run logged.
     """
 
     def __init__(
@@ -157,9 +165,11 @@ class Shelf:
         changes: Callable[[int], tuple[int, Iterable[Mapping[str, Any]]]],
         fetch: Fetch,
         left: Callable[[Path], list[Path]] = salvaged,
+        media: Callable[[Path, str], Path | None] = media_in,
     ) -> None:
         self.label = label
         self.left = left
+        self.media = media
         self.history: History | None = None
         """Gets a history that is combined where the rows are; without, the rows are fetched."""
         self._changes = changes

@@ -9,13 +9,16 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
 from torchtrack.api.streams import PARTIAL, REDUCES, Floats, Ints, Points, Scalars
+
+if TYPE_CHECKING:
+    from torchtrack.api.hiding import Hides
 
 _MEAN, _SUM, _MIN, _MAX = range(4)
 _NEVER: Final = np.iinfo(np.int64).max
@@ -62,40 +65,27 @@ class Part:
 
 @dataclass(frozen=True)
 class Window:
-    """Which steps of which attempts are wanted: half-open, and up to where a later attempt takes over."""
+    """Which steps are wanted: half-open, without what a later attempt hides."""
 
     start: int | None = None
     stop: int | None = None
-    cuts: dict[int, int] | None = None
+    hides: Hides | None = None
 
-    def of(self, attempt: int) -> tuple[int | None, int | None]:
-        """First step and the step after the last, of one attempt."""
-        cut = None if self.cuts is None else self.cuts.get(attempt)
-        stops = [stop for stop in (self.stop, cut) if stop is not None]
-        return self.start, min(stops) if stops else None
-
-    def clip(self, attempt: int, steps: Ints) -> Bools | None:
-        """Which steps lie inside; None for all of them."""
-        start, stop = self.of(attempt)
+    def inside(self, steps: Ints) -> Bools:
+        """Which steps lie between start and stop."""
         keep = np.ones(len(steps), np.bool_)
-        if start is not None:
-            keep &= steps >= start
-        if stop is not None:
-            keep &= steps < stop
+        if self.start is not None:
+            keep &= steps >= self.start
+        if self.stop is not None:
+            keep &= steps < self.stop
+        return keep
+
+    def clip(self, attempt: int, steps: Ints, code: int) -> Bools | None:
+        """Which steps of a metric are wanted; None for all of them."""
+        keep = self.inside(steps)
+        if self.hides is not None:
+            keep &= self.hides.metric(code)[attempt].shows(steps)
         return None if bool(keep.all()) else keep
-
-
-def cuts(first_steps: dict[int, int | None]) -> dict[int, int]:
-    """From which step on each attempt is hidden: the smallest first step of all later attempts that have one."""
-    result: dict[int, int] = {}
-    smallest: int | None = None
-    for attempt in sorted(first_steps, reverse=True):
-        if smallest is not None:
-            result[attempt] = smallest
-        first = first_steps[attempt]
-        if first is not None:
-            smallest = first if smallest is None else min(smallest, first)
-    return result
 
 
 class Axis:
@@ -230,7 +220,7 @@ def _visible(parts: Sequence[Part], rank: int, code: int, window: Window) -> tup
     for part in parts:
         points = part.points(code) if part.rank == rank else None
         if points is not None:
-            keep = window.clip(part.attempt, points.step)
+            keep = window.clip(part.attempt, points.step, code)
             chosen.append(points if keep is None else points.where(keep))
             ranks.append(np.broadcast_to(np.int32(part.world_size), len(chosen[-1])))
     if len(chosen) < 3:
@@ -290,7 +280,7 @@ def _raw_part(part: Part, keys: Sequence[tuple[str, int]], window: Window) -> pa
     places = [_NOTHING.step]
     for _, code in keys:
         points, place = part.points(code) or _NOTHING, part.places(code)
-        keep = window.clip(part.attempt, points.step)
+        keep = window.clip(part.attempt, points.step, code)
         points, place = (points, place) if keep is None else (points.where(keep), place[keep])
         found.append((points, _occurrence(points)))
         places.append(place)

@@ -5,9 +5,10 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterable, Sequence
 
-from torchtrack.api import facts, history
+from torchtrack.api import facts
+from torchtrack.api.hiding import Hides, told
 from torchtrack.api.history import Part
-from torchtrack.api.streams import Rows
+from torchtrack.api.streams import Names, Rows
 
 
 def ranked(streams: Iterable[Rows]) -> list[Rows]:
@@ -31,6 +32,14 @@ def scalars(streams: Sequence[Rows]) -> list[Part]:
     return found
 
 
-def cuts(streams: Sequence[Rows]) -> dict[int, int]:
-    """From which step on each attempt is hidden."""
-    return history.cuts({number: facts.first_step(group) for number, group in attempts(streams).items()})
+def hides(streams: Sequence[Rows], names: Names) -> Hides | None:
+    """What later attempts hide of earlier ones; None where there is one attempt."""
+    return Hides(streams, names) if streams and streams[0].attempt != streams[-1].attempt else None
+
+
+def begins(streams: Sequence[Rows]) -> dict[int, int]:
+    """From where on each attempt after the first may hide: its first step, or the one that the user said, if any."""
+    later = list(attempts(streams).items())[1:]
+    said = told(stream for _, group in later for stream in group)
+    first = {number: step for number, group in later if (step := facts.first_step(group)) is not None}
+    return {number: min(of[number] for of in (first, said) if number in of) for number in {**first, **said}}

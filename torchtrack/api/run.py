@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import datetime, timedelta
-from typing import TYPE_CHECKING, Any, Literal, overload
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, Literal, overload
 
 import numpy as np
 import pyarrow as pa
@@ -14,9 +16,10 @@ from torchtrack.api import blackbox, charts, facts, findings, hints, history, pa
 from torchtrack.api.blackbox import Left
 from torchtrack.api.facts import Attempt, Event
 from torchtrack.api.held import HeldRows
+from torchtrack.api.hiding import Hides, last_step, told
 from torchtrack.api.hints import did_you_mean
 from torchtrack.api.history import Part, Window
-from torchtrack.api.streams import OWN_PREFIXES, Rows
+from torchtrack.api.streams import OWN_PREFIXES, Rows, merged
 from torchtrack.histogram import Histogram
 from torchtrack.records import LOCAL_NORM, OF_LAYERS, SCHEMAS, Table
 from torchtrack.stability import Finding, Rule, Step, default_rules
@@ -29,6 +32,7 @@ if TYPE_CHECKING:
     from torchtrack.journal.reader import Damage
 
 Ranks = Literal["mean", "all"] | int
+_SHA256: Final = re.compile(r"[0-9a-f]{64}")
 
 
 class Run:
@@ -141,9 +145,16 @@ class Run:
 
     @property
     def last_step(self) -> int | None:
-        """The newest attempt's last step that has a metric of the user's or of `watch`."""
-        steps = [(s.attempt, step) for s in self._streams() if (step := s.load_scalars().last_step) is not None]
-        return max(steps)[1] if steps else None
+        """How far the run has come: the last step that has a metric of the user's or of `watch`.
+
+        That of the newest attempt, but one at a single step, as an evaluation, takes nothing back.
+        """
+        spans = {
+            number: merged(span for stream in streams if (span := stream.load_scalars().told) is not None)
+            for number, streams in parts.attempts(self._streams()).items()
+        }
+        known = {number: span for number, span in spans.items() if span is not None}
+        return last_step(known, told(self._streams()))
 
     @property
     def created(self) -> datetime:
@@ -197,8 +208,9 @@ class Run:
                 all there; "all" gives a row a step and rank, with a column `rank`; a number gives that rank alone.
             start: the first step.
             stop: the step after the last.
-            attempts: "latest" hides an attempt from the first step of a later one on; "all" gives the rows of each
-                attempt, with a column `attempt`.
+            attempts: "latest" hides of each metric what a later attempt logged again: from the first step on at which
+                it did, or that step alone if it is the only one; "all" gives the rows of each attempt, with a column
+                `attempt`.
             raw: everything as it was written, nothing combined or hidden: step, time, rank, attempt, then the metrics.
                 A row holds what one rank logged at one step and moment; a metric logged twice makes a second row.
 
@@ -225,7 +237,7 @@ class Run:
             return history.raw(rows, coded, Window(start, stop))
         make = history.combined if ranks == "mean" else history.by_rank if ranks == "all" else history.alone
         if attempts == "latest":
-            return make(rows, coded, Window(start, stop, self._cuts()))
+            return make(rows, coded, Window(start, stop, self._hides()))
         numbers = sorted({part.attempt for part in rows})
         each = [(n, make([p for p in rows if p.attempt == n], coded, Window(start, stop))) for n in numbers]
         return history.by_attempt(each or [(0, make([], coded, Window()))])
@@ -250,6 +262,33 @@ class Run:
         """One value a metric (none under _tt/, none of layers): the last, or what `define_metric` or the user said."""
         return dict(self._cached("summary", self._summary))
 
+    @property
+    def definitions(self) -> dict[str, dict[str, Any]]:
+        """What `define_metric` said of metrics there are, by name: step_metric, summary, goal, hidden, step_sync."""
+        if not self._by_authority("metric"):
+            return {}
+        found = {name: self.definition(name) for name in self.keys()}
+        return {name: {**defined, "name": name} for name, defined in found.items() if defined}
+
+    def definition(self, name: str) -> dict[str, Any]:
+        """The same of one metric; empty if nothing was said of it."""
+        return dict(summary.definition(name, [event.data for event in self._by_authority("metric")]))
+
+    @property
+    def saved(self) -> dict[str, dict[str, Any]]:
+        """Files that were saved with the run, by path in its folder: size, sha256, `contents` (a list), time."""
+        told = [(event.time, event.data) for event in self.events("saved")]
+        return {
+            str(path): {**about, "contents": data.get("contents"), "time": time}
+            for time, data in told
+            for path, about in data.get("files", {}).items()
+        }
+
+    @property
+    def pinned(self) -> list[str]:
+        """Keys of the configuration that the user wants to see first."""
+        return list(self._newest("pinned").get("config", ()))
+
     def summary_of(self, last: Mapping[str, float]) -> dict[str, Any] | None:
         """The summary where it is known already which metrics have which last value.
 
@@ -264,7 +303,7 @@ class Run:
         codes = self._source.names.codes
         wanted = {name: codes[name] for name in self.keys() if not name.startswith(("_tt/", *OF_LAYERS))}
         defined = [event.data for event in self._by_authority("metric")]
-        values: dict[str, Any] = dict(summary.values(self._parts(), wanted, self._cuts(), defined))
+        values: dict[str, Any] = dict(summary.values(self._parts(), wanted, self._hides(), defined))
         for event in self._by_authority("summary"):
             values.update(event.data)
         return values
@@ -284,10 +323,10 @@ class Run:
 
         Returns:
             The columns of `records.TENSORS`, then `norm`, `coverage` (share of the elements that was counted) and
-            `attempt`. From its first step on a later attempt hides earlier ones.
+            `attempt`. What a later attempt recorded again of a tensor hides the earlier, as in `history`.
         """
         rows = [tensors.TensorPart(s.attempt, s.rank, s.table(Table.TENSORS)) for s in self._streams()]
-        return tensors.combined(rows, kind, name, Window(start, stop, self._cuts()))
+        return tensors.combined(rows, kind, name, Window(start, stop, self._hides()))
 
     def histogram(self, kind: str, name: str, step: int, stage: str | None = None) -> Histogram:
         """The histogram of a tensor at a step; of all tensors that match, added exactly, if `name` is a pattern.
@@ -346,8 +385,26 @@ class Run:
         return self.rows(Table.LOGS)
 
     def media(self) -> pa.Table:
-        """Logged media, with rank and attempt; the bytes lie in `media/<sha256>` of the run's folder."""
+        """Logged media, with rank and attempt; `media_file` gives what a row names."""
         return self.rows(Table.MEDIA)
+
+    def media_file(self, sha256: str) -> Path:
+        """The file that a row of `media` names, on this machine: it is fetched once where the run lies on a server.
+
+        Args:
+            sha256: of the row.
+
+        Raises:
+            ValueError: this is no SHA-256 in hex digits.
+            FileNotFoundError: the run has no such file, or not yet.
+        """
+        if not _SHA256.fullmatch(sha256):
+            raise ValueError(f"a file is named by 64 hex digits, as in the column sha256 of media(); got {sha256!r}")
+        folders = sorted({stream.path.parent.parent for stream in self._sync()})
+        found = next((path for each in folders if (path := self._source.carrier.media(each, sha256))), None)
+        if found is None:
+            raise FileNotFoundError(f"run {self.uid} has no file {sha256}; it may still be on its way")
+        return found
 
     def events(self, type: str | None = None) -> list[Event]:  # noqa: A002
         """What ranks said about the run, in the order of time; of one type if given."""
@@ -372,7 +429,7 @@ class Run:
         """Everything of the run step by step, as rules see it."""
         streams = self._streams()
         known = findings.facts_of(streams)
-        window = Window(cuts=parts.cuts(streams))
+        window = Window(hides=self._hides())
         return findings.steps(streams, self._source.names, window, findings.events_of(streams), known)
 
     def diff(self, other: Run, tolerance: float = TOLERANCE) -> Difference:
@@ -503,7 +560,11 @@ class Run:
 
     def _streams(self) -> list[Rows]:
         """The ranks' streams: by attempt and rank, forked children after their rank, then as they were opened."""
-        return parts.ranked(self._sync())
+        streams = self._sync()
+        if "streams" not in self._cache:  # sorting those of 10,000 ranks takes longer than most questions
+            self._cache["streams"] = parts.ranked(streams)
+        ranked: list[Rows] = self._cache["streams"]
+        return ranked
 
     def _cached(self, key: Any, make: Callable[[], Any]) -> Any:
         self._sync()
@@ -517,9 +578,10 @@ class Run:
     def _parts(self) -> list[Part]:
         return parts.scalars(self._streams())
 
-    def _cuts(self) -> dict[int, int]:
-        """From which step on each attempt is hidden."""
-        return parts.cuts(self._streams())
+    def _hides(self) -> Hides | None:
+        """What later attempts hide of earlier ones."""
+        found: Hides | None = self._cached("hides", lambda: parts.hides(self._streams(), self._source.names))
+        return found
 
     def _known_keys(self, keys: Sequence[str] | None) -> list[str]:
         known = self.keys()
@@ -540,8 +602,12 @@ class Run:
 
     def _events(self) -> list[Event]:
         """All events, those that win last; a forked child does not speak for its rank, nor a node for any."""
-        streams = sorted(self._sync(), key=lambda s: (s.attempt, -s.rank, not s.parent))
-        return list(self._cached("events", lambda: list(facts.events(streams))))
+        streams = self._sync()
+
+        def found() -> list[Event]:
+            return list(facts.events(sorted(streams, key=lambda s: (s.attempt, -s.rank, not s.parent))))
+
+        return list(self._cached("events", found))
 
 
 def _of_rank(every: list[Part], rank: int) -> list[Part]:

@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any, Final, Protocol
 
 from torchtrack.api.blackbox import salvaged
-from torchtrack.api.held import History, Shelf
-from torchtrack.api.remote import Server
+from torchtrack.api.held import History, Shelf, media_in
+from torchtrack.api.remote import TIMEOUT_S, Server
 from torchtrack.api.run import Run
 from torchtrack.api.streams import Names, Rows, StreamRows
 from torchtrack.errors import RunNotFoundError
@@ -44,6 +44,9 @@ class Carrier(Protocol):
 
     def left(self, folder: Path) -> list[Path]:
         """Black boxes and stacks in the folder of one run, as files that can be read."""
+
+    def media(self, folder: Path, sha256: str) -> Path | None:
+        """A file that a run logged, if it is there, as one that can be read."""
 
 
 class Folder:
@@ -76,6 +79,10 @@ class Folder:
     def left(self, folder: Path) -> list[Path]:
         """Black boxes and stacks in the folder of one run."""
         return salvaged(folder)
+
+    def media(self, folder: Path, sha256: str) -> Path | None:
+        """A file that a run logged, if it is there."""
+        return media_in(folder, sha256)
 
 
 class Source:
@@ -244,19 +251,21 @@ class Api:
 
     Args:
         source: a folder of runs (the `dir` of `init`), one run's folder, a single `.ttj` or `.ttg` file, or the URL
-            of a server, whose key is `TORCHTRACK_API_KEY`, else that of `torchtrack login`.
+            of a server.
+        key: of the server; by default `TORCHTRACK_API_KEY`, else that of `torchtrack login`.
+        timeout_s: how long the server may take for an answer.
 
     Raises:
         ValueError: the source is a URL other than `http://` or `https://`.
         FileNotFoundError: there is no such file or folder.
     """
 
-    def __init__(self, source: str | os.PathLike[str]) -> None:
+    def __init__(self, source: str | os.PathLike[str], *, key: str | None = None, timeout_s: float = TIMEOUT_S) -> None:
         self._runs: dict[str, Run] = {}
         if "://" in str(source):
             if not str(source).startswith(("http://", "https://")):
                 raise ValueError(f"{source}: give a folder of runs, or the http:// or https:// address of a server")
-            self._source = Source(Server(str(source)).shelf())
+            self._source = Source(Server(str(source), key, timeout_s).shelf())
             return
         path = Path(source)
         if not path.exists():

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -19,6 +20,7 @@ import pyarrow.compute as pc
 
 from torchtrack import records
 from torchtrack.errors import JournalError
+from torchtrack.journal import wellformed
 from torchtrack.journal.frame import Kind
 from torchtrack.journal.reader import Damage, Frame, Stream
 from torchtrack.stability.metrics import MEMORY
@@ -31,6 +33,16 @@ BACKGROUND: Final = ("system/", "_tt/")
 
 Ints = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]
+Span = tuple[int, int]
+"""The first and the last step of some rows."""
+Named = tuple[str, str]
+"""Kind and name of a tensor; of a text or a file the table and the name."""
+
+
+def merged(spans: Iterable[Span]) -> Span | None:
+    """From the first step of all to the last; None without any."""
+    every = list(spans)
+    return (min(low for low, _ in every), max(high for _, high in every)) if every else None
 
 
 class Names:
@@ -81,7 +93,7 @@ class Scalars:
         self._names = names
         self._parts: list[tuple[Ints, Points]] = []
         self._by_code: dict[int, Points] | None = None
-        self._span: tuple[int | None, int | None] = (None, None)
+        self._spans: dict[int, Span] = {}  # of the metrics of which points were let go of
         self.forgot = False
         """Whether points were let go of that were not told of the machine."""
 
@@ -129,28 +141,42 @@ class Scalars:
         known = code in self.by_code()
         return np.flatnonzero(self._parts[0][0] == code) if known else np.zeros(0, np.int64)
 
+    def span(self, code: int) -> Span | None:
+        """The first and the last step of a metric, with those of points that were let go of."""
+        points = self.by_code().get(code)
+        held = [] if points is None else [(int(points.step.min()), int(points.step.max()))]
+        return merged([*held, *([self._spans[code]] if code in self._spans else [])])
+
+    @property
+    def codes(self) -> set[int]:
+        """The metrics that have a span."""
+        return {*self.by_code(), *self._spans}
+
+    def _without(self, prefixes: tuple[str, ...]) -> Span | None:
+        """The first and the last step of all metrics whose names do not begin so."""
+        names = self._names.names
+        mine = (code for code in self.codes if not names[code].startswith(prefixes))
+        return merged(span for code in mine if (span := self.span(code)) is not None)
+
     @property
     def first_step(self) -> int | None:
         """The first step of the user's own metrics: the steps of ours say nothing on a rank that never logs."""
-        known = [] if self._span[0] is None else [self._span[0]]
-        return min([*known, *(int(step.min()) for step in self._steps(OWN_PREFIXES))], default=None)
+        span = self._without(OWN_PREFIXES)
+        return None if span is None else span[0]
 
     @property
-    def last_step(self) -> int | None:
-        """The last step of the user's metrics and those of `watch`."""
-        known = [] if self._span[1] is None else [self._span[1]]
-        return max([*known, *(int(step.max()) for step in self._steps(BACKGROUND))], default=None)
+    def told(self) -> Span | None:
+        """The first and the last step of the user's metrics and those of `watch`."""
+        return self._without(BACKGROUND)
 
-    @property
-    def lowest_step(self) -> int | None:
-        """The lowest step of the points that are held, but for what is told of the machine."""
+    def foreground(self) -> Iterator[tuple[int, Points]]:
+        """The points that are held of each metric, but for what is told of the machine."""
         names = self._names.names
-        held = [points.step for code, points in self.by_code().items() if not _is_background(names[code])]
-        return min((int(step.min()) for step in held), default=None)
+        return ((code, points) for code, points in self.by_code().items() if not _is_background(names[code]))
 
     def forget(self, step: int) -> None:
-        """Let go of the points below a step and of what is told of the machine; first and last step stay known."""
-        self._span = self.first_step, self.last_step
+        """Let go of the points below a step and of what is told of the machine; first and last steps stay known."""
+        self._spans |= {code: span for code in self.by_code() if (span := self.span(code)) is not None}
         if not self._parts:
             return
         ((code, points),) = self._parts  # `by_code` has made them one
@@ -159,10 +185,6 @@ class Scalars:
         self.forgot |= not (keep | background).all()
         self._parts = [(code[keep], points.where(keep))] if keep.any() else []
         self._by_code = None
-
-    def _steps(self, without: tuple[str, ...]) -> list[Ints]:
-        names = self._names.names
-        return [points.step for code, points in self.by_code().items() if not names[code].startswith(without)]
 
 
 def _is_background(name: str) -> bool:
@@ -200,6 +222,7 @@ class Rows:
         """Grows with every change."""
         self.elder: Rows | None = None
         """Of a forked child: the stream of the rank itself, which says where this one belongs."""
+        self._placed: tuple[int, dict[str, Any]] = (-1, {})  # the place as of a version
         self.more = False
         """Whether the last poll stopped before the end of what was there."""
         self._names = names
@@ -210,6 +233,8 @@ class Rows:
         self._tables: dict[records.Table, pa.Table] = {}
         self.remembered: dict[str, int] = {}
         """First steps of rows that were let go of, by what `facts` calls them."""
+        self.spans: dict[Named, Span] = {}
+        """First and last steps of tensors, texts and files of which rows were let go of."""
 
     def poll(self) -> None:
         """Take what was written since the last poll."""
@@ -325,12 +350,20 @@ class Rows:
     def place(self) -> dict[str, Any]:
         """uid, attempt, rank, world_size: the newest joined record, over the opening; a child's are its rank's."""
         stream = self.elder or self
-        return {**stream.opening, **(stream.joined or {})}
+        if stream._placed[0] != stream.version:
+            stream._placed = stream.version, {**stream.opening, **(stream.joined or {})}
+        return stream._placed[1]
 
     @property
     def attempt(self) -> int:
         """The attempt these rows are of."""
         return int(self.place.get("attempt") or 1)
+
+    @property
+    def from_step(self) -> int | None:
+        """The step from which on its attempt takes back what earlier ones recorded, if the user said so."""
+        step: int | None = self.opening.get("from_step")
+        return step
 
     @property
     def rank(self) -> int:
@@ -445,6 +478,8 @@ class StreamRows(Rows):
         except ValueError:
             self._damage(seq, "a record is no JSON")
             return
+        if not isinstance(record, dict) or wellformed.problem(record):
+            return  # the journal has noted it
         if kind == Kind.HEARTBEAT:
             self._heartbeats[:] = [record]  # only the newest counts
         elif record.get("type") == "exit":

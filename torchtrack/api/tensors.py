@@ -9,7 +9,7 @@ from __future__ import annotations
 import fnmatch
 import functools
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 import numpy as np
@@ -19,15 +19,13 @@ import pyarrow.compute as pc
 
 from torchtrack import records
 from torchtrack.api.history import Window
-from torchtrack.api.streams import Ints
+from torchtrack.api.streams import Ints, Span
 from torchtrack.histogram import NUM_BUCKETS, Histogram
 
 STAGES: Final = ("pre_clip", "step", "skipped")
 _ADDED: Final = ("ranks", "count", "sum", "sum_sq", "zeros", "nans", "pos_infs", "neg_infs")
 _EXTRA: Final = [("norm", pa.float64()), ("coverage", pa.float64()), ("attempt", pa.int64())]
 SCHEMA: Final = pa.schema([*records.TENSORS, *(pa.field(name, kind) for name, kind in _EXTRA)])
-
-Span = tuple[int, int]
 
 
 @dataclass(frozen=True)
@@ -37,6 +35,10 @@ class TensorPart:
     attempt: int
     rank: int
     rows: pa.Table
+
+    def of(self, kind: str | None, name: str | None) -> TensorPart:
+        """Those of a kind whose name is, or matches, `name`."""
+        return replace(self, rows=select(self.rows, kind, name))
 
 
 def select(rows: pa.Table, kind: str | None, name: str | None) -> pa.Table:
@@ -64,10 +66,12 @@ def combined(parts: Iterable[TensorPart], kind: str | None, name: str | None, wi
         window: which steps; the step of a sample is the same for all its rows.
     """
     tables = []
-    for part in aligned([part for part in parts if part.rows.num_rows]):
-        rows = select(part.rows, kind, name)
-        keep = window.clip(part.attempt, rows.column("step").to_numpy())
-        rows = rows if keep is None else rows.filter(pa.array(keep))
+    wanted = [part.of(kind, name) for part in aligned([part for part in parts if part.rows.num_rows])]
+    shown = [None] * len(wanted) if window.hides is None else window.hides.tensors(wanted)
+    for part, of_part in zip(wanted, shown, strict=True):
+        keep = window.inside(part.rows.column("step").to_numpy())
+        keep = keep if of_part is None else keep & of_part
+        rows = part.rows if keep.all() else part.rows.filter(pa.array(keep))
         for column, number in (("attempt", part.attempt), ("rank", part.rank)):
             rows = rows.append_column(column, pa.array(np.full(rows.num_rows, number, np.int64)))
         if rows.num_rows:

@@ -17,9 +17,11 @@ from torchtrack.cli.launch import launch
 from torchtrack.cli.list import ls
 from torchtrack.cli.login import login
 from torchtrack.cli.reindex import reindex
+from torchtrack.cli.report import report
 from torchtrack.cli.server import server
 from torchtrack.cli.show import show
 from torchtrack.cli.status import status
+from torchtrack.cli.sweep import agent, sweep
 from torchtrack.cli.sync import sync
 from torchtrack.cli.ui import ui
 from torchtrack.cli.users import audit, users
@@ -37,7 +39,23 @@ def main() -> None:
     """
 
 
-_RUNS = (ls, show, findings, blackbox, diff, watch_run, export, import_, forward, fsck, launch, ui)
+_RUNS = (
+    ls,
+    show,
+    findings,
+    blackbox,
+    diff,
+    watch_run,
+    export,
+    report,
+    import_,
+    forward,
+    fsck,
+    launch,
+    sweep,
+    agent,
+    ui,
+)
 _SERVERS = (server, login, sync, status, reindex, gc)
 _TEAMS = (keys, users, audit)
 for _command in (*_RUNS, *_SERVERS, *_TEAMS):

@@ -116,10 +116,10 @@ def _tables(ranks: dict[tuple[int, int], list[Step]]) -> Iterator[Any]:
     for (attempt, rank), steps in ranks.items():
         of = f" of attempt {attempt}" if several else ""
         yield Text.assemble("\n", (f"rank {rank}{of}", "bold"), (f"  last step {steps[-1]['step']:,}", "dim"))
-        table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="dim")
+        table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="dim", expand=True)
         for name in ("step", "time", "norm", "absmax", "not finite"):
             table.add_column(name, justify="left" if name == "time" else "right", no_wrap=True)
-        table.add_column("worst", overflow="ellipsis", no_wrap=True)
+        table.add_column("worst", overflow="ellipsis", no_wrap=True, ratio=1)
         for step in steps:
             bad = f"{step['nonfinite']:,}" if step["nonfinite"] else ""
             table.add_row(

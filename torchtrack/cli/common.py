@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from torchtrack.api import Api, Run
+    from torchtrack.server.layout import Layout
 
 ACCENT: Final = "#6b7cf0"
 CURVE: Final = "#4d99d1"
@@ -50,6 +51,64 @@ def folder_option(function: _F) -> _F:
     """The option --dir."""
     option = click.option("--dir", "folder", type=click.Path(path_type=Path), help="Folder of the runs.")
     return option(function)
+
+
+def metrics_options(function: _F) -> _F:
+    """The options that say where a server keeps its tables, and for how long."""
+    options = (
+        click.option(
+            "--metrics",
+            metavar="DSN",
+            envvar="TORCHTRACK_METRICS",
+            help="A ClickHouse server for the tables; by default they lie in DATA.",
+        ),
+        click.option(
+            "--metrics-cluster",
+            "cluster",
+            metavar="NAME",
+            envvar="TORCHTRACK_METRICS_CLUSTER",
+            help="A cluster that this ClickHouse server knows: the tables lie on all its shards.",
+        ),
+        click.option(
+            "--metrics-replicated",
+            "replicated",
+            is_flag=True,
+            envvar="TORCHTRACK_METRICS_REPLICATED",
+            help="Every shard of the cluster keeps them on all its replicas.",
+        ),
+        click.option(
+            "--keep",
+            multiple=True,
+            metavar="TABLE=DAYS",
+            envvar="TORCHTRACK_KEEP",
+            help="Remove rows of scalars, tensors, texts or logs from the tables at this age; repeat it.",
+        ),
+    )
+    for option in reversed(options):
+        function = option(function)
+    return function
+
+
+def layout_of(metrics: str | None, cluster: str | None, keep: Sequence[str], *, replicated: bool) -> Layout:
+    """How tables are kept, by the options.
+
+    Raises:
+        click.UsageError: they do not go together.
+    """
+    from torchtrack.server.layout import Layout
+
+    if cluster and not metrics:
+        raise click.UsageError("--metrics-cluster needs --metrics clickhouse://...: a server that knows the cluster")
+    days: dict[str, int] = {}
+    for each in keep:
+        table, _, number = each.partition("=")
+        if not number.isdecimal():
+            raise click.UsageError(f"--keep {each}: give a table and a number of days, as in --keep scalars=365")
+        days[table] = int(number)
+    try:
+        return Layout(cluster=cluster, replicated=replicated, keep_days=days)
+    except ValueError as error:
+        raise click.UsageError(str(error)) from None
 
 
 def timeout_option(name: str, about: str) -> Callable[[_F], _F]:
@@ -133,16 +192,28 @@ def open_run(api: Api, name: str) -> Run:
 
 def find_run(folder: Path | None, name: str) -> Run:
     """The run somebody typed: of a folder, or by its address on a server, as `run.url` gives it."""
-    found = _ADDRESS.match(name)
-    if found is None:
+    place = run_address(name)
+    if place is None:
         return open_run(open_source(folder), name)
-    from torchtrack import credentials
     from torchtrack.api import Api
     from torchtrack.api.remote import Server
     from torchtrack.api.source import Source
 
-    address = credentials.check_url(found[1])
-    return open_run(Api.of(Source(Server(address, credentials.key_for(address)).shelf())), unquote(found[2]))
+    return open_run(Api.of(Source(Server(place[0]).shelf())), place[1])
+
+
+def run_address(name: str) -> tuple[str, str] | None:
+    """The server and the run, if what somebody typed is the address of a run.
+
+    Raises:
+        ValueError: it is one to which no key may be sent.
+    """
+    found = _ADDRESS.match(name)
+    if found is None:
+        return None
+    from torchtrack import credentials
+
+    return credentials.check_url(found[1]), unquote(found[2])
 
 
 def console() -> Console:

@@ -1,22 +1,22 @@
-"""`torchtrack export`: the tables of a run as files other programs read."""
+"""`torchtrack export`: the tables of a run as files other programs read, or its page as a file people read."""
 
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import click
+from click.core import ParameterSource
 
-from torchtrack.cli import common
+from torchtrack.cli import common, standalone
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
     from torchtrack.api import Run
 
-FORMATS: Final = ("parquet", "csv", "arrow", "jsonl")
+FORMATS: Final = ("parquet", "csv", "arrow", "jsonl", "html")
 TABLES: Final = ("history", "scalars", "tensors", "events", "logs", "texts")
 _ROWS_AT_ONCE: Final = 10_000
 
@@ -31,13 +31,15 @@ _ROWS_AT_ONCE: Final = 10_000
 @click.option("--force", is_flag=True, help="Overwrite the file.")
 @common.folder_option
 def export(run: str, output: Path, table: str, kind: str | None, force: bool, folder: Path | None) -> None:
-    """Write a table of RUN to a .parquet, .csv, .arrow or .jsonl file.
+    """Write a table of RUN to a .parquet, .csv, .arrow or .jsonl file, or its page to an .html file.
 
     history has a row a step and rank and a column a metric; scalars has a row a value as it was logged; tensors are
     combined over ranks, every element counted once; the others are as recorded, with the rank.
 
     NaN and infinities stay what they are: nan, inf and -inf in CSV (an empty cell is null), the strings "NaN",
     "Infinity" and "-Infinity" in JSON lines.
+
+    The .html file is the page of the run as it is now. It needs no network and no server, and opens in any browser.
     """
     kind = kind or output.suffix.lstrip(".")
     if kind not in FORMATS:
@@ -45,15 +47,26 @@ def export(run: str, output: Path, table: str, kind: str | None, force: bool, fo
         raise click.UsageError(f"{output}: a suffix of {suffixes} says the format; for another name give --format")
     if output.exists() and not force:
         raise click.ClickException(f"{output} exists; --force overwrites it")
+    if kind == "html":
+        if click.get_current_context().get_parameter_source("table") is not ParameterSource.DEFAULT:
+            raise click.UsageError("--table is for the other formats: an .html file is the whole page of the run")
+        _page(folder, run, output)
+        return
     with common.friendly():
         rows = _rows(common.find_run(folder, run), table)
-        temporary = output.with_name(f".{output.name}.{os.getpid()}.tmp")
-        try:
+        with standalone.whole(output) as temporary:
             _WRITERS[kind](rows, temporary)
-            temporary.replace(output)
-        finally:
-            temporary.unlink(missing_ok=True)
         click.echo(f"{output}: {common.plural(rows.num_rows, 'row')} of {table}", err=True)
+
+
+def _page(folder: Path | None, run: str, output: Path) -> None:
+    with common.friendly():
+        place = common.run_address(run)
+        where = standalone.source(folder, place and place[0])
+        content = where.run_file(common.find_run(folder, run).uid)
+        with standalone.whole(output) as temporary:
+            temporary.write_bytes(content)
+        click.echo(f"{output}: the page of {run}, {len(content) / 1e6:.1f} MB", err=True)
 
 
 def _rows(run: Run, table: str) -> pa.Table:

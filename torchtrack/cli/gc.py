@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import datetime, timedelta, timezone
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -30,6 +31,12 @@ if TYPE_CHECKING:
     help="The database for what people type, if it does not lie in DATA.",
 )
 @click.option(
+    "--blobs",
+    metavar="URL",
+    envvar="TORCHTRACK_BLOBS",
+    help="The object store of that server, if its media do not lie in DATA.",
+)
+@click.option(
     "--deleted-days",
     type=click.FloatRange(0),
     default=7.0,
@@ -37,26 +44,43 @@ if TYPE_CHECKING:
     metavar="DAYS",
     help="How long ago a run must have been deleted.",
 )
+@click.option(
+    "--artifact-days",
+    type=click.FloatRange(0, min_open=True),
+    metavar="DAYS",
+    help="Of --dir: how old versions of artifacts may get that have no `ttl` of their own.",
+)
 @click.option("--uploaded", is_flag=True, help="Of --dir: also runs of which the server you are logged in to has all.")
 @click.option("--yes", is_flag=True, help="Remove it; without this nothing is.")
 def gc(
-    folder: Path | None, data: Path | None, catalog: str | None, deleted_days: float, uploaded: bool, yes: bool
+    folder: Path | None,
+    data: Path | None,
+    catalog: str | None,
+    blobs: str | None,
+    deleted_days: float,
+    artifact_days: float | None,
+    uploaded: bool,
+    yes: bool,
 ) -> None:
     """Say what nobody needs in a folder of runs, and remove it with --yes.
 
-    That is: parts of files that never came whole, media that no row names, on a server runs that were deleted, and with
-    --uploaded runs that are over and lie on the server frame by frame. What is in doubt stays: runs that are being
-    written or never ended, media of damaged journals, files younger than a day.
+    That is: parts of files that never came whole, media that no row names, versions of artifacts that are older than
+    their `ttl`, on a server runs that were deleted (with --blobs in its object store too), and with --uploaded runs
+    that are over and lie on the server frame by frame. What is in doubt stays: runs that are being written or never
+    ended, media of damaged journals, files younger than a day, versions that have an alias besides "latest".
     """
-    if data is not None and (folder is not None or uploaded):
-        raise click.UsageError("--data is a server's folder; --dir and --uploaded are for runs of this machine")
+    if data is not None and (folder is not None or uploaded or artifact_days is not None):
+        raise click.UsageError(
+            "--data is a server's folder; --dir, --artifact-days and --uploaded are for runs of this machine"
+        )
     with common.friendly():
         try:
-            with _found(folder, data, catalog, deleted_days) as garbage:
+            with _found(folder, data, catalog, blobs, deleted_days) as garbage:
                 items = list(garbage)
+                items += _old(folder or common.default_folder(), artifact_days) if data is None else []
                 items += _uploaded(folder or common.default_folder()) if uploaded else []
                 for item in items:
-                    click.echo(f"{item.size:>15,} bytes  {item.why}  {item.path}")
+                    click.echo(f"{item.size:>15,} bytes  {item.why}  {item.place}")
                     if yes:
                         item.remove()
         except ImportError as error:
@@ -69,7 +93,9 @@ def gc(
 
 
 @contextmanager
-def _found(folder: Path | None, data: Path | None, catalog: str | None, days: float) -> Iterator[Iterator[Garbage]]:
+def _found(
+    folder: Path | None, data: Path | None, catalog: str | None, blobs: str | None, days: float
+) -> Iterator[Iterator[Garbage]]:
     from torchtrack.server import garbage
 
     if data is None:
@@ -77,8 +103,10 @@ def _found(folder: Path | None, data: Path | None, catalog: str | None, days: fl
         common.open_source(runs)
         yield garbage.find(runs)
         return
-    from torchtrack.server.app import Config, take_hold
+    from torchtrack.server.app import Config
+    from torchtrack.server.blobs import Bucket
     from torchtrack.server.catalog import Catalog
+    from torchtrack.server.engine import take_hold
 
     config = Config(data=data, catalog=catalog)
     if not config.runs.is_dir():
@@ -90,17 +118,30 @@ def _found(folder: Path | None, data: Path | None, catalog: str | None, days: fl
     typed = Catalog(config.catalog_url)
     try:
         deleted = typed.deleted_before(datetime.now(timezone.utc) - timedelta(days=days))
-        yield garbage.find(config.runs, deleted)
+        bucket = None if blobs is None else Bucket(blobs)
+        yield garbage.find(config.runs, deleted, bucket=bucket)
     finally:
         typed.close()
         hold.close()
+
+
+def _old(folder: Path, days: float | None) -> list[Garbage]:
+    """Versions of artifacts that are older than they may get."""
+    from torchtrack.compat import store, ttl
+    from torchtrack.server.garbage import Garbage, of_path
+
+    inherited_s = None if days is None else timedelta(days=days).total_seconds()
+    return [
+        Garbage(version, of_path(version, "").size, f"{called}, older than its ttl", partial(store.remove, version))
+        for version, called in ttl.over(folder, datetime.now(timezone.utc).timestamp(), inherited_s)
+    ]
 
 
 def _uploaded(folder: Path) -> Sequence[Garbage]:
     """Runs that are over and of which the server confirms every frame and file."""
     from torchtrack.cli.sync import report, send, uploader_of
     from torchtrack.journal.reader import find_streams
-    from torchtrack.server.garbage import Garbage
+    from torchtrack.server.garbage import of_path
 
     url = remote.server_address(None)
     by_run: dict[Path, list[Path]] = {}
@@ -111,6 +152,5 @@ def _uploaded(folder: Path) -> Sequence[Garbage]:
         uploader = uploader_of(folder, url, paths)
         told = report(uploader, url, send(uploader, 10.0))
         if told["synced"] and not told["open"]:
-            size = sum(path.stat().st_size for path in run.rglob("*") if path.is_file())
-            gone.append(Garbage(run, size, "uploaded run"))
+            gone.append(of_path(run, "uploaded run"))
     return gone

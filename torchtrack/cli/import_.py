@@ -5,22 +5,21 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from torchtrack.cli import common
+from torchtrack.importers import KINDS
 
 if TYPE_CHECKING:
     from torchtrack.importers import Losses, Result, SourceRun
-
-_KINDS: Final = ("tensorboard", "wandb", "mlflow", "neptune", "trackio")
 
 
 @click.command("import")
 @click.argument("sources", nargs=-1, required=True, metavar="SOURCE...", type=click.Path(path_type=Path))
 @common.folder_option
-@click.option("--kind", type=click.Choice(_KINDS), help="What the sources are, where they are several things.")
+@click.option("--kind", type=click.Choice(KINDS), help="What the sources are, where they are several things.")
 @click.option("--project", help="The project the runs are listed in, instead of their own.")
 @click.option("--list", "only_list", is_flag=True, help="Say what would be imported, and import nothing.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object instead of sentences.")

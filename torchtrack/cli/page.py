@@ -148,7 +148,17 @@ def _curve(run: Run, name: str, last: int, left: int, room: int) -> Text:
     first, end, low, mean, high = (
         series.column(key).to_numpy(zero_copy_only=False).astype(np.float64) for key in columns
     )
-    lines = draw.curve((first + end) / 2, *draw.with_spikes(low, mean, high), first=0, last=last, width=room, height=2)
+    step, said = (first + end) / 2, run.definition(name)
+    along = said.get("step_metric")
+    x, drawn = None, (low, mean, high)
+    if along and said.get("step_sync") is False:
+        x, values = _together(run, along, name)
+        drawn = drawn if x is None else (values, values, values)
+    elif along:
+        x = _along(run, along, step, 2 * room)
+    left_edge, right_edge = (0, last) if x is None else (float(x.min()), float(x.max()))
+    spikes = draw.with_spikes(*drawn)
+    lines = draw.curve(step if x is None else x, *spikes, first=left_edge, last=right_edge, width=room, height=2)
     text = Text(no_wrap=True, overflow="ellipsis")
     text.append(f"  {_cut(name, left):<{left}}  ").append(lines[0], common.CURVE)
     text.append(f"{common.number(run.summary.get(name, float('nan'))):>10}", "bold")
@@ -157,7 +167,31 @@ def _curve(run: Run, name: str, last: int, left: int, room: int) -> Text:
         text.append(f"{common.number(float(value)):>10}", "dim")
     text.append(f"\n  {'':<{left}}  ").append(lines[1], common.CURVE)
     bad = sum(series.column("nonfinite").to_pylist())
+    if x is not None:
+        text.append(f"  along {along}, {common.number(left_edge)} to {common.number(right_edge)}", "dim")
     return text.append(f"  {bad:,} not finite" if bad else "", common.CRITICAL)
+
+
+def _along(run: Run, metric: str, step: draw.Floats, points: int) -> draw.Floats | None:
+    """What `define_metric` puts along x, at these steps; None if the run has none of it."""
+    if metric not in run.keys() or not len(step):  # noqa: SIM118
+        return None
+    series = run.series(metric, max_points=points)
+    first, end, mean = (
+        series.column(key).to_numpy(zero_copy_only=False).astype(np.float64) for key in ("step", "last_step", "mean")
+    )
+    known = np.isfinite(mean)
+    return np.interp(step, ((first + end) / 2)[known], mean[known]) if known.any() else None
+
+
+def _together(run: Run, along: str, name: str) -> tuple[draw.Floats | None, draw.Floats]:
+    """Two metrics at the steps that have both; None for the first if there are no such."""
+    if along not in run.keys():  # noqa: SIM118
+        return None, np.empty(0)
+    rows = run.history([along, name])
+    x, y = (rows.column(key).to_numpy(zero_copy_only=False).astype(np.float64) for key in (along, name))
+    both = np.isfinite(x) & ~np.isnan(y)
+    return (x[both] if both.any() else None), y[both]
 
 
 def _others(summary: dict[str, Any], names: list[str], width: int) -> Text:

@@ -18,23 +18,19 @@ from torchtrack.cli import common
     show_default=True,
     help="Folder of everything the server keeps; the server must not run.",
 )
-@click.option(
-    "--metrics",
-    metavar="DSN",
-    envvar="TORCHTRACK_METRICS",
-    help="The ClickHouse server, if the tables do not lie in DATA.",
-)
-def reindex(data: Path, metrics: str | None) -> None:
+@common.metrics_options
+def reindex(data: Path, metrics: str | None, cluster: str | None, replicated: bool, keep: tuple[str, ...]) -> None:
     """Empty a server's tables and fill them again from the journals in DATA/runs.
 
     The journals are the truth and are only read; what people typed (names, tags, notes, views) is kept elsewhere and
     stays. Of use after damage to the tables, or to move to a ClickHouse server: `torchtrack reindex --metrics DSN`, and
-    then `torchtrack server --metrics DSN`. It may be broken off: the server goes on where it ended.
+    then `torchtrack server --metrics DSN`. It may be broken off: the server goes on where it ended. Rows that are older
+    than --keep says come back with it, and are removed again within hours.
     """
     with common.friendly():
         with common.server_packages():
             from torchtrack.journal.reader import find_streams
-            from torchtrack.server.app import take_hold
+            from torchtrack.server.engine import take_hold
             from torchtrack.server.indexer import Indexer
             from torchtrack.server.metrics import MetricsStore
         runs = data / "runs"
@@ -46,7 +42,9 @@ def reindex(data: Path, metrics: str | None) -> None:
             raise click.ClickException(f"a server runs on {data}; stop it, then reindex") from None
         with hold:
             began = time.monotonic()
-            store = MetricsStore(metrics) if metrics else MetricsStore.in_folder(data / "index")
+            layout = common.layout_of(metrics, cluster, keep, replicated=replicated)
+            index = data / "index"
+            store = MetricsStore(metrics, layout=layout) if metrics else MetricsStore.in_folder(index, layout)
             indexer = Indexer(runs, store)
             try:
                 with common.progress("journals", lambda: len(find_streams(runs)), "MofNCompleteColumn") as show:

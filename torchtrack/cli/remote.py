@@ -17,6 +17,11 @@ def url_option(function: _F) -> _F:
     return click.option("--url", help=text)(function)
 
 
+def named_url_option(function: _F) -> _F:
+    """The option --url of a command that reads a folder without it."""
+    return click.option("--url", help="A server, instead of a folder of runs.")(function)
+
+
 def server_address(url: str | None) -> str:
     """The server to use: this one, else TORCHTRACK_URL's, else the one logged in to."""
     from torchtrack import credentials

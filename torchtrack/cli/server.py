@@ -8,6 +8,7 @@ from typing import Any
 
 import click
 
+from torchtrack import alerts, settings
 from torchtrack.cli import common
 
 
@@ -22,12 +23,7 @@ from torchtrack.cli import common
 @click.option("--host", default="127.0.0.1", show_default=True, help="Where it listens.")
 @click.option("--port", type=click.IntRange(0, 65535), default=7420, show_default=True, help="0 takes a free one.")
 @click.option("--allow-host", "hosts", multiple=True, metavar="NAME", help="A name under which it is asked; repeat it.")
-@click.option(
-    "--metrics",
-    metavar="DSN",
-    envvar="TORCHTRACK_METRICS",
-    help="A ClickHouse server for the tables; by default they lie in DATA.",
-)
+@common.metrics_options
 @click.option(
     "--catalog",
     metavar="URL",
@@ -49,7 +45,15 @@ from torchtrack.cli import common
     show_default=True,
     help="What somebody may in all projects after the first login.",
 )
-@click.option("--public-url", metavar="URL", help="The address people have this server under, for the provider.")
+@click.option(
+    "--public-url", metavar="URL", help="The address people have this server under, for the provider and for alerts."
+)
+@click.option(
+    "--alert-urls",
+    metavar="URLS",
+    envvar="TORCHTRACK_ALERT_URLS",
+    help="Who is told what alert rules fire on: URLs as apprise takes them, or files of them, with commas between.",
+)
 @click.option("--no-token", is_flag=True, help="Let in everyone on this machine. Refused where others can connect.")
 def server(
     data: Path,
@@ -57,12 +61,16 @@ def server(
     port: int,
     hosts: tuple[str, ...],
     metrics: str | None,
+    cluster: str | None,
+    replicated: bool,
+    keep: tuple[str, ...],
     catalog: str | None,
     blobs: str | None,
     oidc_issuer: str | None,
     oidc_client: str | None,
     oidc_role: str,
     public_url: str | None,
+    alert_urls: str | None,
     no_token: bool,
 ) -> None:
     """Take runs from many machines and keep them as their ranks wrote them.
@@ -76,8 +84,10 @@ def server(
             from torchtrack.server.app import Config
             from torchtrack.server.serve import serve
         provider = _provider(oidc_issuer, oidc_client, oidc_role, public_url)
+        layout = common.layout_of(metrics, cluster, keep, replicated=replicated)
         stores: dict[str, Any] = {"metrics": metrics, "catalog": catalog, "blobs": blobs, "provider": provider}
-        config = Config(data=data, host=host, hosts=hosts, token=not no_token, **stores)
+        telling: dict[str, Any] = {"alert_urls": _addresses(alert_urls), "public_url": public_url}
+        config = Config(data=data, host=host, hosts=hosts, token=not no_token, layout=layout, **stores, **telling)
 
         def say(address: str, key: str | None) -> None:
             how = f"its key lies in {data / 'token'}" if key else "it needs no key, and only this machine reaches it"
@@ -85,6 +95,15 @@ def server(
             click.echo(f"runs are kept in {config.runs}", err=True)
 
         serve(config, port, say)
+
+
+def _addresses(given: str | None) -> tuple[str, ...]:
+    """Who is told; nobody if that is not said."""
+    urls = [each.strip() for each in (given or "").split(",") if each.strip()]
+    if urls and (why := alerts.missing()) is not None:
+        raise click.ClickException(f"--alert-urls: {why}")
+    checked: tuple[str, ...] = settings.check("alert_urls", urls, "--alert-urls")
+    return checked
 
 
 def _provider(issuer: str | None, client: str | None, role: str, public_url: str | None) -> Any:

@@ -46,33 +46,21 @@ def _senders(place: Path) -> list[dict[str, Any]]:
 
 def _journals(place: Path) -> list[dict[str, Any]]:
     """Each journal: frames here, and how far it is known to have arrived."""
-    from torchtrack.journal.reader import Stream, find_streams
-    from torchtrack.sidecar.upload.progress import read
+    from torchtrack.api.arrival import arrivals
 
-    arrived: dict[str, dict[str, Any]] = {}
-    for each in read(place):
-        for name, entry in (each.get("streams") or {}).items():
-            if entry.get("time_ns", 0) >= arrived.get(name, {}).get("time_ns", 0):
-                arrived[name] = entry
-    found = []
-    for path in find_streams(place):
-        stream = Stream(path)
-        for _ in stream.stored():
-            pass
-        entry = arrived.get(f"{stream.stream:016x}", {})
-        found.append(
-            {
-                "run": stream.uid or path.parent.parent.name,
-                "journal": path.name,
-                "frames": stream.next_seq,
-                "arrived": int(entry.get("next", 0)),
-                "sealed": stream.seal is not None,
-                "dropped_rows": sum(int(gap.get("rows", 0)) for gap in stream.gaps),
-                "damaged": sum(damage.lost for damage in stream.damages),
-                "problem": entry.get("problem"),
-            }
-        )
-    return found
+    return [
+        {
+            "run": each.uid,
+            "journal": each.path.name,
+            "frames": each.frames,
+            "arrived": each.arrived,
+            "sealed": each.sealed,
+            "dropped_rows": each.dropped_rows,
+            "damaged": each.damaged,
+            "problem": each.problem,
+        }
+        for each in arrivals(place, place)
+    ]
 
 
 def _show(senders: list[dict[str, Any]], journals: list[dict[str, Any]]) -> None:

@@ -21,7 +21,8 @@ def ui(folder: Path | None, host: str, port: int, hosts: tuple[str, ...], no_tok
     """Look at the runs of DIR in a browser, while they train and afterwards.
 
     Prints an address that carries the token: open that. DIR is only read; the index lies in your cache folder and can
-    be deleted at any time. A second `ui` on the same folder gives the address of the first.
+    be deleted at any time, what you type on the page in ~/.local/share/torchtrack. A second `ui` on the same folder
+    gives the address of the first.
 
     On another machine: ssh -L 7421:127.0.0.1:7421 MACHINE, then open the address here.
     """
@@ -29,16 +30,16 @@ def ui(folder: Path | None, host: str, port: int, hosts: tuple[str, ...], no_tok
         folder = folder or common.default_folder()
         if not folder.is_dir():
             raise click.ClickException(f"no runs: there is no {folder}; give the folder, or set TORCHTRACK_DIR")
-        try:
-            from torchtrack.server.app import Config
-            from torchtrack.server.serve import serve
-            from torchtrack.server.shown import ADDRESS, index_folder
-        except ImportError as error:
-            raise click.ClickException(
-                f"{error}; install what the page needs: pip install 'torchtrack[server]'"
-            ) from None
+        with common.server_packages():
+            from torchtrack.server.engine import Engine, beginning, take_hold
+            from torchtrack.server.shown import ADDRESS, catalog_url, index_folder
         data = index_folder(folder)
         told = data / ADDRESS
+        try:
+            hold = take_hold(data)
+        except BlockingIOError:
+            _tell(folder, json.loads(told.read_text())["url"], opens=opens)
+            return
 
         def say(address: str, key: str | None) -> None:
             url = f"{address}/#token={key}" if key else f"{address}/"
@@ -46,10 +47,18 @@ def ui(folder: Path | None, host: str, port: int, hosts: tuple[str, ...], no_tok
             told.chmod(0o600)
             _tell(folder, url, opens=opens)
 
+        typed = catalog_url(folder)
+        engine = Engine(folder, data / "index", catalog=typed)
         try:
-            serve(Config(data=data, shown=folder, host=host, hosts=hosts, token=not no_token), port, say)
-        except BlockingIOError:
-            _tell(folder, json.loads(told.read_text())["url"], opens=opens)
+            with common.server_packages(), beginning():
+                engine.start()  # before the imports: it takes its time, and a core of its own
+                from torchtrack.server.app import Config
+                from torchtrack.server.serve import serve
+            config = Config(data=data, shown=folder, catalog=typed, host=host, hosts=hosts, token=not no_token)
+            serve(config, port, say, (hold, engine))
+        finally:
+            engine.close()
+            hold.close()
 
 
 def _tell(folder: Path, url: str, *, opens: bool) -> None:

@@ -4,13 +4,17 @@ names.py       every further name, and where it is found; `torchtrack.__getattr_
 arguments.py   arguments of `init` and `define_metric`
 settings.py    `Settings`
 session.py     login, setup, attach and other calls about the process
-runs.py        what a run has there and not here; files.py, artifacts.py, artifact.py and store.py behind it
-media.py       media with their arguments; drawing.py and histograms.py behind it
+runs.py        what a run has there and not here; files.py, status.py and artifacts.py behind it
+artifacts.py   artifacts of a project; artifact.py, entries.py, digests.py, ttl.py, away.py and store.py behind it
+media.py       media with their arguments; drawing.py, histograms.py and tables.py behind it
 plot.py        tables for charts
+frameworks/    callbacks of other frameworks; profiler.py traces of torch's
+sweeps.py      sweep, agent, controller
 public.py      `Api`
 tensorboard.py `sync_tensorboard`
+jupyter.py     `%%wandb`
 standin.py     `import wandb`
-coverage.py    what is honoured, what is mapped and what has no effect, name by name
+coverage.py    what is honoured, mapped and ignored, name by name
 """
 
 from __future__ import annotations

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import json
 import re
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
@@ -13,11 +14,12 @@ from torchtrack import credentials
 from torchtrack.active import active, begin
 from torchtrack.compat import runs
 from torchtrack.compat import settings as wandb_settings
-from torchtrack.compat.said import ignored, no_effect, once
+from torchtrack.compat.said import ignored, once
 from torchtrack.environment import config_dict
+from torchtrack.errors import MissingDependencyError
 from torchtrack.run import Run
 
-IGNORED: Final = ("entity", "monitor_gym", "anonymous", "force")
+IGNORED: Final = ("entity", "anonymous", "force")
 TAKEN: Final = (
     *IGNORED,
     "allow_val_change",
@@ -25,6 +27,7 @@ TAKEN: Final = (
     "config_include_keys",
     "fork_from",
     "magic",
+    "monitor_gym",
     "reinit",
     "resume_from",
     "save_code",
@@ -64,7 +67,6 @@ def start(given: Mapping[str, Any], others: Mapping[str, Any]) -> Run:
     for name in IGNORED:
         if others[name]:
             ignored("init()", name)
-    no_effect("init", magic=others["magic"] or None, allow_val_change=_asked(others["allow_val_change"], anyway=True))
     way, step = _reinit(others["reinit"]), _translate(mine, others)  # wrong ones are found before anything is done
     previous = active()
     if previous is not None and way in ("default", "return_previous"):
@@ -72,7 +74,7 @@ def start(given: Mapping[str, Any], others: Mapping[str, Any]) -> Run:
         return previous
     if previous is not None and way == "finish_previous":
         previous.finish()
-    run = begin(mine, beside=way == "create_new")
+    run = begin(mine, beside=way == "create_new", from_step=step)
     _equip(run, others, step)
     return run
 
@@ -94,15 +96,9 @@ def metric(
         if len(set(kept)) > 1:
             once(f"define_metric(summary={summary!r}) keeps one value a metric: the {kept[0]}")
         summary = kept[0]
-    hidden, sync = (others.get(name) or None for name in ("hidden", "step_sync"))
-    overwrite = _asked(others.get("overwrite"), anyway=True)
-    no_effect("define_metric", hidden=hidden, step_sync=sync, overwrite=overwrite)
-    return summary, goal, {name: bool(others[name]) for name in ("hidden", "step_sync") if others.get(name)}
-
-
-def _asked(value: bool | None, *, anyway: bool) -> bool | None:
-    """An argument that is as if it were `anyway`: None if that was asked for, or nothing."""
-    return None if value is None or bool(value) is anyway else value
+    told = {name: True for name in ("hidden", "overwrite") if others.get(name)}
+    synced = others.get("step_sync")
+    return summary, goal, told if synced is None else {**told, "step_sync": bool(synced)}
 
 
 def _translate(mine: dict[str, Any], others: Mapping[str, Any]) -> int | None:
@@ -173,12 +169,21 @@ def _equip(run: Run, others: Mapping[str, Any], step: int | None) -> None:
     runs.note(run, others["entity"], step or 0)
     if run.disabled:
         return
-    if step is not None:
-        run._recorder.step = step
-    if others["sync_tensorboard"] or others["tensorboard"]:
-        from torchtrack.compat import tensorboard
-
-        tensorboard.capture(run)
+    tensorboard = sys.modules.get("torchtrack.compat.tensorboard")
+    if (
+        others["sync_tensorboard"]
+        or others["tensorboard"]
+        or others["magic"]
+        or (tensorboard and tensorboard.is_patched())
+    ):
+        importlib.import_module("torchtrack.compat.tensorboard").capture(run)
+    if others["monitor_gym"]:
+        try:
+            importlib.import_module("torchtrack.compat.frameworks.gym").monitor()
+        except MissingDependencyError as error:
+            once(f"init(monitor_gym=True) records no films: {error}")
+    if others["allow_val_change"] is False:
+        run.config.fix()
     if others["save_code"]:
         from torchtrack.compat import files
 

@@ -1,64 +1,28 @@
-"""An artifact: files with a name, a type and, once logged, a version.
-
-`add_file` copies at once, in the thread that calls it, as the file may change later. What is never logged is removed.
-"""
+"""An artifact: files with a name, a type and, once logged, a version. `entries.py` has its files."""
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
-import os
 import re
-import secrets
-import shutil
-import weakref
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
+from datetime import timedelta
 from pathlib import Path
-from typing import IO, Any, Final
-from urllib.parse import quote
+from typing import Any, Final
 
-from torchtrack import guard
-from torchtrack.blobs import Blob
-from torchtrack.compat import store
-from torchtrack.compat.said import no_effect
-from torchtrack.media import Medium
+from torchtrack.compat import digests, store, ttl
+from torchtrack.compat.entries import Files
+from torchtrack.errors import TorchtrackError
 from torchtrack.redact import plain
-from torchtrack.settings import Settings
 
 _NAME: Final = re.compile(r"[A-Za-z0-9_\-. ]{1,128}")
-_SUFFIXES: Final = {"image/png": ".png", "image/jpeg": ".jpg", "image/gif": ".gif", "audio/wav": ".wav"}
 
 
-class Entry:
-    """One file of an artifact."""
-
-    def __init__(self, artifact: Artifact, path: str) -> None:
-        self._artifact, self.path, self.name = artifact, path, path
-
-    @property
-    def size(self) -> int:
-        """In bytes."""
-        return (self._artifact._files / self.path).stat().st_size
-
-    @property
-    def digest(self) -> str:
-        """SHA-256 of the content."""
-        return store.digest_of(self._artifact._files / self.path)
-
-    def local_path(self) -> str:
-        """Where it lies."""
-        return str(self._artifact._files / self.path)
-
-    def download(self, root: str | os.PathLike[str] | None = None, **_: Any) -> str:
-        """Copy it into a folder; the path of the copy."""
-        target = Path(root or self._artifact._default_root()) / self.path
-        target.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy2(self._artifact._files / self.path, target)
-        return str(target)
+def _told(run: Any) -> list[dict[str, Any]]:
+    return [event.data for event in run.events("artifact")]
 
 
-class Artifact:
+class Artifact(Files):
     """Files with a name, a type and, once logged, a version.
 
     Args:
@@ -67,12 +31,14 @@ class Artifact:
         description: free text.
         metadata: a mapping of plain values.
         incremental: start from the files of the newest version.
-        use_as: no effect: what a run used is recorded without it.
-        storage_region: no effect: artifacts lie on this machine.
-        digest_algorithm: no effect: it is SHA-256.
+        use_as: what runs that use it use it as, unless `use_artifact` says else.
+        storage_region: where its files are meant to lie; kept with it, for who runs the server.
+        digest_algorithm: "MD5" or "XXH128": a second digest of each file, which is compared wherever files are given
+            out. All are named by their SHA-256 in any case, which is that without, and "SHA256".
 
     Raises:
-        ValueError: a name with other characters.
+        ValueError: a name with other characters, or another algorithm.
+        MissingDependencyError: "XXH128" without xxhash.
     """
 
     def __init__(
@@ -86,19 +52,21 @@ class Artifact:
         storage_region: str | None = None,
         digest_algorithm: str | None = None,
     ) -> None:
-        no_effect("Artifact", use_as=use_as, storage_region=storage_region, digest_algorithm=digest_algorithm)
+        super().__init__(digests.known(digest_algorithm))
         if not _NAME.fullmatch(str(name)):
             raise ValueError(f"the name of an artifact has letters, digits, '_', '-', '.' and spaces, got {name!r}")
         self.source_name, self.type, self.description = name, type, description
         self.metadata: dict[str, Any] = dict(metadata or {})
-        self.incremental = incremental
+        self.incremental, self.use_as = incremental, use_as
         self.project, self.entity = "", ""
         self.version: str | None = None
         self.aliases: list[str] = []
         self.tags: list[str] = []
         self.created_at: str | None = None
-        self._references: dict[str, str] = {}
-        self._top: Path | None = None
+        self.storage_region = storage_region
+        self._ttl_s: float | None = None
+        self._inherits = True
+        self._run = ""
 
     # -- what it is ---------------------------------------------------------------------------------------------------
 
@@ -130,150 +98,59 @@ class Artifact:
         return self.version is None
 
     @property
+    def ttl(self) -> timedelta | None:
+        """How old it may get before `torchtrack gc` removes it; None: as old as it likes, or as `gc` is told.
+
+        `ArtifactTTL.INHERIT` leaves that to `gc --artifact-days`, as it is if nothing is said; None is never. A version
+        with an alias of its own, besides "latest", stays. Of a logged one `save()` writes it down.
+
+        Raises:
+            ValueError: set to a timedelta that is not above 0.
+        """
+        return None if self._ttl_s is None else timedelta(seconds=self._ttl_s)
+
+    @ttl.setter
+    def ttl(self, value: timedelta | ttl.ArtifactTTL | None) -> None:
+        self._ttl_s = ttl.seconds(value)
+        self._inherits = value is ttl.ArtifactTTL.INHERIT
+
+    @property
+    def terms(self) -> dict[str, Any]:
+        """How it is to be kept: what was said of it, and nothing where nothing was."""
+        given = {
+            "storage_region": self.storage_region,
+            "digest_algorithm": self.digest_algorithm if self.digest_algorithm in digests.SECOND else None,
+            "ttl_s": self._ttl_s if self._ttl_s is not None or self._inherits else ttl.NEVER_S,
+        }
+        return {name: value for name, value in given.items() if value is not None}
+
+    def agree(self, terms: Mapping[str, Any]) -> None:
+        """Take terms that were written down."""
+        self.storage_region, kept_s = terms.get("storage_region"), terms.get("ttl_s")
+        self.digest_algorithm = digests.known(terms.get("digest_algorithm"))
+        self._inherits, self._ttl_s = kept_s is None, kept_s if kept_s != ttl.NEVER_S else None
+
+    @property
     def digest(self) -> str:
         """SHA-256 over names and contents of the files, and references."""
+        if self._away:
+            return str(self._away.about["digest"])
         whole = hashlib.sha256()
         for path in self.paths():
-            whole.update(f"{path}\0{store.digest_of(self._files / path)}\0".encode())
-        for name, uri in sorted(self._references.items()):
+            whole.update(f"{path}\0{self.held(path).sha256}\0".encode())
+        for name, uri in sorted(self.references().items()):
             whole.update(f"{name}\0{uri}\0".encode())
         return whole.hexdigest()
 
     @property
     def size(self) -> int:
         """Bytes of all files."""
-        return sum((self._files / path).stat().st_size for path in self.paths())
+        return sum(self.held(path).size for path in self.paths())
 
     @property
     def file_count(self) -> int:
         """How many files it has."""
-        return len(self.paths()) + len(self._references)
-
-    # -- what is in it ------------------------------------------------------------------------------------------------
-
-    def add_file(
-        self, local_path: str | os.PathLike[str], name: str | None = None, *_: Any, overwrite: bool = True, **__: Any
-    ) -> Entry:
-        """Copy a file in.
-
-        Args:
-            local_path: which.
-            name: its path in the artifact; by default its name.
-            overwrite: False refuses a path that is taken.
-
-        Raises:
-            ValueError: there is no such file, or the path is taken, or it leads out of the artifact.
-        """
-        source = Path(local_path)
-        if not source.is_file():
-            raise ValueError(f"add_file(): {source} is no file")
-        target = self._place(name or source.name, overwrite=overwrite)
-        guard.attempt("add_file()", shutil.copy2, source, target)
-        return Entry(self, name or source.name)
-
-    def add_dir(self, local_path: str | os.PathLike[str], name: str | None = None, *_: Any, **__: Any) -> None:
-        """Copy all files below a folder in, under the path `name`.
-
-        Raises:
-            ValueError: it is no folder.
-        """
-        top = Path(local_path)
-        if not top.is_dir():
-            raise ValueError(f"add_dir(): {top} is no folder")
-        for path in sorted(top.rglob("*")):
-            if path.is_file():
-                inside = path.relative_to(top).as_posix()
-                self.add_file(path, name=f"{name.rstrip('/')}/{inside}" if name else inside)
-
-    @contextlib.contextmanager
-    def new_file(self, name: str, mode: str = "w", encoding: str | None = None) -> Iterator[IO[Any]]:
-        """A new file of it, open for writing."""
-        with self._place(name).open(mode, encoding=encoding) as file:
-            yield file
-
-    def add(self, obj: Any, name: str, overwrite: bool = True) -> Entry:
-        """Add an image, a table or another medium as a file.
-
-        Raises:
-            TypeError: it is none.
-        """
-        if not isinstance(obj, Medium):
-            raise TypeError(f"add() takes an Image, Audio, Table or another medium, got {type(obj).__name__}")
-        blob: Blob = obj.snapshot().encode()
-        path = name if Path(name).suffix else name + _SUFFIXES.get(blob.mime, ".table.json")
-        self._place(path, overwrite=overwrite).write_bytes(blob.data)
-        return Entry(self, path)
-
-    def add_reference(self, uri: Any, name: str | None = None, *_: Any, **__: Any) -> list[str]:
-        """Note where a file lies that is not copied."""
-        text = uri.local_path() if isinstance(uri, Entry) else str(uri)
-        self._references[name or text.rstrip("/").rpartition("/")[2]] = text
-        return [text]
-
-    def remove(self, item: Any) -> None:
-        """Take a file out again, before it is logged."""
-        path = item.path if isinstance(item, Entry) else str(item)
-        if self._references.pop(path, None) is None:
-            (self._files / path).unlink()
-
-    def get_entry(self, name: str) -> Entry:
-        """One of its files.
-
-        Raises:
-            KeyError: it has no such file.
-        """
-        if name not in self.paths():
-            raise KeyError(f"{self.name} has no file {name!r}; it has {', '.join(self.paths()[:8])}")
-        return Entry(self, name)
-
-    get_path = get_entry
-
-    def get(self, name: str) -> Entry | None:
-        """One of its files, None if there is no such one."""
-        return Entry(self, name) if name in self.paths() else None
-
-    def files(self, names: Iterable[str] | None = None, per_page: int = 50) -> list[Entry]:
-        """Its files."""
-        del per_page
-        wanted = None if names is None else set(names)
-        return [Entry(self, path) for path in self.paths() if wanted is None or path in wanted]
-
-    def file(self, root: str | None = None) -> str:
-        """The path of a copy of its only file.
-
-        Raises:
-            ValueError: it has none or several.
-        """
-        if len(self.paths()) != 1:
-            raise ValueError(f"{self.name} has {len(self.paths())} files; file() is for one")
-        return Entry(self, self.paths()[0]).download(root)
-
-    def download(self, root: str | os.PathLike[str] | None = None, *_: Any, **__: Any) -> str:
-        """Copy its files into a folder (./artifacts/name:version by default), and return that."""
-        top = Path(root or self._default_root())
-        top.mkdir(parents=True, exist_ok=True)
-        for path in self.paths():
-            Entry(self, path).download(top)
-        return str(top)
-
-    def checkout(self, root: str | None = None) -> str:
-        """As `download`, and remove what else lies in that folder."""
-        top = Path(self.download(root))
-        for path in sorted(top.rglob("*"), reverse=True):
-            if path.is_file() and path.relative_to(top).as_posix() not in self.paths():
-                path.unlink()
-        return str(top)
-
-    def verify(self, root: str | None = None) -> None:
-        """Compare a copy with what was logged.
-
-        Raises:
-            ValueError: a file differs or is not there.
-        """
-        top = Path(root or self._default_root())
-        for path in self.paths():
-            if not (top / path).is_file() or store.digest_of(top / path) != store.digest_of(self._files / path):
-                raise ValueError(f"{top / path} is not what {self.name} holds")
+        return len(self.paths()) + len(self.references())
 
     # -- its life -----------------------------------------------------------------------------------------------------
 
@@ -293,13 +170,19 @@ class Artifact:
         return self
 
     def save(self, *_: Any, **__: Any) -> None:
-        """Write changed metadata, description and aliases of a logged artifact."""
+        """Write changed metadata, description, aliases and ttl of a logged artifact.
+
+        Raises:
+            TorchtrackError: it lies on a server.
+        """
+        self._refuse_away("save()")
         if self._top is not None and self.version:
             self.write_manifest(self._top)
             store.point(self._top.parent, [*self.aliases], self.version)
 
     def write_manifest(self, top: Path, digest: str | None = None) -> None:
         """Write down what it is, in the folder of its version."""
+        held = {path: self.held(path) for path in self.paths()}
         facts = {
             "format": 1,
             "name": self.source_name,
@@ -307,11 +190,18 @@ class Artifact:
             "project": self.project,
             "description": self.description,
             "metadata": plain(self.metadata),
+            "use_as": self.use_as,
             "tags": self.tags,
             "created_at": self.created_at,
             "digest": digest or self.digest,
-            "files": {path: {"size": (top / "files" / path).stat().st_size} for path in self.paths()},
-            "references": self._references,
+            "terms": self.terms,
+            "run": self._run,
+            "files": {
+                path: {"size": each.size, "sha256": each.sha256, **({"parts": each.parts} if each.parts[1:] else {})}
+                for path, each in held.items()
+            },
+            "digests": self.digests(),
+            "references": self.references(),
         }
         store.write(top / "manifest.json", json.dumps(facts, indent=1, default=str))
 
@@ -320,7 +210,9 @@ class Artifact:
 
         Raises:
             ValueError: aliases name it, and `delete_aliases` is False.
+            TorchtrackError: it lies on a server.
         """
+        self._refuse_away("delete()")
         if self._top is None or not self.version:
             return
         pointing = [alias for alias, version in store.aliases(self._top.parent).items() if version == self.version]
@@ -328,37 +220,36 @@ class Artifact:
             raise ValueError(
                 f"{self.name} is also {', '.join(pointing)}; delete(delete_aliases=True) removes those too"
             )
-        for alias in pointing:
-            (self._top.parent / "aliases" / quote(alias, safe="")).unlink()
-        shutil.rmtree(self._top)
+        store.remove(self._top)
 
-    @property
-    def _files(self) -> Path:
-        if self._top is None:
-            self._top = Settings.resolve().dir / "artifacts" / f".new-{secrets.token_hex(8)}"
-            weakref.finalize(self, shutil.rmtree, str(self._top), True)  # noqa: FBT003
-            (self._top / "files").mkdir(parents=True, mode=0o700)
-        return self._top / "files"
+    def logged_by(self) -> Any:
+        """The run that logged it first, with wandb's methods; None if that is not known."""
+        api = self._api()
+        run = api.with_uid(self._run) if api and self._run else None
+        return run and api.seen(run)
 
-    def paths(self) -> list[str]:
-        """Where its files lie in it."""
-        if self._top is None:
-            return []
-        return sorted(path.relative_to(self._files).as_posix() for path in self._files.rglob("*") if path.is_file())
+    def used_by(self) -> list[Any]:
+        """The runs where it lies that used it, with wandb's methods."""
+        api = self._api()
+        mine = {"action": "used", "digest": self.digest}.items()
+        called = f"{self.project}/{self.source_name}:"
+        return [
+            api.seen(run)
+            for run in (api._plain.runs() if api else ())
+            if any(mine <= told.items() and told["name"].startswith(called) for told in _told(run))
+        ]
 
-    def _place(self, name: str, *, overwrite: bool = True) -> Path:
-        if self.version:
-            raise ValueError(
-                f"{self.name} is logged and does not change; make a new Artifact({self.source_name!r}, ...)"
+    def _api(self) -> Any:
+        """Reads the runs that are where it lies; None for one that is not logged."""
+        from torchtrack.compat.public import Api
+
+        if self._away:
+            return Api(self._away.server.url, api_key=self._away.server.key)
+        return None if self._top is None else Api(self._top.parents[3])
+
+    def _refuse_away(self, call: str) -> None:
+        if self._away:
+            raise TorchtrackError(
+                f"{call}: {self.qualified_name} lies on {self._away.server.url}, where versions stay as they were "
+                f"logged; log_artifact(artifact, aliases=[...]) gives it further names"
             )
-        path = Path(os.path.normpath(name))
-        if path.is_absolute() or ".." in path.parts:
-            raise ValueError(f"a file of an artifact lies inside it, got {name!r}")
-        target = self._files / path
-        if target.exists() and not overwrite:
-            raise ValueError(f"{self.source_name} has a file {name!r} already")
-        target.parent.mkdir(parents=True, exist_ok=True)
-        return target
-
-    def _default_root(self) -> str:
-        return str(Path("artifacts") / self.name)

@@ -1,8 +1,7 @@
 """What becomes of every name and argument of wandb; docs/wandb-names.md is made of it.
 
-honoured: as there. mapped: what comes nearest here, as the note says. no effect: accepted, and changes nothing; one
-line says so and why where something was asked for that does not happen. ignored: the four of which nothing was to be
-expected; one line says so. missing: not offered, an AttributeError as for any unknown name.
+honoured: as there. mapped: what comes nearest here, as the note says. ignored: the three of which nothing was to be
+expected; one line says so. There is no other: what is in the table does something.
 """
 
 from __future__ import annotations
@@ -37,23 +36,26 @@ Html: mapped: kept as a file
 Object3D: mapped: kept as a file or as JSON
 Molecule: mapped: kept as a file
 Plotly: honoured
-Classes: honoured
-Artifact: mapped: kept on this machine, not sent to a server
-log_artifact, use_artifact, link_artifact: mapped: kept on this machine, not sent to a server
-log_model, use_model, link_model: mapped: kept on this machine, not sent to a server
-save: mapped: copied into the run's folder, not sent to a server
-restore: mapped: from the folder of a run on this machine
-log_code: mapped: an artifact on this machine
+Classes, JoinedTable, box3d: honoured
+Config: honoured
+Artifact: honoured
+log_artifact, link_artifact: mapped: in the folder of runs, and on the server of the run once that has all of its files
+use_artifact: mapped: of the folder of runs, else of the server of the run
+log_model, link_model: mapped: in the folder of runs, and on the server of the run once that has all of its files
+use_model: mapped: of the folder of runs, else of the server of the run
+save: mapped: copied into the run's folder, and sent to the server of the run from there
+restore: mapped: from the folder of runs, else from the server of the run
+log_code: honoured: an artifact of type "code"
 Api: mapped: reads the folder of runs; `entity/project/id` gives runs with wandb's methods
 login: mapped: keeps a key only for the server in `host=`
 Settings: mapped: what has a meaning here becomes an argument of `init`; one line names the rest
 setup: mapped: gives settings; nothing has to be set up
-require: no effect: there is nothing to be switched on
-ensure_configured: no effect: nothing has to be set up
+require: honoured: "service" and "core" are met, another is an error
+ensure_configured: mapped: the settings of files and of the environment are read, and what is wrong with one is raised
 teardown, join: mapped: `finish`
 attach, _attach: mapped: the active run of this process, or of the one that forked it
 mark_preempting: mapped: a mark at the step
-pin_config_keys: no effect: recorded as an event; the page does not show it
+pin_config_keys: honoured: first in the configuration on the page of the run
 AlertLevel: honoured
 Error: mapped: `TorchtrackError`, the root of ours
 UsageError: mapped: `TorchtrackError`
@@ -61,46 +63,62 @@ CommError: mapped: `ServerError`
 errors: mapped: `torchtrack.errors`, where their names stand for ours
 util: mapped: generate_id, make_artifact_name_safe, from_human_size, to_human_size
 sdk, wandb_sdk, wandb_run, data_types, env: mapped: the classes and functions that scripts and frameworks take there
-plot, plots: mapped: the table behind the chart; the chart is not drawn
-plot_table, visualize: mapped: the table behind the chart; the chart is not drawn
+plot, plots: honoured
+plot_table: mapped: wandb's presets are drawn; of charts of your own the rows are shown
+visualize: mapped: the rows are shown
 termlog, termwarn, termerror: honoured
 __version__: mapped: torchtrack's; under `install()` that of wandb whose names are offered
 api: mapped: api_key, default_entity and settings()
-sweep, agent, controller: missing
-sklearn, keras, xgboost, lightgbm, catboost, sacred, gym, tensorflow, tensorboard, jupyter, sagemaker_auth: missing
-EvalTable, JoinedTable, Graph, ArtifactTTL, box3d, profiler, Config: missing
+sweep, agent: mapped: in the folder of runs, for all agents that share it; "bayes" needs optuna
+controller: mapped: puts a sweep together and looks on; the agents draw the parameters
+sklearn: honoured: the plot_ functions
+keras: mapped: WandbMetricsLogger, WandbModelCheckpoint, WandbEvalCallback, WandbCallback
+xgboost: mapped: WandbCallback
+lightgbm: mapped: wandb_callback, log_summary
+tensorboard: mapped: patch and unpatch, as `sync_tensorboard`
+profiler: mapped: traces are files of the run
+catboost: honoured: WandbCallback, log_summary
+sacred: honoured: WandbObserver
+gym: mapped: `monitor`: the films of gymnasium's RecordVideo, from version 1.0 on
+sagemaker_auth: mapped: address and key of the torchtrack server
+EvalTable: mapped: recorded as a table
+Graph: mapped: a table of its nodes
+tensorflow: honoured: WandbHook, for a MonitoredSession of `tf.compat.v1`
+jupyter: mapped: `%%wandb` and `%wandb`, by `%load_ext torchtrack`, show a snapshot of the run, after the cell
+ArtifactTTL: mapped: `torchtrack gc` removes what is older than its `ttl` from the folder of runs
 ## init
 project, name, id, notes, tags, config, group, job_type: honoured
 dir: mapped: the folder of runs itself; under `install()` the folder around it, unless `TORCHTRACK_DIR` is set
 mode: mapped: "online" without a server records here; "shared" is "online"; "dryrun" is "offline"
 resume: mapped: without it the same id goes on, nothing is overwritten
 reinit: mapped: without it, under `install()` or as `wandb`, the active run is given again
-resume_from: mapped: a later attempt from that step on, which hides the steps after it
+resume_from: mapped: a later attempt from that step on, which takes back what was recorded after it
 fork_from: mapped: recorded in the config as `forked_from`; the steps before are not copied
 config_exclude_keys, config_include_keys: honoured
-allow_val_change: no effect: as with True: values may always change
+allow_val_change: mapped: False fixes the values that are there, as there; without it they may change
 save_code: honoured: the script is copied to `files/code`
 sync_tensorboard, tensorboard: honoured
 settings: mapped: see `Settings`
-magic: no effect: nothing is guessed
-entity, monitor_gym, anonymous, force: ignored
+magic: mapped: as `sync_tensorboard`
+monitor_gym: mapped: as `gym.monitor()`: the films of gymnasium's RecordVideo
+entity, anonymous, force: ignored
 ## log
 data, step: honoured
 commit: mapped: with `step=` it is True by default
-sync: missing
 ## define_metric
-name, step_metric: honoured
-step_sync: no effect: recorded; a metric is drawn against the value at the same step
-hidden: no effect: recorded; the page shows it nevertheless
+name: honoured
+step_metric: honoured: along x on the page, as long as nobody chooses otherwise, and in `torchtrack show`
+step_sync: mapped: False draws the steps alone that have both; else the last value of the metric along x counts
+hidden: mapped: not among the charts of the run
 summary: mapped: of several the first; "copy" is "last"
 goal: honoured
-overwrite: no effect: as with True: the last definition wins
+overwrite: honoured
 ## watch
 models: honoured
 log: mapped: "all" by default
 log_freq: mapped: optimizer steps
-criterion: no effect: the structure of the model is recorded without it
-idx: no effect: every model gets a prefix of its own
+criterion: mapped: its name goes into the config
+idx: honoured
 log_graph: mapped: as with True: the structure is always recorded
 ## unwatch
 models: honoured
@@ -110,21 +128,22 @@ exit_code, quiet: honoured
 title, text, level, wait_duration: honoured
 ## save
 glob_str, base_path, glob: honoured
-policy: mapped: "live" copies at once and at the end, as "end" does
+policy: mapped: "live" copies at once and at the end; "end" too, and is sent at the end only
 ## restore
 name, replace, root: honoured
-run_path: mapped: a run on this machine
+run_path: honoured: a run of the folder of runs, else of the server of the run
 ## login
 key: mapped: only with `host=`
 host: mapped: a torchtrack server
-relogin, prompt, timeout: no effect: nobody is asked for a key
-verify: no effect: a key is tried when a run is sent
-referrer: no effect: nobody is told
+relogin, prompt: mapped: the key of `host=` is asked for, at a terminal
+timeout: mapped: seconds that the server may take for an answer, with `verify`
+verify: mapped: asks the server in `host=`
+referrer: mapped: a part of the address of the server's page with keys, which is said when a key is asked for
 force, anonymous: ignored
 ## Image
 data_or_path, mode, caption, file_type, classes: honoured
 boxes, masks: mapped: drawn into the image
-grouping: no effect: images in one list are one group
+grouping: honoured: recorded beside the image; `Api`'s `run.media()` gives it
 normalize: honoured
 ## Audio
 data_or_path, sample_rate, caption: honoured
@@ -134,16 +153,15 @@ format: mapped: of files and file-like objects; frames become a GIF
 ## Histogram
 sequence: honoured
 np_histogram: mapped: spread over the fixed buckets; exact where no edge cuts a bin
-num_bins: no effect: the buckets are fixed
+num_bins: mapped: so many bins beside the fixed buckets, for the sink "wandb" and readers; charts draw the buckets
 ## Table
 columns, data, rows, dataframe: honoured
-dtype: no effect: cells keep the types they have
-optional: no effect: as with True: any cell may be None
-allow_mixed_types: no effect: as with True: a column may hold several types
-log_mode: no effect: as with "MUTABLE": a table is recorded as it is whenever it is logged
+dtype, optional: honoured
+allow_mixed_types: mapped: as with True, unless it is False
+log_mode: mapped: as with "MUTABLE", unless it is "IMMUTABLE"; of "INCREMENTAL" all rows each time
 ## Html
 data, data_is_not_path: honoured
-inject: no effect: as with False: the file is kept as it is
+inject: mapped: True adds a plain style; without it the file is kept as it is
 ## Object3D
 data_or_path, caption: honoured
 kwargs: mapped: file_type; a line says of others that they have no effect
@@ -154,15 +172,15 @@ kwargs: mapped: file_type; a line says of others that they have no effect
 val: honoured
 ## Artifact
 name, type, description, metadata, incremental: honoured
-use_as: no effect: what a run used is recorded without it
-storage_region: no effect: artifacts lie on this machine
-digest_algorithm: no effect: it is SHA-256
+use_as: honoured
+storage_region: mapped: kept with the artifact, here and on the server; where its files lie is up to who runs that
+digest_algorithm: mapped: a digest of each file, `entry.digest`, which every download is compared with, besides SHA-256
 ## log_artifact
 artifact_or_path, name, type, aliases, tags: honoured
 ## use_artifact
 artifact_or_name, type: honoured
 aliases: honoured: those of an artifact that is logged by it
-use_as: no effect: what a run used is recorded without it
+use_as: honoured
 ## link_artifact
 artifact, target_path, aliases: honoured
 ## log_model
@@ -174,9 +192,21 @@ path, registered_model_name, name, aliases: honoured
 ## log_code
 root, name, include_fn, exclude_fn: honoured
 ## pin_config_keys
-keys: no effect: recorded as an event; the page does not show it
+keys: honoured
 ## require
-requirement, experiment: no effect: there is nothing to be switched on
+requirement, experiment: honoured
+## sagemaker_auth
+overrides, path: honoured
+api_key: mapped: of the torchtrack server
+## EvalTable
+columns, data, rows, dataframe, dtype, optional, allow_mixed_types, log_mode: honoured
+input_columns: mapped: without any, the number of the row is put first
+output_columns: mapped: in their order, if `columns` gives none
+score_columns: mapped: `means()` gives the mean of each
+backend: mapped: one that is unknown is an error; recorded in the table, which lies here
+unsupported_media_mode: honoured: all media are unsupported: a cell holds what it is called, or is refused
+## Graph
+format: honoured: in the JSON of the table
 ## setup
 settings: mapped: they are given back
 ## teardown
@@ -186,19 +216,37 @@ exit_code: honoured
 ## attach
 attach_id, run_id, run: honoured
 ## termlog
-string, repeat: honoured
-newline, prefix: no effect: a line is a line and begins with "torchtrack:"
+string, repeat, newline: honoured
+prefix: mapped: it is "torchtrack:"
 ## plot_table
-vega_spec_name, data_table, fields, string_fields: mapped: the table; the rest stands in its caption
-split_table: no effect: the table is recorded once
+vega_spec_name: mapped: the names of wandb's presets
+data_table, fields: honoured
+string_fields: mapped: the title
+split_table: honoured: the rows are a table of their own too, in the section "Custom Chart Tables"
 ## visualize
-id, value: mapped: the table; the id stands in its caption
+id, value: mapped: the table, of which the rows are shown
+## sweep
+sweep, project, prior_runs: honoured
+entity: ignored
+## agent
+sweep_id, function, count: honoured
+entity: ignored
+project: mapped: the id alone tells which sweep it is
+forward_signals: mapped: as with True
+term_timeout, max_consecutive_failed_runs: honoured
+## controller
+sweep_id_or_config, project: honoured
+entity: ignored
 ## Classes
 class_set: honoured
+## JoinedTable
+table1, table2, join_key: honoured
+## box3d
+center, size, orientation, color, label, score: honoured
 ## Api
 overrides: mapped: project; there are no entities
-timeout: no effect: a folder is read, or a server within times of its own
-api_key: no effect: a server's key is that of `torchtrack login` or TORCHTRACK_API_KEY
+timeout: mapped: of a server whose address is given; a folder is read as fast as it can be
+api_key: mapped: of a server whose address is given; a folder needs none
 ## Run
 config, id, name, notes, tags, group, job_type, project, step, resumed, disabled, start_time: honoured
 settings: mapped: torchtrack's, with names of its own
@@ -210,19 +258,21 @@ url, get_url: mapped: None without a server
 project_url, get_project_url: mapped: the server
 offline, starting_step: honoured
 config_static: mapped: the config
-sweep_id, sweep_url, get_sweep_url: mapped: None: there are no sweeps
+sweep_id: honoured
+sweep_url, get_sweep_url: mapped: None: a sweep is a group of runs, and has no page of its own
 project_name: honoured
 log, finish, watch, unwatch, define_metric, alert, join: honoured
-save, restore, log_code: mapped: on this machine
-log_artifact, use_artifact, link_artifact: mapped: on this machine
+save, restore: mapped: as of the module
+log_code, log_artifact, link_artifact: mapped: as of the module
+use_artifact: mapped: of the folder of runs, else of the server of the run
 upsert_artifact, finish_artifact: mapped: `log_artifact`: what each process adds is a version of its own
-log_model, use_model, link_model: mapped: on this machine
+log_model, use_model, link_model: mapped: as of the module
 mark_preempting: mapped: a mark at the step
-pin_config_keys: no effect: recorded as an event; the page does not show it
+pin_config_keys: honoured
 write_logs: honoured
-display: mapped: False, as outside of a notebook
+display: mapped: a snapshot of the run; False outside of a notebook
 to_html: mapped: a link, or the command that shows the run
-status: missing
+status: mapped: what is there and what no server has confirmed, in frames of the journals in the folder of runs
 """
 
 
@@ -256,14 +306,12 @@ def page() -> str:
         "",
         "- *honoured*: it does what it does there.",
         "- *mapped*: it does what comes nearest here, as the note says.",
-        "- *no effect*: accepted, and changes nothing. Where it asks for something that does not happen, one line on",
-        "  rank 0 says so, and why.",
-        "- *ignored*: the same, for the four arguments of which nothing was to be expected.",
-        "- *missing*: not offered: an AttributeError, or a TypeError for an argument.",
+        "- *ignored*: accepted, and changes nothing, as one line on rank 0 says: three words of which nothing was to",
+        "  be expected.",
         "",
-        f"Of {len(every)} names and arguments {counts['honoured']} are honoured, {counts['mapped']} mapped, "
-        f"{counts['no effect']} have no effect, {counts['ignored']} are ignored, {counts['missing']} missing. Not in",
-        "these tables: what methods of artifacts, tables and `Api`'s objects take, and the functions of `plot`.",
+        f"Of {len(every)} names and arguments {counts['honoured']} are honoured, {counts['mapped']} mapped and "
+        f"{counts['ignored']} ignored. Not in these tables:",
+        "what methods of artifacts, tables and `Api`'s objects take, and the functions of `plot`.",
     ]
     for of in dict.fromkeys(entry.of for entry in every):
         title = "Names of the module" if of == "names" else "Attributes of a run" if of == "Run" else f"`{of}()`"

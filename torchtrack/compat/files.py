@@ -1,24 +1,33 @@
-"""Files that scripts hand over: save, restore, code. They are copied into `files/` of the run's folder at once."""
+"""Files that scripts hand over: save, restore, code.
+
+They are copied into `files/` of the run's folder at once. An event `saved` names a list of them, as those of artifacts
+do (`torchtrack.contents`): so they are sent by the same way.
+"""
 
 from __future__ import annotations
 
 import glob
 import inspect
 import os
+import secrets
 import shutil
 import sys
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import IO, Any, Final
 
-from torchtrack import guard
-from torchtrack.api import Api
+from torchtrack import blobs, contents, guard
 from torchtrack.compat.artifact import Artifact
 from torchtrack.compat.artifacts import log_artifact
 from torchtrack.compat.said import once
 from torchtrack.run import Run
 
 FOLDER: Final = "files"
+_OWN: Final = ("media", "nodes")
+"""Folders of a run that are never saved, besides those of its journals."""
+_known: weakref.WeakKeyDictionary[Run, dict[str, tuple[tuple[int, int], contents.Held]]] = weakref.WeakKeyDictionary()
+"""Of each file of a run that was told: time of change and size, and its digests."""
 
 
 def save(
@@ -34,7 +43,8 @@ def save(
         run: whose.
         glob_str: a path, or a pattern of paths.
         base_path: the part of the paths that is left away; by default a relative path is kept, of another its name.
-        policy: "now" copies once, "live" and "end" again at the end of the run.
+        policy: "now" copies once, "live" and "end" again at the end of the run. What is copied is sent to the server of
+            the run, if there is one; with "end" only at the end.
         glob: whether `*` and `?` make it a pattern.
 
     Returns:
@@ -51,12 +61,14 @@ def save(
         return []
     pattern, base = os.fspath(glob_str), None if base_path is None else os.fspath(base_path)
 
-    def copy() -> list[str]:
+    def copy(*, tell: bool = True) -> list[str]:
         copies: list[str] = []
         guard.attempt("save()", lambda: copies.extend(_copy(run, pattern, base, glob)))
+        if tell:
+            guard.attempt("save()", _tell, run, copies)
         return copies
 
-    copies = copy()
+    copies = copy(tell=policy != "end")
     if policy != "now":
         run._endings.append(copy)
     if not copies and policy == "now":
@@ -76,10 +88,40 @@ def _copy(run: Run, pattern: str, base: str | None, is_glob: bool) -> list[str]:
             continue
         target = own / FOLDER / _inside(path, base)
         if not target.exists() or target.stat().st_mtime_ns != path.stat().st_mtime_ns:
-            target.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-            shutil.copy2(path, target)
+            _replace(path, target)
         copies.append(str(target))
     return copies
+
+
+def _replace(path: Path, target: Path) -> None:
+    """Copy a file whole or not at all: one that is being sent stays as it was."""
+    target.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    beside = target.with_name(f".{target.name}.{secrets.token_hex(8)}")
+    try:
+        shutil.copy2(path, beside)
+        beside.replace(target)
+    finally:
+        beside.unlink(missing_ok=True)
+
+
+def _tell(run: Run, copies: list[str]) -> None:
+    """Record what was saved, so that it is sent: a list of it, if something of it is new or has changed."""
+    own, known = Path(run.dir).resolve(), _known.setdefault(run, {})
+    files = {path.relative_to(own).as_posix(): path for path in (Path(copy).resolve() for copy in copies)}
+    held, before = {}, dict(known)
+    for inside, path in files.items():
+        top, status = inside.partition("/")[0], path.stat()
+        if top in _OWN or top.isdigit():
+            continue
+        stands = status.st_mtime_ns, status.st_size
+        if inside not in known or known[inside][0] != stands:
+            known[inside] = stands, contents.measure(path)
+        held[inside] = known[inside][1]
+    if all(before.get(inside) == known[inside] for inside in held):
+        return
+    listed = blobs.Blob(contents.encode(held, {}), "application/json", None, {})
+    about = {inside: {"size": each.size, "sha256": each.sha256} for inside, each in held.items()}
+    run._event("saved", {"contents": blobs.store(listed, own), "files": about})
 
 
 def _inside(path: Path, base: str | None) -> Path:
@@ -100,20 +142,14 @@ def restore(
     Args:
         run: the run of this process.
         name: of the file.
-        run_path: `project/id` or `entity/project/id` of another run.
+        run_path: `project/id` or `entity/project/id` of another run, in the folder of runs or on the server.
         replace: overwrite a file of that name in `root`.
         root: where to; by default it is opened where it lies.
 
     Raises:
-        ValueError: there is no such file.
+        ValueError: there is no such file, here or on the server of the run.
     """
-    folder = Path(run.dir)
-    if run_path is not None:
-        path = run_path if run_path.count("/") < 2 else run_path.partition("/")[2]
-        folder = run.settings.dir / Api(run.settings.dir).run(path).uid
-    kept = next((at for at in (folder / FOLDER / name, folder / name) if at.is_file()), None)
-    if kept is None:
-        raise ValueError(f"restore(): no file {name!r} was saved by the run in {folder}")
+    kept = _kept(run, name, run_path)
     if root is None:
         return kept.open()
     target = Path(root) / name
@@ -121,6 +157,28 @@ def restore(
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copy2(kept, target)
     return target.open()
+
+
+def _kept(run: Run, name: str, run_path: str | None) -> Path:
+    """Where a saved file lies: in the folder of runs, else fetched from the server of the run."""
+    from torchtrack.compat.public import Api
+
+    path = run_path or f"{run.project}/{run.id}"
+    path = path if path.count("/") < 2 else path.partition("/")[2]
+    settings = run.settings
+
+    def of(api: Api) -> Path:
+        return api.seen(api._plain.run(path)).file(name).at()
+
+    own = Path(run.dir)
+    found: Any = None if run_path else next((at for at in (own / FOLDER / name, own / name) if at.is_file()), None)
+    if found is None:
+        found = guard.outcome(lambda: of(Api(settings.dir)))
+    if not isinstance(found, Path) and settings.mode == "online" and settings.url:
+        found = guard.outcome(lambda: of(Api(settings.url, api_key=settings.api_key)))
+    if not isinstance(found, Path):
+        raise ValueError(f"restore(): no file {name!r} was saved by the run {path}")
+    return found
 
 
 def _is_python(path: str) -> bool:
@@ -178,8 +236,5 @@ def save_script(run: Run) -> None:
     if script.is_file():
         target = Path(run.dir) / FOLDER / "code" / script.name
 
-        def copy() -> Any:
-            target.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-            return shutil.copy2(script, target)
-
-        guard.attempt("save_code", copy)
+        guard.attempt("save_code", _replace, script, target)
+        guard.attempt("save_code", _tell, run, [str(target)])

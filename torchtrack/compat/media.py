@@ -1,21 +1,25 @@
-"""Media with wandb's arguments: `torchtrack.Image`, `Audio` and `Table`, and those that only wandb has names for."""
+"""Media with wandb's arguments: `torchtrack.Image` and `Audio`, and those that only wandb has names for."""
 
 from __future__ import annotations
 
 import dataclasses
-import importlib
 import io
 import json
 import os
-import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
-from torchtrack import guard, media
+from torchtrack import media
 from torchtrack.compat import drawing
 from torchtrack.compat.said import no_effect
+from torchtrack.compat.tables import EvalTable, Graph, JoinedTable, Table
 from torchtrack.media import Figure, Medium, Pending
+
+__all__ = [
+    "Audio", "Classes", "EvalTable", "File", "Graph", "Html", "Image", "JoinedTable", "Molecule", "Object3D", "Plotly",
+    "Table", "Video", "box3d",
+]  # fmt: skip
 
 _Kept = Callable[[], tuple[bytes, str, dict[str, Any]]]
 _VIDEOS: Final = {"gif": "image/gif", "mp4": "video/mp4", "webm": "video/webm", "ogg": "video/ogg"}
@@ -27,6 +31,7 @@ _MODELS: Final = {
     "stl": "model/stl",
     "json": "application/json",
 }
+_STYLE: Final = b'<base target="_blank"><style>body{margin:0;font-family:sans-serif}</style>'
 _POINTS: Final = "application/vnd.torchtrack.points+json"
 
 
@@ -39,7 +44,7 @@ class Image(media.Image):
             in 0..255, unless `normalize` is False.
         mode: a mode of pillow, such as "L", that it is converted to; a text that is none is the caption.
         caption: a line of text shown with it.
-        grouping: no effect: images logged in one list are one group.
+        grouping: how many images of a list belong together, from this one on; recorded beside it, and in `media()`.
         classes: names of the classes of boxes and masks: [{"id": 0, "name": "cat"}].
         boxes: boxes by group, drawn into the image: {"predictions": {"box_data": [...], "class_labels": {...}}}.
         masks: masks by group, drawn over it: {"predictions": {"mask_data": array, "class_labels": {...}}}.
@@ -62,10 +67,11 @@ class Image(media.Image):
         *,
         data: Any = None,
     ) -> None:
-        no_effect("Image", grouping=grouping)
         inner = data_or_path if data is None else data
+        self._told = {} if grouping is None else {"grouping": int(grouping)}
         if isinstance(inner, media.Image):
             caption = inner.caption if caption is None else caption
+            self._told = {**getattr(inner, "_told", {}), **self._told}
             inner = inner.data
         if mode is not None and mode not in drawing.MODES:
             mode, caption = None, mode if caption is None else caption
@@ -78,6 +84,10 @@ class Image(media.Image):
         from PIL import Image as PilImage
 
         return PilImage.open(io.BytesIO(self.snapshot().encode().data))
+
+    def snapshot(self) -> Pending:
+        """Keep it as it is now."""
+        return dataclasses.replace(super().snapshot(), told=self._told)
 
     def _kept(self) -> _Kept:
         before, look = self.data, self._look.kept()
@@ -110,106 +120,6 @@ class Audio(media.Audio):
         super().__init__(inner, None if sample_rate is None else int(sample_rate), caption)
 
 
-class Table(media.Table):
-    """A table for `log`: at most 100 000 cells. A cell that is an image or another medium holds what it is called.
-
-    Args:
-        columns: the names of the columns; by default the dataframe's, else Input, Output, Expected.
-        data: the rows, an array, or a dataframe.
-        rows: the rows, by an older name.
-        dataframe: a pandas dataframe, in place of data.
-        dtype: no effect: cells keep the types they have.
-        optional: no effect: any cell may be None.
-        allow_mixed_types: no effect: a column may hold several types.
-        log_mode: no effect: a table is recorded as it is whenever it is logged.
-    """
-
-    def __init__(
-        self,
-        columns: Sequence[Any] | None = None,
-        data: Any = None,
-        rows: Any = None,
-        dataframe: Any = None,
-        dtype: Any = None,
-        optional: Any = True,
-        allow_mixed_types: bool | None = None,
-        log_mode: str | None = None,
-    ) -> None:
-        asked = None if optional is True else optional, True if allow_mixed_types is False else None
-        mode = None if log_mode == "MUTABLE" else log_mode
-        no_effect("Table", dtype=dtype, optional=asked[0], allow_mixed_types=asked[1], log_mode=mode)
-        given = rows if data is None else data
-        if hasattr(given, "itertuples"):
-            dataframe, given = given, None
-        if columns is None:
-            columns = list(getattr(dataframe, "columns", ("Input", "Output", "Expected")))
-        super().__init__(list(columns))
-        made = guard.outcome(_rows, self.columns, given, dataframe)
-        self._wrong = made if isinstance(made, Exception) else None
-        if self._wrong is None:
-            self.data = made
-
-    def add_row(self, *row: Any) -> None:
-        """Add a row, by an older name."""
-        self.add_data(*row)
-
-    def add_column(self, name: str, data: Iterable[Any], optional: bool = False) -> None:
-        """Add a column.
-
-        Raises:
-            ValueError: it has not as many cells as there are rows.
-        """
-        del optional
-        cells = list(data)
-        if self.data and len(cells) != len(self.data):
-            raise ValueError(f"column {name!r} has {len(cells)} cells for {len(self.data)} rows")
-        self.data = [[*row, cell] for row, cell in zip(self.data or [[]] * len(cells), cells, strict=True)]
-        self.columns = [*(self.columns or ()), name]
-
-    def add_computed_columns(self, function: Callable[[int, dict[str, Any]], Mapping[str, Any]]) -> None:
-        """Add columns that a function makes of the index and the cells of each row."""
-        made = [function(index, dict(zip(self._names(), row, strict=True))) for index, row in enumerate(self.data)]
-        for name in dict.fromkeys(name for each in made for name in each):
-            self.add_column(name, [each.get(name) for each in made])
-
-    def get_column(self, name: str, convert_to: str | None = None) -> Any:
-        """The cells of a column; as an array with convert_to="numpy"."""
-        at = self._names().index(name)
-        cells = [row[at] for row in self.data]
-        if convert_to == "numpy":
-            import numpy as np
-
-            return np.asarray(cells)
-        return cells
-
-    def get_index(self) -> list[int]:
-        """The numbers of the rows."""
-        return list(range(len(self.data)))
-
-    def get_dataframe(self) -> Any:
-        """The table as a pandas dataframe."""
-        pandas = importlib.import_module("pandas")
-        return pandas.DataFrame.from_records(self.data, columns=self._names())
-
-    def iterrows(self) -> Iterator[tuple[int, Sequence[Any]]]:
-        """Number and cells of each row."""
-        return enumerate(self.data)
-
-    def snapshot(self) -> Pending:
-        """Keep the table as it is now; see `torchtrack.media.Table`."""
-        if self._wrong is not None:
-            raise self._wrong
-        before = self.data
-        self.data = [[_cell(value) for value in row] for row in before]
-        try:
-            return super().snapshot()
-        finally:
-            self.data = before
-
-    def _names(self) -> list[Any]:
-        return list(self.columns or ())
-
-
 class File(Medium):
     """A file of any type.
 
@@ -233,7 +143,7 @@ class Html(File):
 
     Args:
         data: which.
-        inject: no effect: as with False, no style is added.
+        inject: add a base for its links and a plain style; without, it is kept as it is.
         data_is_not_path: take a text that ends in .html as HTML.
         caption: a line of text shown with it.
     """
@@ -241,11 +151,15 @@ class Html(File):
     def __init__(
         self, data: Any, inject: bool | None = None, data_is_not_path: bool = False, caption: str | None = None
     ) -> None:
-        no_effect("Html", inject=inject or None)
         is_path = isinstance(data, os.PathLike) or (isinstance(data, str) and data.endswith((".html", ".htm")))
         if isinstance(data, str) and (data_is_not_path or not is_path):
             data = data.encode()
         super().__init__(data, "text/html", caption)
+        self._inject = bool(inject)
+
+    def _kept(self) -> _Kept:
+        content = _content(self.data)
+        return lambda: (_styled(content) if self._inject else content, self.mime, {})
 
 
 class Video(Medium):
@@ -340,6 +254,41 @@ class Plotly(Figure):
         return Html(self.figure).snapshot() if isinstance(self.figure, str) else super().snapshot()
 
 
+def box3d(
+    *,
+    center: Sequence[float],
+    size: Sequence[float],
+    orientation: Sequence[float],
+    color: Sequence[int] | None = None,
+    label: str | None = None,
+    score: float | None = None,
+) -> dict[str, Any]:
+    """A box of a scene for `Object3D`, by its eight corners.
+
+    Args:
+        center: x, y, z.
+        size: along x, y and z, before it is turned.
+        orientation: a quaternion, the real part first; it need not be of length 1.
+        color: red, green and blue, 0 to 255.
+        label: its name.
+        score: how sure it is.
+
+    Raises:
+        ValueError: not three, three and four numbers, or a quaternion of length 0.
+    """
+    import numpy as np
+
+    if (len(center), len(size), len(orientation)) != (3, 3, 4) or not any(orientation):
+        raise ValueError("box3d() takes center=(x, y, z), size=(x, y, z) and orientation=(real, i, j, k), not all 0")
+    signs = np.array([[x, y, z] for x in (-1, 1) for y in (-1, 1) for z in (-1, 1)])
+    real, *axis = np.asarray(orientation, np.float64) / np.linalg.norm(orientation)
+    flat = signs * np.asarray(size) / 2
+    twice = 2 * np.cross(axis, flat)
+    corners = flat + real * twice + np.cross(axis, twice) + np.asarray(center)
+    given = {"color": color and list(color), "label": label, "score": score}
+    return {"corners": corners.tolist(), **{name: value for name, value in given.items() if value is not None}}
+
+
 @dataclasses.dataclass
 class Classes:
     """Names of classes: a list of {"id": 0, "name": "cat"}."""
@@ -347,13 +296,10 @@ class Classes:
     class_set: Sequence[Mapping[str, Any]]
 
 
-def _rows(columns: Sequence[Any], given: Any, dataframe: Any) -> list[list[Any]]:
-    if dataframe is not None:
-        if not hasattr(dataframe, "itertuples"):
-            raise TypeError(f"dataframe must be a pandas dataframe, got {type(dataframe).__name__}")
-        return [list(row) for row in dataframe[list(columns)].itertuples(index=False, name=None)]
-    given = given.tolist() if hasattr(given, "tolist") else given
-    return [] if given is None else [list(row) for row in given]
+def _styled(html: bytes) -> bytes:
+    """HTML with the style at the end of its head, or before all where it has none."""
+    head = html.lower().find(b"</head>")
+    return html[:head] + _STYLE + html[head:] if head >= 0 else b"<head>" + _STYLE + b"</head>" + html
 
 
 def _content(data: Any) -> bytes:
@@ -365,13 +311,3 @@ def _content(data: Any) -> bytes:
         content = data.read()
         return content.encode() if isinstance(content, str) else bytes(content)
     return Path(data).read_bytes()
-
-
-def _cell(value: Any) -> Any:
-    """A medium in a table is not shown in it: its caption or the kind it is of stands there."""
-    if isinstance(value, Medium):
-        return value.caption or f"[{type(value).__name__}]"
-    torch = sys.modules.get("torch")
-    if torch is not None and isinstance(value, torch.Tensor) and value.device.type == "cpu":
-        return value.detach().tolist()  # another would have to be waited for
-    return value

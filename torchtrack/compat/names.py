@@ -13,24 +13,49 @@ CALLS: Final = (
 """Module-level calls that go to the active run."""
 HOMES: Final = {
     "artifact": ("Artifact",),
-    "media": ("Classes", "Html", "Molecule", "Object3D", "Plotly", "Video"),
+    "media": (
+        "Classes",
+        "EvalTable",
+        "Graph",
+        "Html",
+        "JoinedTable",
+        "Molecule",
+        "Object3D",
+        "Plotly",
+        "Video",
+        "box3d",
+    ),
     "plot": ("plot_table", "visualize"),
     "session": (
-        *("AlertLevel", "_attach", "attach", "ensure_configured", "join", "login", "require", "setup", "teardown"),
+        *("AlertLevel", "_attach", "attach", "ensure_configured", "join", "login", "require"),
+        *("sagemaker_auth", "setup", "teardown"),
         *("termerror", "termlog", "termwarn"),
     ),
-    "settings": ("Settings",),
+    "ttl": ("ArtifactTTL",),
+    "settings": ("Config", "Settings"),
+    "sweeps": ("agent", "controller", "sweep"),
 }
 ERRORS: Final = {"CommError": "CommError", "Error": "Error", "UsageError": "UsageError"}
 MODULES: Final = {
+    "catboost": "frameworks.catboost",
     "data_types": "media",
     "env": "session",
+    "gym": "frameworks.gym",
+    "jupyter": "jupyter",
+    "keras": "frameworks.keras",
+    "lightgbm": "frameworks.lightgbm",
     "plot": "plot",
     "plots": "plot",
+    "profiler": "profiler",
+    "sacred": "frameworks.sacred",
     "sdk": "sdk",
+    "sklearn": "frameworks.sklearn",
+    "tensorboard": "tensorboard",
+    "tensorflow": "frameworks.tensorflow",
     "util": "helpers",
     "wandb_run": "sdk",
     "wandb_sdk": "sdk",
+    "xgboost": "frameworks.xgboost",
 }
 """Modules of wandb, and those that stand for them."""
 OURS: Final = ("api", "errors")
@@ -47,6 +72,8 @@ def find(name: str) -> Any:
         return _call(name)
     if name in ERRORS:
         return getattr(importlib.import_module("torchtrack.errors"), ERRORS[name])
+    if name == "load_ipython_extension":
+        return importlib.import_module("torchtrack.compat.jupyter").load_ipython_extension
     if name in OURS:
         return importlib.import_module(f"torchtrack.{name}")
     if name in MODULES:

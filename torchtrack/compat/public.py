@@ -4,19 +4,24 @@ from __future__ import annotations
 
 import importlib
 import os
-import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, Final, cast
+from typing import TYPE_CHECKING, Any, Final, cast
 
-from torchtrack import api
-from torchtrack.compat import artifacts, store
+import pyarrow as pa
+
+from torchtrack import api, contents
+from torchtrack.api.remote import Server
+from torchtrack.compat import artifacts, away, store
 from torchtrack.compat.artifact import Artifact
 from torchtrack.compat.files import FOLDER
 from torchtrack.compat.said import no_effect
 from torchtrack.errors import ServerError
 from torchtrack.records import Table
 from torchtrack.settings import Settings
+
+if TYPE_CHECKING:
+    from torchtrack.compat.sweeps import SeenSweep
 
 _OPERATORS: Final = {
     "$eq": lambda value, other: value == other,
@@ -28,7 +33,7 @@ _OPERATORS: Final = {
     "$ne": lambda value, other: value != other,
     "$nin": lambda value, other: value not in other,
 }
-_FIELDS: Final = {"display_name": "name", "displayName": "name", "jobType": "job_type", "job_type": "job_type"}
+_FIELDS: Final = {"display_name": "name", "displayName": "name", "jobType": "job_type", "sweep": "sweep_name"}
 
 
 class Api(api.Api):
@@ -39,8 +44,8 @@ class Api(api.Api):
     Args:
         source: see `torchtrack.api.Api`; by default the folder that runs are written to.
         overrides: {"project": ...}: the project that a path without one is in.
-        timeout: no effect.
-        api_key: no effect: a server's key is that of `torchtrack login`, or `TORCHTRACK_API_KEY`.
+        timeout: seconds that a server may take for an answer.
+        api_key: the key of the server; not used where a folder is read, since it is one of wandb's then.
 
     Raises:
         ValueError, FileNotFoundError: as there, where a source is given.
@@ -57,13 +62,18 @@ class Api(api.Api):
         timeout: int | None = None,
         api_key: str | None = None,
     ) -> None:
-        no_effect("Api", timeout=timeout, api_key=api_key)
+        is_away = source is not None and "://" in str(source)
+        if not is_away:
+            no_effect("Api", timeout=timeout, api_key=api_key)
         settings = Settings.resolve(mode="offline")
         self._project = str((overrides or {}).get("project") or settings.project)
-        self._dir = Path(source) if source is not None and "://" not in str(source) else settings.dir
+        self._dir = settings.dir if source is None or is_away else Path(source)
         if source is None:
             self._dir.mkdir(parents=True, exist_ok=True, mode=0o700)
-        super().__init__(self._dir if source is None else source)
+        patience = {} if timeout is None else {"timeout_s": float(timeout)}
+        key = api_key if is_away else None
+        super().__init__(self._dir if source is None else source, key=key, **patience)
+        self._server = Server(str(source), key, **patience) if is_away else None
 
     @property
     def default_entity(self) -> str:
@@ -106,10 +116,30 @@ class Api(api.Api):
         wanted = (path or self._project).rpartition("/")[2]
         found = [Seen(self, run) for run in self._plain.runs(wanted)]
         kept = [run for run in found if _holds(run, filters or {})]
-        order = others.get("order") or ""
-        if order:
-            kept.sort(key=lambda run: _sortable(_value(run, order.lstrip("+-"))), reverse=order.startswith("-"))
-        return cast("list[api.Run]", kept)
+        return cast("list[api.Run]", self.ordered(kept, others.get("order") or ""))
+
+    def seen(self, run: api.Run) -> Seen:
+        """A run with wandb's methods."""
+        return Seen(self, run)
+
+    def ordered(self, runs: Iterable[Seen], order: str) -> list[Seen]:
+        """Runs by a value of theirs, such as "-summary_metrics.loss"; those that have none come last."""
+        if not order:
+            return list(runs)
+        keyed = [(_sortable(_value(run, order.lstrip("+-"))), run) for run in runs]
+        some = sorted((pair for pair in keyed if pair[0][0]), key=lambda p: p[0], reverse=order.startswith("-"))
+        return [run for _, run in (*some, *(pair for pair in keyed if not pair[0][0]))]
+
+    def sweep(self, path: str = "") -> SeenSweep:
+        """A sweep by `id`, `project/id` or with an entity before.
+
+        Raises:
+            TorchtrackError: there is none.
+        """
+        from torchtrack.compat.sweeps import SeenSweep
+        from torchtrack.sweeps import Sweep
+
+        return SeenSweep(self, Sweep(path, self._dir))
 
     def projects(self, entity: str | None = None, per_page: int = 200) -> list[str]:
         """The names of the projects."""
@@ -117,13 +147,15 @@ class Api(api.Api):
         return sorted({run.project for run in self._plain.runs()})
 
     def artifact(self, name: str, type: str | None = None) -> Artifact:  # noqa: A002
-        """An artifact by `name:alias`, `project/name:alias` or with an entity before.
+        """An artifact by `name:alias`, `project/name:alias` or with an entity before; of a server, if it reads one.
 
         Raises:
-            ServerError: there is none.
+            ServerError: there is none, or the server does not answer.
             ValueError: it is of another type.
         """
-        return artifacts.of_type(artifacts.find(self._dir, self._project, name), type)
+        server = self._server
+        found = artifacts.find_there(server, self._dir, self._project, name) if server else None
+        return artifacts.of_type(found or artifacts.find(self._dir, self._project, name), type)
 
     def artifact_exists(self, name: str, type: str | None = None) -> bool:  # noqa: A002
         """Whether there is such an artifact."""
@@ -138,8 +170,13 @@ class Api(api.Api):
         """All versions of an artifact, newest first."""
         del per_page
         *places, own = name.split("/")
-        folder = store.folder_of(self._dir, places[-1] if places else self._project, own)
-        found = [artifacts.load(folder / version) for version in reversed(store.versions(folder))]
+        project = places[-1] if places else self._project
+        if server := self._server:
+            known = away.versions(server, project, own)
+            found = [artifacts.there_is(server, self._dir, each) for each in reversed(known)]
+        else:
+            folder = store.folder_of(self._dir, project, own)
+            found = [artifacts.load(folder / version) for version in reversed(store.versions(folder))]
         return [each for each in found if each.type == type_name and set(tags or ()) <= set(each.tags)]
 
     def artifact_versions(self, type_name: str, name: str, per_page: int = 50) -> list[Artifact]:
@@ -192,6 +229,17 @@ class Seen:
     def tags(self) -> list[str]:
         """Its tags."""
         return list(self._run.tags)
+
+    @property
+    def sweep_name(self) -> str | None:
+        """The id of the sweep that it is a trial of, if any."""
+        told = self._run.events("sweep")
+        return str(told[0].data["id"]) if told else None
+
+    @property
+    def sweep(self) -> SeenSweep | None:
+        """The sweep that it is a trial of, if any."""
+        return self._source.sweep(self.sweep_name) if self.sweep_name else None
 
     @property
     def created_at(self) -> str:
@@ -275,15 +323,27 @@ class Seen:
                 yield {name: full[name] for name in wanted}
 
     def files(self, names: Iterable[str] | None = None, per_page: int = 50) -> list[SavedFile]:
-        """The files that `save` kept."""
+        """The files that `save` kept; of a run on a server those that were sent."""
         del per_page
         top = self._source._dir / self._run.uid / FOLDER
-        found = [SavedFile(top, path.relative_to(top).as_posix()) for path in sorted(top.rglob("*")) if path.is_file()]
+        if self._source._server is not None:
+            found = [SavedFile(path.removeprefix(f"{FOLDER}/"), self._fetching(path)) for path in self._run.saved]
+        else:
+            here = (path.relative_to(top).as_posix() for path in sorted(top.rglob("*")) if path.is_file())
+            found = [SavedFile(path, Here(top / path)) for path in here]
         return [each for each in found if not names or each.name in set(names)]
 
     def file(self, name: str) -> SavedFile:
         """One of them; it may turn out not to be there."""
-        return SavedFile(self._source._dir / self._run.uid / FOLDER, name)
+        if self._source._server is not None:
+            path = next((path for path in (f"{FOLDER}/{name}", name) if path in self._run.saved), name)
+            return SavedFile(name, self._fetching(path))
+        top = self._source._dir / self._run.uid
+        return SavedFile(name, Here(next((at for at in (top / FOLDER / name, top / name) if at.is_file()), top / name)))
+
+    def _fetching(self, path: str) -> Fetched:
+        about = self._run.saved.get(path, {})
+        return Fetched(self._source._server, self._source._dir, self._run.uid, path, about)
 
     def logged_artifacts(self, per_page: int = 100) -> list[Artifact]:
         """The artifacts that it logged."""
@@ -299,8 +359,12 @@ class Seen:
         """Every access looks for what is new."""
 
     def media(self) -> Any:
-        """Logged media, a row each."""
-        return self._run.rows(Table.MEDIA)
+        """Logged media, a row each; with the column `grouping`, what `Image(grouping=)` said of them."""
+        rows = self._run.rows(Table.MEDIA)
+        said = [event.data for event in self._run.events("medium")]
+        grouped = {(each["name"], each["step"], each["sha256"]): each.get("grouping") for each in said}
+        keys = zip(*(rows.column(name).to_pylist() for name in ("name", "step", "sha256")), strict=True)
+        return rows.append_column("grouping", pa.array([grouped.get(key) for key in keys], pa.int64()))
 
     def _artifacts(self, action: str) -> list[Artifact]:
         events = [event.data for event in self._run.events("artifact") if event.data["action"] == action]
@@ -308,17 +372,73 @@ class Seen:
         return [self._source.artifact(name) for name in found if self._source.artifact_exists(name)]
 
 
-class SavedFile:
-    """A file of a run."""
+class Here:
+    """A saved file that lies on this machine."""
 
-    def __init__(self, top: Path, name: str) -> None:
-        self._top, self.name = top, name
+    def __init__(self, path: Path) -> None:
+        self._path = path
 
     @property
     def size(self) -> int:
         """In bytes; 0 if it is not there."""
-        path = self._top / self.name
-        return path.stat().st_size if path.is_file() else 0
+        return self._path.stat().st_size if self._path.is_file() else 0
+
+    def at(self) -> Path | None:
+        """Where it lies; None if it is not there."""
+        return self._path if self._path.is_file() else None
+
+
+class Fetched:
+    """A saved file on a server.
+
+    Args:
+        server: which.
+        runs: the folder of runs, where contents that were fetched are kept.
+        uid: of the run.
+        path: in the run's folder.
+        about: what the run said of it; nothing if there is no such file.
+    """
+
+    def __init__(self, server: Server | None, runs: Path, uid: str, path: str, about: Mapping[str, Any]) -> None:
+        self._server, self._about = server, about
+        self._place = f"runs/{uid}/contents/{about.get('contents')}/{path}"
+        self._cache = runs / "artifacts" / ".content"
+
+    @property
+    def size(self) -> int:
+        """In bytes; 0 if it is not there."""
+        return int(self._about.get("size", 0))
+
+    def at(self) -> Path | None:
+        """Where it lies here, once it is fetched; None if the server has not got it."""
+        digest = self._about.get("sha256")
+        if self._server is None or not contents.is_digest(digest):
+            return None
+        kept = self._cache / str(digest)
+        return kept if kept.exists() or self._server.fetch(self._place, str(digest), kept) else None
+
+
+class SavedFile:
+    """A file that a run saved."""
+
+    def __init__(self, name: str, place: Here | Fetched) -> None:
+        self.name, self._place = name, place
+
+    @property
+    def size(self) -> int:
+        """In bytes; 0 if it is not there."""
+        return self._place.size
+
+    def at(self) -> Path:
+        """Where it lies on this machine; one on a server is fetched.
+
+        Raises:
+            ServerError: the run has no such file.
+        """
+        found = self._place.at()
+        if found is None:
+            raise ServerError(f"no file {self.name!r} was saved by this run")
+        return found
 
     def download(self, root: str = ".", replace: bool = False, exist_ok: bool = False, **_: Any) -> Any:
         """Copy it into a folder, and open the copy.
@@ -327,14 +447,11 @@ class SavedFile:
             ValueError: there is one already, and neither `replace` nor `exist_ok`.
             ServerError: the run has no such file.
         """
-        source, target = self._top / self.name, Path(root) / self.name
-        if not source.is_file():
-            raise ServerError(f"no file {self.name!r} was saved by this run")
+        source, target = self.at(), Path(root) / self.name
         if target.exists() and not (replace or exist_ok):
             raise ValueError(f"{target} is there already; download(replace=True) overwrites it")
         if replace or not target.exists():
-            target.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy2(source, target)
+            store.copy(source, target)
         return target.open()
 
 

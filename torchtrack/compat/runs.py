@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import weakref
 from collections.abc import Callable, Iterable
@@ -11,6 +12,7 @@ from typing import Any, Final
 from torchtrack.compat import artifacts, files
 from torchtrack.compat.artifact import Artifact
 from torchtrack.compat.said import no_effect
+from torchtrack.compat.status import status
 from torchtrack.run import Run
 
 _entities: weakref.WeakKeyDictionary[Run, str] = weakref.WeakKeyDictionary()
@@ -78,6 +80,10 @@ def _write_logs(run: Run, text: str) -> None:
         run._logbook.line("stdout", line)
 
 
+def _display(run: Run, height: int = 420, hidden: bool = False) -> bool:
+    return not hidden and importlib.import_module("torchtrack.compat.jupyter").show(run, height)
+
+
 def _to_html(run: Run, height: int = 420, hidden: bool = False) -> str:
     del height, hidden
     return f'<a href="{run.url}">{run.name}</a>' if run.url else f"<code>torchtrack show {run.uid}</code>"
@@ -88,7 +94,6 @@ def _label(run: Run, code: str | None = None, **more: Any) -> None:
 
 
 def _pin_config_keys(run: Run, keys: Iterable[str] = ()) -> None:
-    no_effect("pin_config_keys", keys=keys)
     run._event("pinned", {"config": list(keys)})
 
 
@@ -101,13 +106,13 @@ PROPERTIES: Final[dict[str, Callable[[Run], Any]]] = {
     "project_url": lambda run: run.url and run.url.rpartition("/runs/")[0],
     "start_time": lambda run: run._began_ns / 1e9,
     "starting_step": lambda run: _starts.get(run, 0),
-    "sweep_id": lambda _: None,
+    "sweep_id": lambda run: run.sweep,
     "sweep_url": lambda _: None,
     "sync_dir": lambda run: run.dir,
 }
 METHODS: Final[dict[str, Callable[..., Any]]] = {
     "_label": _label,
-    "display": lambda *_, **__: False,  # there: False outside of a notebook
+    "display": _display,
     "finish_artifact": _log_part,
     "get_project_url": PROPERTIES["project_url"],
     "get_sweep_url": PROPERTIES["sweep_url"],
@@ -123,6 +128,7 @@ METHODS: Final[dict[str, Callable[..., Any]]] = {
     "project_name": lambda run: run.project,
     "restore": files.restore,
     "save": files.save,
+    "status": status,
     "to_html": _to_html,
     "upsert_artifact": _log_part,
     "use_artifact": artifacts.use_artifact,

@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 import os
+import sys
 from typing import Any
 
+from torchtrack import guard
 from torchtrack.run import say
 
 _said: set[str] = set()
 
 
-def once(line: str) -> None:
-    """One line to the person at the terminal."""
-    if line not in _said and os.environ.get("RANK", "0") == "0" and not os.environ.get("WANDB_SILENT"):
-        say(line)
+def once(line: str, *, newline: bool = True, prefix: bool = True, again: bool = False) -> None:
+    """One line to the person at the terminal, with what `wandb.termlog` may ask for."""
+    heard = os.environ.get("RANK", "0") == "0" and not os.environ.get("WANDB_SILENT")
+    if heard and (again or line not in _said):
+        if newline and prefix:
+            say(line)
+        else:
+            text = f"{'torchtrack: ' if prefix else ''}{line}{chr(10) if newline else ''}"
+            guard.attempt("a message", lambda: (sys.stderr.write(text), sys.stderr.flush()))
     _said.add(line)
 
 

@@ -8,6 +8,7 @@ from torchtrack.active import init
 from torchtrack.compat.artifact import Artifact
 from torchtrack.compat.session import login, setup
 from torchtrack.compat.settings import Settings
+from torchtrack.errors import ConfigError
 from torchtrack.run import Run
 
 __all__ = ["Artifact", "ConfigError", "Run", "RunDisabled", "Settings", "init", "login", "setup"]
@@ -20,10 +21,6 @@ class _Disabled(type):
 
 class RunDisabled(metaclass=_Disabled):
     """What isinstance() takes for a run with mode="disabled"."""
-
-
-class ConfigError(Exception):
-    """A configuration that cannot be changed; never raised: values may always change."""
 
 
 lib = config_util = wandb_run = wandb_settings = wandb_artifacts = sys.modules[__name__]

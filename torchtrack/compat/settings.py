@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any, Final
 
 from torchtrack.compat.said import once
+from torchtrack.fields import Fields
 
 _SAME: Final = {
     "project": "project",
@@ -30,6 +31,13 @@ _SAME: Final = {
 _STATS_OFF: Final = ("_disable_stats", "x_disable_stats")
 _STATS_EVERY: Final = ("_stats_sampling_interval", "x_stats_sampling_interval")
 _CONSOLES: Final = {"off": False, "wrap": True, "wrap_raw": True, "wrap_emu": True, "redirect": True}
+
+
+class Config(Fields):
+    """A mapping whose keys are attributes too: that of a run is `run.config`; this is one of its own."""
+
+    def __init__(self) -> None:
+        super().__init__({}, lambda _: None)
 
 
 class Settings(Mapping[str, Any]):

@@ -28,15 +28,25 @@ ALIASES: Final = {
     "wandb.data_types": "torchtrack.compat.media",
     "wandb.env": "torchtrack.compat.session",
     "wandb.errors": "torchtrack.errors",
+    **{
+        f"wandb.{before}{name}": f"torchtrack.compat.frameworks.{name}"
+        for name in ("catboost", "gym", "keras", "lightgbm", "sacred", "sklearn", "tensorflow", "xgboost")
+        for before in ("", "integration.")
+    },
+    "wandb.integration": "torchtrack.compat.frameworks",
+    "wandb.jupyter": "torchtrack.compat.jupyter",
     "wandb.plot": "torchtrack.compat.plot",
+    "wandb.profiler": "torchtrack.compat.profiler",
     "wandb.sdk": "torchtrack.compat.sdk",
     "wandb.sdk.artifacts": "torchtrack.compat.sdk",
     "wandb.sdk.artifacts.artifact": "torchtrack.compat.sdk",
+    "wandb.sdk.artifacts.artifact_ttl": "torchtrack.compat.ttl",
     "wandb.sdk.data_types": "torchtrack.compat.media",
     "wandb.sdk.lib": "torchtrack.compat.sdk",
     "wandb.sdk.lib.config_util": "torchtrack.compat.sdk",
     "wandb.sdk.wandb_run": "torchtrack.compat.sdk",
     "wandb.sdk.wandb_settings": "torchtrack.compat.sdk",
+    "wandb.tensorboard": "torchtrack.compat.tensorboard",
     "wandb.util": "torchtrack.compat.helpers",
     "wandb.wandb_run": "torchtrack.compat.sdk",
 }
@@ -192,6 +202,8 @@ def install() -> None:
     if _finder not in sys.meta_path:
         sys.meta_path.insert(0, _finder)
     importlib.import_module("wandb")
+    if "IPython" in sys.modules:
+        importlib.import_module("torchtrack.compat.jupyter").register()
 
 
 def uninstall() -> None:

@@ -20,15 +20,15 @@ from typing import Any, Final
 import numpy as np
 
 from torchtrack import guard
-from torchtrack.compat.histograms import from_edges
+from torchtrack.active import active
+from torchtrack.bins import from_limits
 from torchtrack.compat.media import File
 from torchtrack.histogram import Histogram
-from torchtrack.media import Medium
+from torchtrack.mime import mime_of
 from torchtrack.run import Run
 
 WRITERS: Final = ("tensorboard.summary.writer.event_file_writer", "tensorboardX.event_file_writer")
 SUMMARIES: Final = ("torch.utils.tensorboard.writer", "tensorboardX.writer")
-_TYPES: Final = [(b"\x89PNG", "image/png"), (b"GIF8", "image/gif"), (b"\xff\xd8\xff", "image/jpeg")]
 
 _originals: dict[str, tuple[type, str, Callable[..., Any]]] = {}
 _captures: list[Capture] = []
@@ -49,8 +49,7 @@ class Capture:
     def event(self, writer: Any, event: Any) -> None:
         """Record the values of an event of a writer."""
         prefix = self._prefix(_folder(writer))
-        values = [pair for value in event.summary.value for pair in _recorded(value)]
-        metrics = {f"{prefix}{name}": value for name, value in values}
+        metrics = {f"{prefix}{name}": value for name, value in values_of(event.summary).items()}
         if metrics:
             self.run.log(metrics, step=int(event.step))
 
@@ -69,8 +68,38 @@ class Capture:
         return f"{folder.name}/"
 
 
+_patched = False
+
+
+def patch(root_logdir: Any = None, *_: Any, **__: Any) -> None:
+    """`wandb.tensorboard.patch`: record what is written for TensorBoard in the active run, or in those to come.
+
+    Args:
+        root_logdir: not needed: the first writer's folder is the top.
+    """
+    global _patched
+    del root_logdir
+    _patched = True
+    run = active()
+    if run is not None and not run.disabled:
+        capture(run)
+
+
+def unpatch() -> None:
+    """Not in runs to come; a run that captures does so until it ends."""
+    global _patched
+    _patched = False
+
+
+def is_patched() -> bool:
+    """Whether runs capture without being told."""
+    return _patched
+
+
 def capture(run: Run) -> None:
     """Record what is written for TensorBoard until the run ends."""
+    if any(each.run is run for each in _captures):
+        return
     if not _captures:
         for name in (*WRITERS, *SUMMARIES):
             if name in sys.modules:
@@ -141,15 +170,21 @@ def _folder(writer: Any) -> Path:
     return Path(os.path.abspath(folder))  # noqa: PTH100  # links are left as they are
 
 
+def values_of(summary: Any) -> dict[str, Any]:
+    """What a summary of TensorBoard holds, as values for `log`, by name."""
+    return {name: value for each in summary.value for name, value in _recorded(each)}
+
+
 def _recorded(value: Any) -> Iterator[tuple[str, Any]]:
     """Name and value of what a summary holds; none for what has no meaning here."""
     kind, plugin = value.WhichOneof("value"), value.metadata.plugin_data.plugin_name
     if kind == "simple_value":
         yield value.tag, float(value.simple_value)
     elif kind == "histo":
-        yield value.tag, _histogram(value.histo)
+        yield value.tag, from_limits(value.histo)
     elif kind == "image":
-        yield value.tag, _image(value.image.encoded_image_string)
+        content = value.image.encoded_image_string
+        yield value.tag, File(content, mime_of(content))
     elif kind == "audio":
         yield value.tag, File(value.audio.encoded_audio_string, value.audio.content_type or "audio/wav")
     elif kind == "tensor" and plugin == "text":
@@ -165,19 +200,6 @@ def _number(tensor: Any) -> float:
         return float(np.frombuffer(tensor.tensor_content, kind)[0])
     held = list(tensor.float_val) or list(tensor.double_val) or list(tensor.int_val) or list(tensor.int64_val)
     return float(held[0])
-
-
-def _image(content: bytes) -> Medium:
-    mime = next((kind for start, kind in _TYPES if content.startswith(start)), "application/octet-stream")
-    return File(content, mime)
-
-
-def _histogram(histo: Any) -> Histogram:
-    """TensorBoard's: `bucket_limit` holds the right ends, the first bucket reaches from `min`."""
-    limits, counts = np.asarray(histo.bucket_limit, np.float64), np.asarray(histo.bucket, np.float64)
-    moments = {"sum": histo.sum, "sum_sq": histo.sum_squares, "min": histo.min, "max": histo.max}
-    left = min(histo.min, limits[0]) if limits.size else 0.0
-    return from_edges(np.round(counts), np.concatenate([[left], limits]), moments)
 
 
 class _Later(importlib.abc.MetaPathFinder):
