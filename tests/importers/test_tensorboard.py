@@ -223,6 +223,7 @@ def test_steps_that_a_restart_voids_are_an_earlier_attempt(tmp_path: Path, runs:
     with SummaryWriter(str(logs), filename_suffix=".0") as writer:
         for step in range(6):
             writer.add_scalar("loss", 1.0, step)
+            writer.add_scalar("val", 1.0, step)
     with SummaryWriter(str(logs), purge_step=3, filename_suffix=".1") as writer:
         for step in range(3, 5):
             writer.add_scalar("loss", 2.0, step)
@@ -231,6 +232,7 @@ def test_steps_that_a_restart_voids_are_an_earlier_attempt(tmp_path: Path, runs:
     (run,) = recorded(runs).values()
 
     assert run.history("loss")["loss"].to_pylist() == [1.0, 1.0, 1.0, 2.0, 2.0]
+    assert run.history("val").column("step").to_pylist() == [0, 1, 2]
     assert len(run.attempts) == 2
 
 

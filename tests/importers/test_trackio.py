@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from tests.importers.imported import bring, points, recorded
+from torchtrack.importers import sources
 
 SCRIPT = """
 import numpy as np
@@ -122,3 +123,12 @@ def test_files_outside_of_the_media_folder_are_not_taken(tmp_path: Path) -> None
     _, losses = bring(source, tmp_path / "runs")
 
     assert dict(losses.damages) == {"media whose files are not there": 1}
+
+
+def test_a_database_that_was_cut_off_is_said_to_be_one(tmp_path: Path) -> None:
+    source = by_hand(tmp_path)
+    (database,) = source.glob("*.db")
+    database.write_bytes(database.read_bytes()[: database.stat().st_size // 2])
+    said = rf"there is no history .*; {database.name} cannot be read: database disk image"
+    with pytest.raises(ValueError, match=said):
+        sources.find(source)

@@ -7,6 +7,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+import torchtrack
 from tests.api.journals import UID, RankJournal
 from torchtrack.sinks import About, Sink
 from torchtrack.sinks.feed import Forwarded
@@ -25,6 +28,19 @@ def two_ranks(runs: Path) -> str:
             for step in range(4):
                 journal.log(step, {"loss": float(step + 2 * rank)})
     return UID
+
+
+def with_media(runs: Path) -> str:
+    """A finished run with a text, an image, a sound and a table in its two steps; its uid."""
+    run: Any = torchtrack.init(project="llm", dir=runs, system_interval=0, sidecar=False, config={"lr": 0.1})
+    image = torchtrack.Image(np.zeros((3, 5, 3), np.uint8), caption="black")
+    sound = torchtrack.Audio(np.zeros(80, np.int16), sample_rate=8000)
+    table = torchtrack.Table(columns=["a", "b"], data=[[1, "x|y"], [2, "z"]])
+    run.log({"loss": 1.0, "said": "hello", "picture": image, "sound": sound, "table": table})
+    run.log({"said": "bye", "pictures": [image, image]})
+    uid = str(run.uid)
+    run.finish(quiet=True)
+    return uid
 
 
 class Hanging(Sink):

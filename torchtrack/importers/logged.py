@@ -7,9 +7,9 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Final
 
-from torchtrack.importers.bins import MOMENTS, SPREAD, from_edges
-from torchtrack.importers.mime import mime_of_file
+from torchtrack.bins import MOMENTS, SPREAD, from_edges
 from torchtrack.importers.source import Chunk, SourceRun
+from torchtrack.mime import mime_of_file
 
 TABLE: Final = "application/vnd.torchtrack.table+json"
 MAX_CELLS: Final = 100_000

@@ -10,10 +10,10 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final
 
-from torchtrack.importers.bins import SPREAD, from_edges
-from torchtrack.importers.mime import mime_of_file
+from torchtrack.bins import SPREAD, from_edges
 from torchtrack.importers.source import About, Chunk, End, SourceRun, file_in
 from torchtrack.importers.sources import Found
+from torchtrack.mime import mime_of_file
 
 _COLUMNS: Final = {"project_id", "run_id", "attribute_path", "attribute_type", "step", "timestamp"}
 _VALUES: Final = {

@@ -89,6 +89,8 @@ class Chunk:
     cursor: Any = None
     """Where reading goes on after this chunk; JSON."""
     attempt: int = 1
+    from_step: int | None = None
+    """The step from which on the attempt takes back what earlier ones recorded, if the source says so."""
     position: int = 0
     """How much of `SourceRun.size` has been read."""
     scalars: list[tuple[int, int, str, float]] = field(default_factory=list)

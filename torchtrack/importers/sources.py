@@ -6,11 +6,10 @@ import importlib
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Final, Protocol, cast
+from typing import Protocol, cast
 
+from torchtrack.importers import KINDS, sqlite
 from torchtrack.importers.source import Losses, SourceRun
-
-KINDS: Final = ("tensorboard", "wandb", "mlflow", "neptune", "trackio")
 
 
 @dataclass
@@ -50,7 +49,7 @@ def find(path: Path, kind: str | None = None, project: str | None = None) -> Fou
     chosen = [each for each in ((kind,) if kind else KINDS) if _module(each).recognises(path)]
     if not chosen:
         what = f"nothing of {kind}" if kind else f"no history of {', '.join(KINDS[:-1])} or {KINDS[-1]}"
-        raise ValueError(f"{path}: there is {what}")
+        raise ValueError("; ".join([f"{path}: there is {what}", *sqlite.damage(path)]))
     return _together(_module(each).find(path, project) for each in chosen)
 
 

@@ -175,7 +175,7 @@ class _Target:
         times += [row[0] for rows in (chunk.lines, chunk.events) for row in rows]
         if times:
             self._now_ns = self._now_ns or min(times) * 1000
-            self._open(min(times) * 1000)
+            self._open(min(times) * 1000, chunk.from_step)
             self._now_ns = max(self._now_ns, max(times) * 1000)
         self._announce()
         self._put(Table.MEDIA, [self._medium_row(row) for row in chunk.media])
@@ -185,7 +185,7 @@ class _Target:
         self._put(Table.LOGS, [self._line_row(row) for row in chunk.lines])
         self._put(Table.EVENTS, [self._event_row(*row) for row in chunk.events])
 
-    def _open(self, first_ns: int) -> Writer:
+    def _open(self, first_ns: int, from_step: int | None = None) -> Writer:
         if self._writer is not None:
             return self._writer
         fresh = self.known.attempt < self._attempt
@@ -207,6 +207,7 @@ class _Target:
             "boot_id": None,
             "start_time_ns": start_ns,
             "start_mono_ns": start_ns,
+            "from_step": from_step,
             "by": _BY,
             "source": {"kind": self._run.kind, "key": self._run.key},
             "writer": f"torchtrack {__version__}",

@@ -16,12 +16,12 @@ from typing import Any, Final
 
 import numpy as np
 
+from torchtrack.bins import MOMENTS, SPREAD, from_bins, from_limits
 from torchtrack.errors import MissingDependencyError
 from torchtrack.importers import tfrecord
-from torchtrack.importers.bins import MOMENTS, SPREAD, from_bins
-from torchtrack.importers.mime import mime_of
 from torchtrack.importers.source import About, Chunk, End, Losses, SourceRun
 from torchtrack.importers.sources import Found
+from torchtrack.mime import mime_of
 
 PATTERN: Final = "*tfevents*"
 _NO_PLACE: Final = "values of the plugin {} have no place here"
@@ -134,7 +134,7 @@ class Run(SourceRun):
                     if chunk.rows:
                         yield self._closed(chunk, offsets, done + offsets.get(file.name, 0))
                     self._attempt += 1
-                    chunk = Chunk(attempt=self._attempt)
+                    chunk = Chunk(attempt=self._attempt, from_step=event.step)
                 self._take(chunk, event)
                 offsets[file.name] = end
                 if chunk.full:
@@ -221,12 +221,8 @@ class Run(SourceRun):
 
     def _histogram(self, chunk: Chunk, step: int, at: int, name: str, histo: Any) -> None:
         """The older form: upper ends, and the exact moments."""
-        high = np.array(histo.bucket_limit)
-        low = np.concatenate([[-np.inf], high[:-1]])
-        some = histo.num > 0
-        moments = {"total": histo.sum, "squares": histo.sum_squares, "least": histo.min, "most": histo.max}
         try:
-            made = from_bins(np.array(histo.bucket), low, high, **(moments if some else {}))
+            made = from_limits(histo)
         except ValueError:
             self.losses.damage("histograms whose counts and ends do not go together")
             return

@@ -95,8 +95,8 @@ class Forwarder:
     def _first_of_attempt(self) -> int | None:
         from torchtrack.api import parts
 
-        cuts = parts.cuts(self._feed._streams)
-        return min(cuts.values(), default=None)
+        begins = parts.begins(self._feed._streams)
+        return min(begins.values(), default=None)
 
     def _opened(self) -> Sink:
         if self._sink is None:

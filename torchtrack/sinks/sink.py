@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import json
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
@@ -10,13 +11,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
-from torchtrack.sinks.feed import Forwarded
+from torchtrack.sinks.feed import Forwarded, Medium
 
 SINKS: Final = {
     "tensorboard": "torchtrack.sinks.tensorboard:TensorBoardSink",
     "wandb": "torchtrack.sinks.wandb:WandbSink",
     "mlflow": "torchtrack.sinks.mlflow:MlflowSink",
 }
+
+
+TABLE: Final = "application/vnd.torchtrack.table+json"
 
 
 @dataclass(frozen=True)
@@ -74,6 +78,17 @@ def open_sink(spec: str, about: About) -> Sink:
     module, _, attribute = SINKS.get(name, name).partition(":")
     made: type[Sink] = getattr(importlib.import_module(module), attribute)
     return made(about, where)
+
+
+def table_of(medium: Medium) -> tuple[list[str], list[list[Any]]] | None:
+    """Columns and rows of a logged table; None if it is none, or its file is not there."""
+    if medium.mime != TABLE:
+        return None
+    try:
+        held = json.loads(medium.path.read_text())
+    except (OSError, ValueError):
+        return None
+    return held["columns"], held["data"]
 
 
 def file_name(text: str) -> str:

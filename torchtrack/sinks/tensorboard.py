@@ -1,20 +1,26 @@
 """Event files of TensorBoard.
 
 Histograms have our buckets and our counts; NaN and infinities, which its form has no place for, are a number beside.
+Tables are texts in markdown, which it draws as tables. It has no place for videos, HTML and other files.
 """
 
 from __future__ import annotations
 
+import io
+import wave
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 
 from torchtrack.errors import MissingDependencyError
 from torchtrack.histogram import Histogram
-from torchtrack.sinks.feed import Forwarded
-from torchtrack.sinks.sink import About, Sink, file_name
+from torchtrack.sinks.feed import Forwarded, Medium
+from torchtrack.sinks.sink import About, Sink, file_name, table_of
+
+_MOST_ROWS: Final = 200
+"""Of a table: it is drawn whole."""
 
 
 class TensorBoardSink(Sink):
@@ -47,6 +53,10 @@ class TensorBoardSink(Sink):
                 others = histogram.count - histogram.finite
                 if others:
                     values.append(self._summaries.Summary.Value(tag=f"nonfinite/{name}", simple_value=others))
+            values += [self._text(name, text) for name, text in step.texts.items()]
+            for name, media in step.media.items():
+                tags = [name] if len(media) == 1 else [f"{name}/{number}" for number in range(len(media))]
+                values += filter(None, map(self._medium, tags, media))
             summary = self._summaries.Summary(value=values)
             self._writer.add_event(self._events.Event(wall_time=step.time_s, step=step.step, summary=summary))
         self._writer.flush()
@@ -59,6 +69,30 @@ class TensorBoardSink(Sink):
     def close(self, state: str, summary: Mapping[str, Any]) -> None:  # noqa: ARG002  # it has no place for them
         """Write what waits."""
         self._writer.close()
+
+    def _text(self, name: str, text: str) -> Any:
+        from tensorboard.compat.proto.tensor_pb2 import TensorProto
+        from tensorboard.plugins.text.metadata import create_summary_metadata
+
+        shape = {"dim": [{"size": 1}]}
+        tensor = TensorProto(dtype="DT_STRING", string_val=[text.encode()], tensor_shape=shape)
+        described = create_summary_metadata(display_name=name, description="")
+        return self._summaries.Summary.Value(tag=f"{name}/text_summary", metadata=described, tensor=tensor)
+
+    def _medium(self, tag: str, medium: Medium) -> Any:
+        """A summary of it; None where TensorBoard has no place for it, or its file is not there."""
+        table = table_of(medium)
+        if table is not None:
+            return self._text(tag, _markdown(*table))
+        kind = medium.mime.partition("/")[0]
+        if kind not in ("image", "audio") or not medium.path.is_file():
+            return None
+        data = medium.path.read_bytes()
+        if kind == "image":
+            image = self._summaries.Summary.Image(**_size(data), colorspace=4, encoded_image_string=data)
+            return self._summaries.Summary.Value(tag=tag, image=image)
+        sound = {"encoded_audio_string": data, "content_type": medium.mime, **_length(data)}
+        return self._summaries.Summary.Value(tag=tag, audio=self._summaries.Summary.Audio(**sound))
 
     def _form(self, histogram: Histogram) -> Any:
         counts, ends = histogram.to_edges()
@@ -74,3 +108,27 @@ class TensorBoardSink(Sink):
             bucket_limit=ends[first : last + 1].tolist(),
             bucket=[0.0, *counts[first:last].astype(np.float64).tolist()],
         )
+
+
+def _markdown(columns: list[str], rows: list[list[Any]]) -> str:
+    lines = [columns, ["---"] * len(columns), *rows[:_MOST_ROWS]]
+    cells = [[str(cell).replace("|", "\\|").replace("\n", " ") for cell in line] for line in lines]
+    drawn = [f"| {' | '.join(line)} |" for line in cells]
+    left = [f"\n{len(rows) - _MOST_ROWS} more rows"] if len(rows) > _MOST_ROWS else []
+    return "\n".join([*drawn, *left])
+
+
+def _size(data: bytes) -> dict[str, int]:
+    """Of a PNG, which images of arrays are; TensorBoard reads that of others from the file."""
+    if data[12:16] != b"IHDR":
+        return {}
+    return {"width": int.from_bytes(data[16:20], "big"), "height": int.from_bytes(data[20:24], "big")}
+
+
+def _length(data: bytes) -> dict[str, Any]:
+    try:
+        with wave.open(io.BytesIO(data)) as sound:
+            rate, channels, frames = sound.getframerate(), sound.getnchannels(), sound.getnframes()
+    except (wave.Error, EOFError):
+        return {}
+    return {"sample_rate": float(rate), "num_channels": channels, "length_frames": frames}

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import os
+import shutil
+import tempfile
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from torchtrack.errors import MissingDependencyError
-from torchtrack.sinks.feed import Forwarded
-from torchtrack.sinks.sink import About, Sink
+from torchtrack.mime import ending_of
+from torchtrack.sinks.feed import Forwarded, Medium
+from torchtrack.sinks.sink import About, Sink, table_of
 
 
 class WandbSink(Sink):
@@ -31,6 +35,7 @@ class WandbSink(Sink):
         )
         about.folder.mkdir(parents=True, exist_ok=True)
         self._histogram = wandb.Histogram
+        self._files = Path(tempfile.mkdtemp(prefix=f"{about.uid}-", dir=about.folder))
         self._run: Any = wandb.init(
             project=about.project,
             id=about.uid,
@@ -50,16 +55,39 @@ class WandbSink(Sink):
         """A row a step, histograms with our edges and counts."""
         for step in steps:
             made = {name: self._histogram(np_histogram=each.to_edges()) for name, each in step.histograms.items()}
-            self._run.log({**step.scalars, **made}, step=step.step)
+            shown = {name: [*filter(None, map(self._medium, media))] for name, media in step.media.items()}
+            files = {name: media if len(media) > 1 else media[0] for name, media in shown.items() if media}
+            self._run.log({**step.scalars, **made, **step.texts, **files}, step=step.step)
+
+    def _medium(self, medium: Medium) -> Any:
+        """It as wandb has it; None where wandb has no place for it, or its file is not there."""
+        import wandb
+
+        table = table_of(medium)
+        if table is not None:
+            return wandb.Table(columns=table[0], data=table[1], allow_mixed_types=True)
+        kind = medium.mime.partition("/")[0]
+        if not medium.path.is_file():
+            return None
+        if medium.mime == "text/html":
+            return wandb.Html(medium.path.read_text(errors="replace"), inject=False)
+        if kind not in ("image", "audio", "video"):
+            return None
+        named = self._files / f"{medium.path.name}{ending_of(medium.mime)}"  # wandb knows a file by its ending
+        if not named.exists():
+            shutil.copyfile(medium.path, named)
+        if kind == "image" and medium.mime != "image/gif":
+            return wandb.Image(str(named), caption=medium.caption)
+        return (wandb.Audio if kind == "audio" else wandb.Video)(str(named), caption=medium.caption)
 
     def close(self, state: str, summary: Mapping[str, Any]) -> None:  # noqa: ARG002  # it makes one of its own
         """End the run as it ended."""
         self._run.finish(exit_code=0 if state == "finished" else 1)
+        shutil.rmtree(self._files, ignore_errors=True)
 
 
 def _has_key() -> bool:
     import netrc
-    from pathlib import Path
 
     if os.environ.get("WANDB_API_KEY"):
         return True

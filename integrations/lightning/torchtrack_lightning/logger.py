@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Final
 import torch
 
 import torchtrack
+from torchtrack import guard
 from torchtrack_lightning.framework import base
 
 if TYPE_CHECKING:
@@ -38,23 +39,32 @@ class TorchtrackLogger(Logger):
 
     Args:
         project: runs are listed by project.
+        log_model: keep the best checkpoint, each time there is a better one, as the next version of the artifact
+            `model-<id>`: a copy on this machine, made while the training waits.
         init: further arguments of `torchtrack.init`: name, id, config, tags, dir, mode, resume, ...
 
     Raises:
-        TypeError: an argument that `torchtrack.init` does not have.
+        TypeError: an argument that `torchtrack.init` does not have, or a `log_model` that is neither True nor False.
     """
 
-    def __init__(self, project: str | None = None, **init: Any) -> None:
+    def __init__(self, project: str | None = None, *, log_model: bool = False, **init: Any) -> None:
         super().__init__()
         try:
             inspect.signature(torchtrack.init).bind(project, **init)
         except TypeError as error:
             raise TypeError(f"TorchtrackLogger() takes the arguments of torchtrack.init(): {error}") from None
+        if not isinstance(log_model, bool):
+            raise TypeError(
+                f"TorchtrackLogger(log_model=) takes True (the best checkpoint) or False, got {log_model!r}"
+            )
         self._init = ({} if project is None else {"project": project}) | init
         self._run: torchtrack.Run | None = None
         self._key = ""
         self._process = 0
         self._failed = False
+        self._log_model = log_model
+        self._kept: tuple[str, int] | None = None
+        """Path and time of the checkpoint that was kept last."""
         self.closes_steps = True
         """Whether `log_metrics` closes its step; `TorchtrackCallback` does that itself, once a step."""
 
@@ -136,6 +146,14 @@ class TorchtrackLogger(Logger):
         if isinstance(score := saved.best_model_score, torch.Tensor):
             best["best_model_score"] = score.item()  # Lightning has just waited for it, to compare
         run.summary.update(best)
+        if self._log_model and saved.best_model_path:
+            guard.attempt("keeping the best checkpoint", self._keep, run, saved.best_model_path)
+
+    def _keep(self, run: Any, path: str) -> None:
+        found = path, Path(path).stat().st_mtime_ns
+        if found != self._kept:  # told of the last checkpoint, which may be another one, too
+            self._kept = found
+            run.log_artifact(path, name=f"model-{run.id}", type="model", aliases=["best"])
 
     def finalize(self, status: str) -> None:
         """End the run if an exception has left the Trainer; otherwise validate, test or another fit may follow."""

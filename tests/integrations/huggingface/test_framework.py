@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from tests.integrations.huggingface.programs import python
+from tests.integrations.plain import only_run
 
 CLASSES = {"TorchtrackCallback": "transformers", "TorchtrackTracker": "accelerate"}
 
@@ -24,13 +27,41 @@ def test_without_the_framework_the_message_names_the_command(name: str, framewor
     assert "pip install 'torchtrack[huggingface]'" in done.stderr.splitlines()[-1]
 
 
-def test_a_framework_alone_is_registered() -> None:
+def test_a_framework_alone_is_registered(tmp_path: Path) -> None:
     done = python(
         "-c",
         "import sys\nsys.modules['transformers'] = None\n"
         "import torchtrack_huggingface as t\nt.register()\nt.register()\n"
-        "from accelerate.tracking import LOGGER_TYPE_TO_CLASS as known\n"
-        "assert known['torchtrack'] is t.TorchtrackTracker",
+        "from accelerate import Accelerator\n"
+        "accelerator = Accelerator(cpu=True, log_with='torchtrack')\n"
+        "accelerator.init_trackers('by name', config={'lr': 0.1})\n"
+        "accelerator.log({'loss': 2.0}, step=3)\n"
+        "accelerator.end_training()",
+        cwd=tmp_path,
+    )
+
+    assert done.returncode == 0, done.stderr
+    run = only_run(tmp_path / "runs")
+    assert (run.state, run.project, run.config) == ("finished", "by name", {"lr": 0.1})
+    assert run.history("loss").drop(["time"]).to_pylist() == [{"step": 3, "loss": 2.0}]
+
+
+def test_accelerate_hands_tensors_on_as_they_are(tmp_path: Path) -> None:
+    done = python(
+        "-c",
+        "import torch\n"
+        "from accelerate import Accelerator\n"
+        "from torchtrack.testing.syncguard import SyncGuard\n"
+        "from torch._subclasses import FakeTensorMode\n"
+        "from torchtrack_huggingface import TorchtrackTracker\n"
+        "accelerator = Accelerator(cpu=True, log_with=TorchtrackTracker())\n"
+        "accelerator.init_trackers('p')\n"
+        "with FakeTensorMode():\n"
+        "    loss = torch.empty((), device='lazy:0')\n"
+        "    with SyncGuard() as guard:\n"
+        "        accelerator.log({'loss': loss}, step=0)\n"
+        "assert not guard.violations, guard.violations\n",
+        cwd=tmp_path,
     )
 
     assert done.returncode == 0, done.stderr

@@ -22,7 +22,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     done = python(*LAUNCH, str(SCRIPT), str(folder / "runs"), str(folder / "checkpoints"))
     assert done.returncode == 0, done.stderr
     found = torchtrack.Api(folder / "runs").runs()
-    assert len(found) == 7  # whatever the number of ranks, attempts and trackers
+    assert len(found) == 9  # whatever the number of ranks, attempts and trackers
     return {run.project: run for run in found}
 
 
@@ -33,7 +33,7 @@ def counts(run: Any, kind: str) -> dict[tuple[int, str], tuple[list[int], list[i
     return found
 
 
-@pytest.mark.parametrize("project", ["trainer", "compiled", "finding", "accelerate"])
+@pytest.mark.parametrize("project", ["trainer", "compiled", "finding", "fsdp1", "fsdp2", "accelerate"])
 @pytest.mark.parametrize("kind", ["gradient", "parameter"])
 def test_histograms_are_those_of_the_plain_loop(runs: dict[str, Any], project: str, kind: str) -> None:
     truth, found = counts(runs["plain"], kind), counts(runs[project], kind)
@@ -51,7 +51,8 @@ def curve(run: Any, key: str) -> dict[int, float]:
 
 @pytest.mark.parametrize(
     ("project", "key"),
-    [("trainer", "train/grad_norm"), ("trainer", "watch/grad_norm"), ("accelerate", "train/grad_norm")],
+    [(project, "train/grad_norm") for project in ("trainer", "fsdp1", "fsdp2", "accelerate")]
+    + [("trainer", "watch/grad_norm")],
 )
 def test_curves_are_those_of_the_plain_loop(runs: dict[str, Any], project: str, key: str) -> None:
     assert curve(runs[project], key) == pytest.approx(curve(runs["plain"], key), rel=1e-5)
@@ -101,6 +102,9 @@ def test_evaluation_and_prediction_go_into_the_run_of_the_training(runs: dict[st
 def test_each_step_tells_where_its_time_went(runs: dict[str, Any]) -> None:
     for phase in ("data", "training", "optimizer", "validation"):
         assert min(curve(runs["trainer"], f"phase/{phase}_s").values()) > 0
+    assert {SAVED_AT, STEPS} <= {
+        step for step, took in curve(runs["trainer"], "phase/checkpoint_s").items() if took > 0
+    }
 
 
 def test_config_has_the_arguments_of_the_training(runs: dict[str, Any]) -> None:
@@ -109,13 +113,23 @@ def test_config_has_the_arguments_of_the_training(runs: dict[str, Any]) -> None:
     assert (config["max_grad_norm"], config["batch_size"]) == (0.5, BATCH * ACCUMULATE * 2)
     assert runs["finding"].config["batch_size"] == BATCH * ACCUMULATE * 2  # the one that fitted
     assert runs["accelerate"].config["lr"] == LR
+    assert runs["checkpointed"].config["model"]["n_embd"] == 8
 
 
-def test_every_process_may_record_through_the_tracker(runs: dict[str, Any]) -> None:
+def test_the_best_checkpoint_is_in_the_summary(runs: dict[str, Any]) -> None:
+    summary, evaluated = runs["trainer"].summary, curve(runs["trainer"], "eval/loss")
+
+    assert Path(summary["best_model_checkpoint"]).name in (f"checkpoint-{SAVED_AT}", f"checkpoint-{STEPS}")
+    assert summary["best_metric"] == pytest.approx(min(evaluated.values()))
+
+
+def test_every_process_may_record_through_the_tracker_and_one_through_accelerate(runs: dict[str, Any]) -> None:
     rows = runs["accelerate"].history(["process"], ranks="all").to_pylist()
+    through_accelerate = runs["accelerate"].history(["train/grad_norm"], ranks="all")
 
     assert {(row["rank"], row["process"]) for row in rows} == {(0, 0.0), (1, 1.0)}
     assert len(rows) == 2 * STEPS
+    assert through_accelerate["rank"].to_pylist() == [0] * STEPS
 
 
 def test_report_to_uses_the_run_that_the_script_has_begun(runs: dict[str, Any]) -> None:

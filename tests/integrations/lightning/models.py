@@ -8,10 +8,10 @@ import lightning as L
 import torch
 from lightning.pytorch.strategies import FSDPStrategy
 from torch import nn
-from torch.distributed.fsdp import FullyShardedDataParallel
+from torch.distributed.fsdp import FSDPModule, FullyShardedDataParallel, fully_shard
 from torch.utils.data import DataLoader, TensorDataset
 
-from tests.integrations.lightning.plain import BATCH, CLIP, network, samples
+from tests.integrations.plain import BATCH, CLIP, network, samples
 
 QUIET: dict[str, Any] = {"enable_progress_bar": False, "enable_model_summary": False, "accelerator": "cpu"}
 
@@ -98,15 +98,25 @@ class Clipped(Automatic):
         self.trainer.model.clip_grad_norm_(gradient_clip_val)  # type: ignore[union-attr, operator]
 
 
+def shard(net: nn.Sequential, mesh: Any) -> None:
+    """By `fully_shard`, layer by layer, once: Lightning asks for it anew at each entry point."""
+    if not isinstance(net, FSDPModule):
+        for module in net:
+            if isinstance(module, nn.Linear):
+                fully_shard(module, mesh=mesh["data_parallel"])
+        fully_shard(net, mesh=mesh["data_parallel"])
+
+
 class Sharded(Automatic):
     """Under ModelParallelStrategy, which leaves `fully_shard` to the module."""
 
     def configure_model(self) -> None:
-        from torch.distributed.fsdp import FSDPModule, fully_shard
+        shard(self.net, self.device_mesh)
 
-        if not isinstance(self.net, FSDPModule):  # Lightning calls this once more for each entry point
-            mesh = self.device_mesh["data_parallel"]  # type: ignore[index]
-            for module in self.net:
-                if isinstance(module, nn.Linear):
-                    fully_shard(module, mesh=mesh)
-            fully_shard(self.net, mesh=mesh)
+
+class ShardedManual(Manual):
+    """Two networks and two optimizers, each of them sharded."""
+
+    def configure_model(self) -> None:
+        shard(self.g, self.device_mesh)
+        shard(self.d, self.device_mesh)

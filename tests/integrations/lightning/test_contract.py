@@ -20,7 +20,7 @@ from lightning.pytorch.utilities import rank_zero_only
 
 import torchtrack
 from tests.integrations.lightning.models import QUIET, Automatic, loader
-from tests.integrations.lightning.plain import only_run
+from tests.integrations.plain import only_run
 from torchtrack_lightning import TorchtrackCallback, TorchtrackLogger
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # Lightning warns of its own use of torch
@@ -121,6 +121,20 @@ def test_each_checkpoint_is_a_mark_and_the_best_is_in_the_summary(tmp_path: Path
     assert marks[-1]["text"] == saved.last_model_path
 
 
+def test_each_best_checkpoint_is_a_version_of_an_artifact_if_asked_for(tmp_path: Path) -> None:
+    logger = new(id="exp", log_model=True)
+    saved = ModelCheckpoint(monitor="val_loss", save_top_k=1, save_last=True)
+    L.Trainer(logger=logger, callbacks=[saved], max_epochs=2, **QUIET).fit(Automatic(), loader(), loader())
+
+    run = read(tmp_path)
+    logged = [event.data for event in run.events("artifact")]
+    name = f"{run.project}/model-exp"
+    assert [(each["name"], each["type"]) for each in logged] == [(f"{name}:v0", "model"), (f"{name}:v1", "model")]
+    kept = tmp_path / "runs" / "artifacts" / run.project / "model-exp"
+    best = Path(saved.best_model_path)
+    assert (kept / (kept / "aliases" / "best").read_text() / "files" / best.name).read_bytes() == best.read_bytes()
+
+
 def test_checkpoints_of_a_disabled_run_lie_where_they_would_without_a_logger(tmp_path: Path) -> None:
     logger = TorchtrackLogger(mode="disabled")
     used = L.Trainer(default_root_dir=tmp_path, logger=logger, callbacks=[TorchtrackCallback()], max_epochs=1, **QUIET)
@@ -190,6 +204,11 @@ def test_a_logger_without_arguments_uses_the_scripts_run_and_one_with_arguments_
 def test_an_unknown_argument_is_refused_at_once(made: Any) -> None:
     with pytest.raises(TypeError, match=rf"{made.__name__}\(\) takes the arguments of .*colour"):
         made(colour="red")
+
+
+def test_keeping_every_checkpoint_is_refused() -> None:
+    with pytest.raises(TypeError, match=r"log_model=\) takes True \(the best checkpoint\) or False, got 'all'"):
+        new(log_model="all")
 
 
 # -- Fabric -----------------------------------------------------------------------------------------------------------

@@ -14,7 +14,7 @@ from lightning.pytorch.tuner.tuning import Tuner
 
 import torchtrack
 from tests.integrations.lightning.models import QUIET, Automatic, Manual, loader
-from tests.integrations.lightning.plain import CLIP, Way, compare, only_run
+from tests.integrations.plain import CLIP, Way, compare, only_run
 from torchtrack_lightning import TorchtrackCallback, TorchtrackLogger
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # Lightning warns of its own use of torch
@@ -101,6 +101,7 @@ def test_all_that_a_trainer_does_is_one_run_and_its_samples_are_those_of_the_fit
     rows = run.history(["loss", "batch_size", "lr"]).to_pylist()
     assert [(row["step"], row["batch_size"], row["lr"]) for row in rows] == [(step, 4.0, tuned) for step in range(16)]
     assert [len(run.history([key], raw=True)) for key in ("loss", "val_loss", "test_loss")] == [16, 2, 1]
+    assert {"phase/checkpoint_s", "phase/validation_s"} <= set(run.keys("phase/"))
     assert {event.data["title"] for event in run.events() if event.type == "mark"} == {"checkpoint"}
     assert Path(run.summary["best_model_path"]).is_relative_to(tmp_path / "runs" / run.uid)
 

@@ -10,8 +10,8 @@ from lightning.pytorch.plugins.precision import MixedPrecision
 from lightning.pytorch.strategies import ModelParallelStrategy
 from torch import nn
 
-from tests.integrations.lightning.models import Automatic, Clipped, FSDPOnCPU, Manual, Sharded
-from tests.integrations.lightning.plain import CLIP, Way
+from tests.integrations.lightning.models import Automatic, Clipped, FSDPOnCPU, Manual, Sharded, ShardedManual
+from tests.integrations.plain import CLIP, Way
 from torchtrack_lightning import TorchtrackCallback
 
 WAYS: Final = {
@@ -26,14 +26,18 @@ WAYS: Final = {
         Way("fsdp", accumulate=2, clip="norm"),
         Way("fsdp_value", clip="value"),
         Way("fsdp2", accumulate=2, clip="norm", every_batch=True),
+        Way("fsdp2_resumed", accumulate=2, clip="norm", every_batch=True, epochs=2),
+        Way("fsdp2_manual", parts=(("g", 0.1), ("d", 0.2)), clip="norm", clipped="d"),
+        Way("fsdp2_bf16", clip="norm", dtype=torch.bfloat16),
         Way("fabric", accumulate=2, clip="norm"),
+        Way("fabric_fsdp2", accumulate=2, clip="norm"),
     )
 }
 
 
 def module(way: Way) -> L.LightningModule:
-    made: dict[str, type[L.LightningModule]] = {"manual": Manual, "fsdp": Clipped, "fsdp2": Sharded}
-    return made.get(way.name, Automatic)()
+    made: dict[str, type[L.LightningModule]] = {"manual": Manual, "fsdp": Clipped, "fsdp2_manual": ShardedManual}
+    return made.get(way.name, Sharded if way.name.startswith("fsdp2") else Automatic)()
 
 
 def options(way: Way) -> dict[str, Any]:
@@ -43,11 +47,11 @@ def options(way: Way) -> dict[str, Any]:
         found |= {"gradient_clip_val": CLIP, "gradient_clip_algorithm": way.clip}
     if way.name.startswith("fsdp"):
         found["strategy"] = FSDPOnCPU(auto_wrap_policy={nn.Linear})
-    if way.name == "fsdp2":
+    if way.name.startswith("fsdp2"):
         found["strategy"] = ModelParallelStrategy(data_parallel_size=2, tensor_parallel_size=1)
     if way.name == "manual":  # each backward pass is of one of the two networks
         found["strategy"] = "ddp_find_unused_parameters_true"
-    if way.name == "bf16":
+    if way.dtype is torch.bfloat16:
         found["precision"] = "bf16-mixed"
     if way.name == "fp16":  # Trainer(precision="16-mixed") makes this bf16-mixed on a CPU
         found["plugins"] = MixedPrecision("16-mixed", "cpu")

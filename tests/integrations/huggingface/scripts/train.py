@@ -9,9 +9,11 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 import torch.distributed as dist
-from accelerate import Accelerator
+from accelerate import Accelerator, DistributedType, PartialState
+from accelerate.state import AcceleratorState
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader, SequentialSampler
 from transformers import GPT2Config, GPT2LMHeadModel, Trainer, TrainingArguments
@@ -74,20 +76,20 @@ def trainer(steps: int, callback: TorchtrackCallback | None, *, resume: bool, **
         logging_steps=1,
         eval_steps=1,
         save_steps=SAVED_AT,
+        metric_for_best_model="loss",
+        optim="sgd",
+        learning_rate=LR,
+        lr_scheduler_type="constant",
         disable_tqdm=True,
         use_cpu=True,
         **{"report_to": "none", "per_device_train_batch_size": BATCH, "eval_strategy": "steps", **more},
     )
-    model = Classifier()
-    optimizer = torch.optim.SGD(model.parameters(), lr=LR)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda _: 1.0)
     made = InOrder(
-        model=model,
+        model=Classifier(),
         args=arguments,
         train_dataset=POINTS,
         eval_dataset=POINTS,
         callbacks=[callback] if callback else None,
-        optimizers=(optimizer, schedule),
     )
     made.train(resume_from_checkpoint=resume)
     return made
@@ -100,6 +102,25 @@ def in_other_ways() -> None:
     torchtrack.finish()
     finding: dict[str, Any] = {"auto_find_batch_size": True, "per_device_train_batch_size": BATCH + 1}
     trainer(STEPS, TorchtrackCallback("finding", watch=WATCH, dir=RUNS), **once, **finding)
+    torchtrack.finish()
+
+
+def sharded(version: int) -> None:
+    """By FSDP1 or `fully_shard`, which Accelerate leaves to accelerators: it is told that this is one."""
+    original = AcceleratorState.__init__
+
+    def on_a_cpu(self: Any, *args: Any, fsdp_plugin: Any = None, **kwargs: Any) -> None:
+        original(self, *args, fsdp_plugin=fsdp_plugin, **kwargs)
+        if fsdp_plugin is not None:
+            self.fsdp_plugin, self.device = fsdp_plugin, torch.device("cpu")
+            PartialState._shared_state["distributed_type"] = self.distributed_type = DistributedType.FSDP
+
+    config = {"version": version, "transformer_layer_cls_to_wrap": ["Linear"], "sync_module_states": False}
+    once: dict[str, Any] = {"resume": False, "eval_strategy": "no", "save_strategy": "no"}
+    callback = TorchtrackCallback(f"fsdp{version}", watch=WATCH, dir=RUNS)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(AcceleratorState, "__init__", on_a_cpu)
+        trainer(STEPS, callback, **once, fsdp=True, fsdp_config=config)
     torchtrack.finish()
 
 
@@ -161,6 +182,8 @@ def main() -> None:
     torchtrack.init(project="report_to", dir=RUNS)
     trainer(2, None, resume=False, report_to="torchtrack", run_name="unused", save_strategy="no")
     torchtrack.finish()
+    sharded(1)
+    sharded(2)
     dist.destroy_process_group()
 
 

@@ -1,4 +1,7 @@
-"""Both names of Lightning in one interpreter: neither is there, then `pytorch_lightning` alone, then both."""
+"""Both names of Lightning in one interpreter: neither is there, then `pytorch_lightning` alone, then both.
+
+The second rank runs this file too.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +15,7 @@ import torch
 from torch.utils.data import DataLoader, TensorDataset
 
 import torchtrack
-from tests.integrations.lightning.plain import BATCH, CLIP, network, samples
+from tests.integrations.plain import BATCH, CLIP, network, samples
 
 warnings.simplefilter("ignore")  # Lightning warns of its own use of torch
 NAMES = ("lightning", "pytorch_lightning")
@@ -39,11 +42,18 @@ def train(framework: Any, made: Any) -> None:
             self.log("loss", loss)
             return loss
 
+        def train_dataloader(self) -> Any:
+            dealt = samples()[self.trainer.global_rank :: self.trainer.world_size]
+            return DataLoader(TensorDataset(dealt), BATCH)
+
         def configure_optimizers(self) -> Any:
             return torch.optim.SGD(self.parameters(), lr=self.hparams.lr)
 
     trainer = framework.Trainer(
         accelerator="cpu",
+        devices=2,
+        strategy="ddp",
+        use_distributed_sampler=False,
         max_epochs=1,
         accumulate_grad_batches=3,
         gradient_clip_val=CLIP,
@@ -52,16 +62,20 @@ def train(framework: Any, made: Any) -> None:
         log_every_n_steps=1,
         enable_progress_bar=False,
     )
-    trainer.fit(Module(), DataLoader(TensorDataset(samples()), BATCH))
+    trainer.fit(Module())
     torchtrack.finish()
 
 
 def main() -> None:
     sys.modules.update(dict.fromkeys(NAMES))  # type: ignore[arg-type]  # None: it is not to be found
+    alone = adapter()
     with pytest.raises(ImportError, match=r"pip install 'torchtrack\[lightning\]'.*pip install pytorch-lightning"):
-        adapter()
+        _ = alone.TorchtrackLogger
     for name in NAMES:
         del sys.modules[name]
+
+    adapter()
+    assert set(NAMES).isdisjoint(sys.modules)  # not before a class is asked for
 
     other = importlib.import_module("pytorch_lightning")
     train(other, adapter())

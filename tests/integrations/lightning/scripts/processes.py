@@ -1,10 +1,12 @@
-"""A user's script whose ranks are processes that Lightning forks or spawns from this one."""
+"""A user's script whose ranks are processes that Lightning makes of this one: `processes.py forked`, or `spawned`."""
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 import lightning as L
+from lightning.pytorch.callbacks import ModelCheckpoint
 
 import torchtrack
 from tests.integrations.lightning.models import QUIET, loader
@@ -14,15 +16,12 @@ from torchtrack_lightning import TorchtrackLogger
 
 def trainer(way: str, strategy: str, logger: TorchtrackLogger, **more: Any) -> L.Trainer:
     return L.Trainer(
-        **options(WAYS[way]) | {"strategy": strategy},
+        **options(WAYS[way]) | {"strategy": strategy, "max_epochs": 1, **more},
         devices=2,
-        max_epochs=1,
         log_every_n_steps=1,
         use_distributed_sampler=False,
-        enable_checkpointing=False,
         logger=logger,
         **QUIET,
-        **more,
     )
 
 
@@ -30,21 +29,31 @@ def forked() -> None:
     """As in a notebook."""
     way, logger = "value", TorchtrackLogger(project="ddp_notebook", system_interval=0)
     assert logger.experiment.project == "ddp_notebook"  # asked for once before fit, as the guide says
-    used, model = trainer(way, "ddp_notebook", logger, callbacks=[callback()]), module(WAYS[way])
+    used, model = (
+        trainer(way, "ddp_notebook", logger, callbacks=[callback()], enable_checkpointing=False),
+        module(WAYS[way]),
+    )
     used.fit(model)
     used.test(model, loader(), verbose=False)
     torchtrack.finish()
 
 
 def spawned() -> None:
-    """The test after it forks, to save the time of two more interpreters."""
-    way, logger = "ddp", TorchtrackLogger(project="ddp_spawn", system_interval=0)
-    model = module(WAYS[way])
-    trainer(way, "ddp_spawn", logger, callbacks=[callback()]).fit(model, val_dataloaders=loader())
-    trainer(way, "ddp_fork", logger).test(model, loader(), verbose=False)
-    torchtrack.finish()
+    """The second epoch, from the checkpoint of the first. That one forks, to save the time of two interpreters."""
+    way = "resumed"
+    for epochs, strategy in ((1, "ddp_fork"), (WAYS[way].epochs, "ddp_spawn")):
+        logger = TorchtrackLogger(project="ddp_spawn", id="spawned", system_interval=0)
+        assert logger.experiment.id == "spawned"
+        saved = ModelCheckpoint(dirpath="saved", save_last=True)
+        used = trainer(way, strategy, logger, callbacks=[callback(), saved], max_epochs=epochs)
+        model = module(WAYS[way])
+        if epochs == 1:
+            used.fit(model, val_dataloaders=loader())
+            used.test(model, loader(), verbose=False)
+        else:
+            used.fit(model, ckpt_path="saved/last.ckpt")
+        torchtrack.finish()
 
 
 if __name__ == "__main__":
-    forked()
-    spawned()
+    {"forked": forked, "spawned": spawned}[sys.argv[1]]()

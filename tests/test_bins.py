@@ -7,8 +7,8 @@ import math
 import numpy as np
 import pytest
 
+from torchtrack.bins import from_bins, from_edges
 from torchtrack.histogram import UNDERFLOW_POS, ZERO, Histogram
-from torchtrack.importers.bins import from_bins, from_edges
 
 
 def test_bins_that_are_ours_keep_every_count() -> None:
@@ -50,6 +50,12 @@ def test_moments_that_the_source_tells_are_kept() -> None:
     made = from_bins([3, 2], [-math.inf, 0.5], [0.5, 4.0], total=7.25, squares=11.5, least=-1.0, most=3.0)
 
     assert (made.sum, made.sum_sq, made.min, made.max) == (7.25, 11.5, -1.0, 3.0)
+
+
+def test_ends_that_are_infinite_are_cut_where_the_values_end() -> None:
+    made = from_edges([2, 3], [-math.inf, 0.0, math.inf])
+
+    assert (made.count, made.pos_infs, math.isfinite(made.min), math.isfinite(made.max)) == (5, 0, True, True)
 
 
 def test_a_narrow_bin_around_zero_counts_as_zero() -> None:

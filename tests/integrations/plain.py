@@ -1,4 +1,4 @@
-"""The same training as a plain loop, without Lightning and in one process, and runs compared with it.
+"""A training as a plain loop, without a framework and in one process, and runs compared with it.
 
 The ranks take turns here: their gradients are halved (or divided by how many there are) and added, as
 DistributedDataParallel and FSDP do. With powers of two that is exact, so every element has to be in its bucket.

@@ -11,9 +11,12 @@ _BEGINNINGS: Final = (
     (b"\xff\xd8\xff", "image/jpeg"),
     (b"GIF8", "image/gif"),
     (b"ID3", "audio/mpeg"),
+    (b"\xff\xfb", "audio/mpeg"),
     (b"fLaC", "audio/flac"),
     (b"OggS", "audio/ogg"),
 )
+_ENDINGS: Final = {"audio/wav": ".wav", "audio/flac": ".flac", "audio/ogg": ".ogg", "image/webp": ".webp"}
+"""Those that not every system's table of types has."""
 UNKNOWN: Final = "application/octet-stream"
 
 
@@ -22,6 +25,11 @@ def mime_of(data: bytes, otherwise: str = UNKNOWN) -> str:
     if data[:4] == b"RIFF":
         return {b"WEBP": "image/webp", b"WAVE": "audio/wav"}.get(data[8:12], otherwise)
     return next((mime for beginning, mime in _BEGINNINGS if data.startswith(beginning)), otherwise)
+
+
+def ending_of(mime: str, otherwise: str = ".bin") -> str:
+    """What the names of files of a type end in, with the dot."""
+    return _ENDINGS.get(mime) or mimetypes.guess_extension(mime) or otherwise
 
 
 def mime_of_file(name: str, data: bytes) -> str:

@@ -22,7 +22,42 @@ SPREAD: Final = "histograms: counts are spread over torchtrack's buckets, evenly
 MOMENTS: Final = "histograms without moments: their sum and squares are those of the middles of bins"
 """What is not exact, as losses."""
 
+_HUGE: Final = float(np.finfo(np.float64).max) / 4
+"""Where an end that is infinite is taken to lie, unless the source tells the smallest and the largest value."""
+
 _Floats = npt.NDArray[np.float64]
+
+
+class Binned(Histogram):
+    """A histogram that has bins of equal width beside the buckets. Sums have the buckets alone.
+
+    Attributes:
+        histogram: how many values lie in each bin.
+        bins: the edges, one more.
+    """
+
+    __slots__ = ("bins", "histogram")
+    bins: list[float]
+    histogram: list[int]
+
+    @classmethod
+    def beside(cls, counted: Histogram, counts: Sequence[int], low: float, high: float) -> Binned:
+        """A histogram, and the counts of bins of equal width.
+
+        Args:
+            counted: the histogram.
+            counts: of each bin.
+            low: lower end of the first bin.
+            high: upper end of the last.
+        """
+        made: Binned = cls(counted.counts, counted.sum, counted.sum_sq, counted.min, counted.max)
+        object.__setattr__(made, "histogram", list(map(int, counts)))
+        object.__setattr__(made, "bins", np.linspace(low, high, len(counts) + 1).tolist())
+        return made
+
+    def to_edges(self) -> tuple[npt.NDArray[np.uint64], _Floats]:
+        """The bins of its own as (counts, edges)."""
+        return np.asarray(self.histogram, np.uint64), np.asarray(self.bins, np.float64)
 
 
 def from_bins(
@@ -56,7 +91,7 @@ def from_bins(
         raise ValueError("counts of a histogram are numbers of elements and its ends numbers")
     whole = np.rint(n).astype(np.int64)
     some = whole > 0
-    whole, lo, hi = whole[some], lo[some], hi[some]
+    whole, lo, hi = whole[some], np.clip(lo[some], -_HUGE, _HUGE), np.clip(hi[some], -_HUGE, _HUGE)
     if not whole.size:
         return Histogram.empty()
     least = float(lo.min()) if least is None or not math.isfinite(least) else least
@@ -65,13 +100,10 @@ def from_bins(
     pieces = [_pieces(int(each), low, high) for each, low, high in zip(whole, lo.tolist(), hi.tolist(), strict=True)]
     share, middle, bucket = (np.concatenate(parts) for parts in zip(*pieces, strict=True))
     dense = np.bincount(bucket, share, NUM_BUCKETS)
-    return Histogram(
-        dense,
-        float(share @ middle) if total is None else total,
-        float(share @ middle**2) if squares is None else squares,
-        least,
-        most,
-    )
+    with np.errstate(over="ignore"):
+        total = float(share @ middle) if total is None else total
+        squares = float(share @ middle**2) if squares is None else squares
+    return Histogram(dense, total, squares, least, most)
 
 
 def from_edges(counts: Sequence[float] | npt.NDArray[Any], ends: Sequence[float] | npt.NDArray[Any]) -> Histogram:
@@ -82,6 +114,18 @@ def from_edges(counts: Sequence[float] | npt.NDArray[Any], ends: Sequence[float]
     """
     ends = np.asarray(ends, np.float64)
     return from_bins(counts, ends[:-1], ends[1:])
+
+
+def from_limits(histo: Any) -> Histogram:
+    """The histogram of TensorBoard's older form: upper ends of bins, their counts, and the exact moments.
+
+    Raises:
+        ValueError: there are not as many ends as counts, or they are no numbers.
+    """
+    high = np.asarray(histo.bucket_limit, np.float64)
+    low = np.concatenate([[-np.inf], high[:-1]])[: high.size]
+    moments = {"total": histo.sum, "squares": histo.sum_squares, "least": histo.min, "most": histo.max}
+    return from_bins(np.asarray(histo.bucket, np.float64), low, high, **(moments if histo.num > 0 else {}))
 
 
 def _pieces(count: int, low: float, high: float) -> tuple[_Floats, _Floats, npt.NDArray[np.int64]]:
