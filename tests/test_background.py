@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 
@@ -105,3 +107,22 @@ def test_close_says_when_a_job_hangs() -> None:
 
 def test_one_that_was_never_started_closes_at_once() -> None:
     assert Background().close(WAIT_S)
+
+
+def test_what_is_queued_just_before_it_is_told_to_end_is_done() -> None:
+    background, done = Background(), list[str]()
+
+    class Jobs(deque[tuple[str, Callable[[], Any]]]):
+        """Found empty, and filled before the thread goes on: as if it had been held up there."""
+
+        def __bool__(self) -> bool:
+            found = len(self) > 0
+            if not found and background.submit("late", lambda: done.append("late")):
+                background._stopping = True
+            return found
+
+    background._jobs = Jobs()
+    background.start()
+
+    assert background.close(10.0)
+    assert done == ["late"]

@@ -57,7 +57,7 @@ def test_nothing_is_taken_of_nothing_and_nothing_twice() -> None:
     assert held.take() == {}
 
 
-@pytest.mark.parametrize("ids", [[1.5], [None], object(), 0.5, torch.empty(2, device="meta")], ids=repr)
+@pytest.mark.parametrize("ids", [[1.5], [None], object(), 0.5, torch.empty(2, device="meta")], ids=type)
 def test_what_is_no_id_is_refused(ids: Any) -> None:
     with pytest.raises(TypeError, match=r"mark\(batch=\)"):
         taken(ids)

@@ -21,6 +21,7 @@ from hypothesis import strategies as st
 import torchtrack
 from tests.runs import begin, column, finished, own, recorded, texts, until
 from torchtrack import records
+from torchtrack.background import Background
 from torchtrack.run import Reduce, Run
 
 pytestmark = pytest.mark.usefixtures("no_git")
@@ -429,6 +430,19 @@ def test_an_image_that_cannot_be_encoded_is_counted_and_warned_of(run: Run, capl
     assert "'sound' was not recorded: Audio takes floats" in caplog.text
     assert column(read, "_tt/bad_values")[-1] == 1
     assert read.media().num_rows == 0
+
+
+def test_media_that_a_full_queue_refused_take_no_room_from_those_that_follow(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    image = torchtrack.Image(np.zeros((2, 2, 3), np.uint8))
+    with monkeypatch.context() as full:
+        full.setattr(Background, "submit", lambda *_: False)
+        for step in range(100):
+            run.log({"dropped": image}, step=step)
+    run.log({"kept": image}, step=100)
+
+    assert finished(run).media()["name"].to_pylist() == ["kept"]
 
 
 def test_secrets_in_texts_and_lines_stay_out_of_the_journal(run: Run) -> None:

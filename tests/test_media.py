@@ -399,6 +399,16 @@ def test_other_values_are_no_media(value: Any) -> None:
     assert as_media(value) is None
 
 
+@pytest.mark.parametrize("module", ["PIL.Image", "matplotlib.figure", "torch", "numpy"])
+def test_a_module_that_another_thread_is_just_importing_stands_in_nobodys_way(
+    module: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    figure = type("Figure", (), {"__module__": "plotly.graph_objs", "to_json": staticmethod(lambda: "{}")})()
+    monkeypatch.setitem(sys.modules, module, types.ModuleType(module))
+    assert [type(medium) for medium in as_media(figure) or ()] == [Figure]
+    assert as_media(1.0) is None
+
+
 def test_media_imports_no_numpy_pillow_torch_or_matplotlib() -> None:
     code = (
         "import sys, torchtrack.media; heavy = {'numpy', 'PIL', 'torch', 'matplotlib', 'pyarrow'}\n"

@@ -45,6 +45,20 @@ def test_a_batch_comes_back_as_it_was(table: Table) -> None:
     assert records.decode(table, records.encode(batch)).to_batches() == [batch]
 
 
+def test_several_frames_come_back_one_after_the_other_with_their_sizes() -> None:
+    batches = [
+        pa.RecordBatch.from_pylist([{"step": step, "name": f"n{size}"} for step in range(size)], schema=records.TEXTS)
+        for size in (2, 0, 3)
+    ]
+    rows, sizes = records.decode_all(Table.TEXTS, [records.encode(batch) for batch in batches])
+    payloads = [records.encode(batches[0]), records.encode(pa.RecordBatch.from_pylist([], schema=records.LOGS))]
+
+    assert sizes == [2, 0, 3]
+    assert rows.to_pylist() == [row for batch in batches for row in batch.to_pylist()]
+    with pytest.raises(ValueError, match="chema"):
+        records.decode_all(Table.TEXTS, payloads)
+
+
 def test_the_payload_of_another_table_is_refused() -> None:
     batch = pa.RecordBatch.from_pylist([], schema=records.TEXTS)
     with pytest.raises(ValueError, match=r"a logs frame has the columns \['step', 'time', 'name', 'text'\], expected"):

@@ -15,7 +15,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import omegaconf
@@ -23,7 +23,7 @@ import pytest
 import torch
 
 import torchtrack
-from tests.runs import begin, column, finished, recorded, script
+from tests.runs import begin, column, finished, recorded, script, until
 from torchtrack.run import Run
 
 pytestmark = pytest.mark.usefixtures("no_git")
@@ -168,6 +168,21 @@ def test_define_metric_decides_the_summary(run: Run) -> None:
         "eval/acc": 3.0,
         "hidden": None,
         "plain": 2.0,
+    }
+
+
+def test_what_is_said_later_of_a_metric_is_added_unless_it_is_to_overwrite() -> None:
+    run: Any = begin()
+    for name in ("added", "other"):
+        run.define_metric(name, summary="min", hidden=True)
+    run.define_metric("added", step_metric="epoch")
+    run.define_metric("other", step_metric="epoch", overwrite=True)
+    run.log({"added": 1.0, "other": 1.0, "epoch": 0})
+    definitions = finished(run).definitions
+
+    assert definitions == {
+        "added": {"name": "added", "summary": "min", "hidden": True, "step_metric": "epoch"},
+        "other": {"name": "other", "step_metric": "epoch", "overwrite": True},
     }
 
 
@@ -465,3 +480,55 @@ def test_a_run_that_is_sent_to_another_process_records_nothing_there(run: Run) -
     there = pickle.loads(pickle.dumps(run))
     there.log({"loss": 1.0})
     assert there.disabled
+
+
+class SlowSidecar:
+    """A sidecar that is not there when it is asked for the first times."""
+
+    calls: ClassVar[list[str]]
+    absences: ClassVar[int]
+
+    def __init__(self, *_: object, **__: object) -> None:
+        self.is_there = False
+
+    def register(self, *_: object, **__: object) -> bool:
+        self.is_there = self.calls.count("register") >= self.absences
+        self.calls.append("register")
+        return self.is_there
+
+    def ended(self, *_: object) -> bool:
+        self.calls.append("ended")
+        return self.is_there
+
+    def close(self) -> None:
+        pass
+
+
+def test_a_run_that_ends_before_its_sidecar_has_started_is_registered_at_its_end(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    class Slow(SlowSidecar):
+        calls: ClassVar[list[str]] = []
+        absences = 1
+
+    monkeypatch.setattr(sys.modules[Run.__module__], "Sidecar", Slow)
+    begin(sidecar=True).finish(quiet=True)
+
+    assert Slow.calls == ["register", "register", "ended"]
+
+
+@pytest.mark.parametrize(("absences", "asked"), [(2, 3), (1000, 4)])
+def test_a_sidecar_that_does_not_answer_is_asked_again_at_once_but_not_without_end(
+    absences: int, asked: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Slow(SlowSidecar):
+        calls: ClassVar[list[str]] = []
+
+    Slow.absences = absences
+    monkeypatch.setattr(sys.modules[Run.__module__], "Sidecar", Slow)
+    run = begin(sidecar=True)
+    until(lambda: len(Slow.calls) >= asked)
+    run.finish(quiet=True)
+
+    at_the_end = ["register"] if absences > asked else []
+    assert Slow.calls == [*["register"] * asked, *at_the_end, "ended"]

@@ -23,7 +23,7 @@ from torchtrack.fields import Fields
 from torchtrack.job import Job, is_dataloader_worker
 from torchtrack.naming import name_of
 from torchtrack.run import Reduce, Run, in_words, say
-from torchtrack.settings import Resume, Settings, environment_config
+from torchtrack.settings import Resume, Settings, environment_config, environment_trial
 
 logger = logging.getLogger("torchtrack")
 
@@ -156,35 +156,51 @@ def _knows_us_as_wandb(caller: types.FrameType) -> bool:
     return any(names.get("wandb") is sys.modules["torchtrack"] for names in (caller.f_globals, caller.f_locals))
 
 
-def begin(given: Mapping[str, Any], *, beside: bool = False) -> Run:
+def begin(given: Mapping[str, Any], *, beside: bool = False, from_step: int | None = None) -> Run:
     """What `init` does once its arguments are in our words.
 
     Args:
         given: the arguments of `init`, all of them.
         beside: do not end the runs that are active.
+        from_step: the first step of this attempt: what earlier ones recorded from there on is taken back.
     """
-    resume, config = given["resume"], given["config"]
+    resume, config, trial = given["resume"], given["config"], environment_trial()
     if isinstance(resume, bool):
         resume = "auto" if resume else "never"
-    settings = Settings.resolve(**{**given, "resume": resume})
+    given = {**given, "resume": resume}
     values = {**environment_config(), **(config_dict(config) if config is not None else {})}
+    if trial is not None:
+        given.update({name: trial[name] for name in ("project", "id", "dir")}, group=given["group"] or trial["sweep"])
+        values = _over(values, trial["parameters"])
+    settings = Settings.resolve(**given)
     if settings.mode == "disabled" or is_dataloader_worker():
         _end_previous(none=beside)
         run = Run(settings, values, None)
     else:
-        run = _open(settings, values, beside=beside)
+        run = _open(settings, values, beside=beside, from_step=from_step)
+    if trial is not None:
+        run._as_trial(trial["sweep"], trial["number"])
     _process.runs.append(run)
     _hook()
     return run
 
 
-def _open(settings: Settings, values: dict[str, Any], *, beside: bool) -> Run:
+def _over(values: Mapping[str, Any], others: Mapping[str, Any]) -> dict[str, Any]:
+    """A configuration with the values of another over it, mappings in it likewise."""
+    found = dict(values)
+    for name, value in others.items():
+        below = found.get(name)
+        found[name] = _over(below, value) if isinstance(below, Mapping) and isinstance(value, Mapping) else value
+    return found
+
+
+def _open(settings: Settings, values: dict[str, Any], *, beside: bool, from_step: int | None) -> Run:
     job = Job.start(
         dir=settings.dir, project=settings.project, id=settings.id, resume=settings.resume, name=settings.name
     )
     _end_previous(none=beside)  # not before: a wrong argument leaves the run before as it is
     opened: list[Run] = []
-    guard.attempt("init()", lambda: opened.append(Run(settings, values, job)))
+    guard.attempt("init()", lambda: opened.append(Run(settings, values, job, from_step)))
     if not opened:
         job.close()
         return Run(settings, values, None)

@@ -176,7 +176,7 @@ class Limiter:
         if not self._waiting or not free:
             return []
         alone = len(self._waiting) + self._more <= free
-        messages = list(map(_message, self._waiting)) if alone else [_together(self._waiting, self._more)]
+        messages = list(map(_message, self._waiting)) if alone else [together(self._waiting, self._more)]
         self._waiting, self._more = [], 0
         self._sent.extend([now_s] * len(messages))
         return messages
@@ -186,8 +186,10 @@ def _message(alert: Alert) -> Message:
     return Message(alert.title, alert.text[:_MAX_TEXT], alert.level)
 
 
-def _together(alerts: Sequence[Alert], more: int) -> Message:
-    """Several alerts in one message; the worst decides its level."""
+def together(alerts: Sequence[Alert], more: int = 0) -> Message:
+    """Alerts in one message, with so many that are only counted; the worst decides its level."""
+    if len(alerts) == 1 and not more:
+        return _message(alerts[0])
     lines = [f"{alert.level}: {alert.title}" for alert in alerts[:_MAX_LISTED]]
     rest = len(alerts) - len(lines) + more
     lines += [f"and {rest} more"] if rest else []
@@ -232,13 +234,36 @@ class Target:
 
     def _deliver(self, message: Message, pause_s: float) -> bool:
         time.sleep(pause_s)
-        kind = {"info": "info", "warning": "warning", "error": "failure"}[message.level]
-        sent = guard.outcome(lambda: self._notifier.notify(message.body or message.title, message.title, kind))
-        return not isinstance(sent, Exception) and bool(sent)  # None or False, or an object that is false, is a failure
+        return send(self._notifier, message)
+
+
+def send(notifier: apprise.Apprise, message: Message) -> bool:
+    """Give a message to a target, and wait for it. Whether it was taken; why not, apprise does not say."""
+    kind = {"info": "info", "warning": "warning", "error": "failure"}[message.level]
+    sent = guard.outcome(lambda: notifier.notify(message.body or message.title, message.title, kind))
+    return not isinstance(sent, Exception) and bool(sent)  # None or False, or an object that is false, is a failure
+
+
+def service_of(notifier: apprise.Apprise) -> str:
+    """What serves a target, such as Slack: all of its address that may be told."""
+    return str(getattr(next(iter(notifier)), "service_name", "?"))
 
 
 def targets(addresses: Sequence[str], failed: Callable[[str], None]) -> list[Target]:
     """A target for each address that apprise understands, and for each in the configuration files among them.
+
+    Args:
+        addresses: URLs as apprise takes them, or paths of its configuration files.
+        failed: told of each that is not understood, by its number, and of what a target gives up.
+
+    Raises:
+        MissingDependencyError: apprise is not installed.
+    """
+    return [Target(number, notifier, failed) for number, notifier in notifiers(addresses, failed)]
+
+
+def notifiers(addresses: Sequence[str], failed: Callable[[str], None]) -> list[tuple[int, apprise.Apprise]]:
+    """Apprise with one service each, for all that are named, with the number of its address from 1.
 
     Args:
         addresses: URLs as apprise takes them, or paths of its configuration files.
@@ -251,8 +276,8 @@ def targets(addresses: Sequence[str], failed: Callable[[str], None]) -> list[Tar
         raise MissingDependencyError(_MISSING)
     import apprise
 
-    logging.getLogger("apprise").disabled = True  # it would print addresses
-    made: list[Target] = []
+    logging.getLogger("apprise").setLevel(logging.CRITICAL + 1)  # it would print addresses; uvicorn undoes `disabled`
+    made: list[tuple[int, apprise.Apprise]] = []
     for number, address in enumerate(addresses, 1):
         known = apprise.Apprise()
         if "://" in address:
@@ -262,5 +287,5 @@ def targets(addresses: Sequence[str], failed: Callable[[str], None]) -> list[Tar
         services = list(known)  # a configuration file holds several
         if not services:
             failed(f"target {number}: neither a URL that apprise knows nor a configuration file of it")
-        made += [Target(number, apprise.Apprise(service), failed) for service in services]
+        made += [(number, apprise.Apprise(service)) for service in services]
     return made

@@ -61,9 +61,10 @@ class Background:
 
     def _main(self) -> None:
         while True:
+            stopping = self._stopping  # asked first: what was queued before it was told to end is done
             while self._jobs:
                 guard.attempt(*self._jobs.popleft())
-            if self._stopping:
+            if stopping:
                 return
             now = time.monotonic()
             if self._timed and self._timed[0][0] <= now:

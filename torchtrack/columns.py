@@ -81,6 +81,9 @@ def columns(layout: Layout, buffer: bytearray) -> np.ndarray[Any, Any]:
 
 def frames(rows: Rows) -> Iterable[Rows]:
     """What goes into one frame each: at most about VALUES_PER_FRAME values, in the order they were logged."""
+    if len(rows) > 1 and sum(len(table) * len(layout.names) for layout, table in rows) <= VALUES_PER_FRAME // 2:
+        yield rows
+        return
     if len(rows) > 1:
         yield from _windows(rows)
         return

@@ -68,6 +68,10 @@ class StoreError(TorchtrackError):
     """A store of the server refused or failed. It is a view: what it holds can be built anew from the journals."""
 
 
+class ConfigError(TorchtrackError):
+    """A value of a configuration that is fixed would have changed."""
+
+
 class ServerError(TorchtrackError):
     """A server does not answer, or refuses; the message says what it said."""
 

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, MutableMapping
 from typing import Any
 
 from torchtrack.environment import config_dict
+from torchtrack.errors import ConfigError
 
 logger = logging.getLogger("torchtrack")
 
@@ -22,24 +23,41 @@ class Fields(MutableMapping[str, Any]):
     def __init__(self, values: Mapping[str, Any], changed: Callable[[dict[str, Any]], None]) -> None:
         object.__setattr__(self, "_values", dict(values))
         object.__setattr__(self, "_changed", changed)
+        object.__setattr__(self, "_fixed", False)
 
-    def update(self, *values: Any, allow_val_change: bool = True, **more: Any) -> None:
+    def fix(self) -> None:
+        """From now on a key that is there keeps its value, unless `update(allow_val_change=True)` changes it."""
+        object.__setattr__(self, "_fixed", True)
+
+    def update(self, *values: Any, allow_val_change: bool | None = None, **more: Any) -> None:
         """Set several keys, from a dict, a Namespace, a dataclass or a mapping; anything else only earns a warning.
 
         Args:
             values: at most one of these.
-            allow_val_change: accepted for scripts written for other trackers; values may always change.
+            allow_val_change: True: also where values are fixed; False: only keys that are not there yet, and those
+                that stay as they are.
             more: further keys.
+
+        Raises:
+            ConfigError: a value that is fixed would change.
         """
-        del allow_val_change
         try:
             fresh = {**(config_dict(values[0]) if values and values[0] is not None else {}), **more}
         except TypeError as error:
             logger.warning("torchtrack did not take the update: %s", error)
             fresh = more
+        self._check(fresh, fixed=self._fixed if allow_val_change is None else not allow_val_change)
         self._values.update(fresh)
         if fresh:
             self._changed(fresh)
+
+    def _check(self, fresh: Mapping[str, Any], *, fixed: bool) -> None:
+        changed = [key for key, value in fresh.items() if key in self._values and self._values[key] != value]
+        if fixed and changed:
+            raise ConfigError(
+                f"{changed[0]!r} is {self._values[changed[0]]!r} and does not become {fresh[changed[0]]!r}: values are "
+                "fixed by allow_val_change=False; update({...}, allow_val_change=True) changes them"
+            )
 
     def setdefaults(self, values: Any) -> None:
         """Set the keys that are not there yet, from what `update` takes."""
@@ -54,6 +72,7 @@ class Fields(MutableMapping[str, Any]):
         return self._values[key]
 
     def __setitem__(self, key: str, value: Any) -> None:
+        self._check({key: value}, fixed=self._fixed)
         self._values[key] = value
         self._changed({key: value})
 

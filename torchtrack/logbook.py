@@ -14,6 +14,7 @@ from typing import Any, Final
 
 from torchtrack import guard, records
 from torchtrack.background import Background
+from torchtrack.bins import Binned
 from torchtrack.blobs import store
 from torchtrack.columns import Layout, is_exact
 from torchtrack.histogram import Histogram
@@ -207,6 +208,9 @@ class Logbook:
             self._recorder.later(value.later, name, step, reduce=value.reduce or reduce, partial=value.partial)
         elif isinstance(value, Histogram):
             self._recorder.put(records.Table.TENSORS, lambda: histogram_row(name, value, step, now // 1000), 3000)
+            if isinstance(value, Binned):
+                ends = {"low": value.bins[0], "high": value.bins[-1]}
+                self.event("bins", {"name": name, "step": step, "counts": value.histogram, **ends})
         else:
             for pending in value:
                 self._media(name, pending, step, now)
@@ -218,8 +222,11 @@ class Logbook:
             if isinstance(failure, Exception):
                 self._count(name, failure)
 
-        if not (self._media_room.acquire(blocking=False) and self._background.submit("media", store_it)):
-            self.refuse(name, RuntimeError("media come faster than they can be written; this one was dropped"))
+        if self._media_room.acquire(blocking=False):
+            if self._background.submit("media", store_it):
+                return
+            self._media_room.release()
+        self.refuse(name, RuntimeError("media come faster than they can be written; this one was dropped"))
 
     def _store(self, name: str, pending: Pending, step: int, time_ns: int) -> None:
         blob = pending.encode()
@@ -233,6 +240,8 @@ class Logbook:
             "caption": None if blob.caption is None else encodable(str(blob.caption)),
         }
         self._recorder.put(records.Table.MEDIA, lambda: row)
+        if pending.told:
+            self.event("medium", {"name": name, "step": step, "sha256": row["sha256"], **pending.told})
 
 
 def _is_plain_name(name: Any) -> bool:

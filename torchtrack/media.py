@@ -16,23 +16,16 @@ import math
 import os
 import sys
 import wave
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
 from torchtrack.blobs import Blob
 from torchtrack.errors import MissingDependencyError
+from torchtrack.mime import mime_of
 from torchtrack.redact import plain
 
 MAX_TABLE_CELLS: Final = 100_000
-
-_IMAGE_SIGNATURES = [(b"\x89PNG\r\n\x1a\n", "image/png"), (b"\xff\xd8\xff", "image/jpeg"), (b"GIF8", "image/gif")]
-_AUDIO_SIGNATURES = [
-    (b"ID3", "audio/mpeg"),
-    (b"\xff\xfb", "audio/mpeg"),
-    (b"fLaC", "audio/flac"),
-    (b"OggS", "audio/ogg"),
-]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,6 +34,8 @@ class Pending:
 
     _encode: Callable[[], tuple[bytes, str, dict[str, Any]]]
     _caption: str | None
+    told: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    """What else is said of it; recorded as an event `medium`, beside its name, step and SHA-256."""
 
     def encode(self) -> Blob:
         """The file. Waits for the device a tensor lies on.
@@ -73,6 +68,10 @@ class Medium:
         """
         return Pending(self._kept(), self.caption)
 
+    def beside(self, name: str) -> Mapping[str, Medium]:  # noqa: ARG002  # for those that derive from it
+        """What is recorded with it when it is logged under a name, by names of its own."""
+        return {}
+
     def _kept(self) -> Callable[[], tuple[bytes, str, dict[str, Any]]]:
         """What gives the bytes, their type and facts about them, later and in another thread."""
         raise NotImplementedError
@@ -96,14 +95,12 @@ class Image(Medium):
         data = self.data
         if isinstance(data, str | os.PathLike):
             content = Path(data).read_bytes()
-            mime = _signature(content, _IMAGE_SIGNATURES)
-            if content[:4] == b"RIFF" and content[8:12] == b"WEBP":
-                mime = "image/webp"
-            if mime:
+            mime = mime_of(content)
+            if mime.startswith("image/"):
                 return lambda: (content, mime, {})
             _need_pillow()
             return functools.partial(_encode_file, content)
-        if _is_pil(data):
+        if is_a(data, "PIL.Image", "Image"):
             copy = data.copy()
             return lambda: _encode_pil(copy)
         figure = _matplotlib_figure(data)
@@ -138,9 +135,8 @@ class Audio(Medium):
         data = self.data
         if isinstance(data, str | os.PathLike):
             content = Path(data).read_bytes()
-            is_wav = content[:4] == b"RIFF" and content[8:12] == b"WAVE"
-            mime = "audio/wav" if is_wav else _signature(content, _AUDIO_SIGNATURES)
-            if mime is None:
+            mime = mime_of(content)
+            if not mime.startswith("audio/"):
                 raise ValueError(f"{data} is no WAV, MP3, FLAC or Ogg file")
             return lambda: (content, mime, {})
         if not isinstance(self.sample_rate, int) or self.sample_rate <= 0:
@@ -169,6 +165,10 @@ class Table(Medium):
         self.columns = columns
         self.data: list[Sequence[Any]] = [] if data is None else list(data)
         self.dataframe = dataframe
+        self.chart: Mapping[str, Any] | None = None
+        """What is to be drawn of it, if it is the table of a chart: kind, title, and a column a role."""
+        self.about: Mapping[str, Any] = {}
+        """What else its JSON says, beside `columns`, `data` and `chart`."""
 
     def add_data(self, *row: Any) -> None:
         """Add a row."""
@@ -189,7 +189,8 @@ class Table(Medium):
             if len(row) != len(columns):
                 raise ValueError(f"row {index} of the table has {len(row)} cells for {len(columns)} columns {columns}")
         kept = [[_cell(value) for value in row] for row in rows]
-        return Pending(lambda: _encode_table(columns, kept), None)
+        more = {**self.about, **({} if self.chart is None else {"chart": dict(self.chart)})}
+        return Pending(lambda: _encode_table(columns, kept, more), self.caption)
 
     def _columns_and_rows(self) -> tuple[list[str], list[Sequence[Any]]]:
         rows = list(self.data)
@@ -246,25 +247,21 @@ def as_media(value: Any) -> tuple[Medium, ...] | None:
                 return None
             media += part
         return tuple(media) or None
-    if _is_pil(value):
+    if is_a(value, "PIL.Image", "Image"):
         return (Image(value),)
     if _is_plotly(value) or _matplotlib_figure(value) is not None:
         return (Figure(value),)
     return None
 
 
-def _signature(content: bytes, known: list[tuple[bytes, str]]) -> str | None:
-    return next((mime for magic, mime in known if content.startswith(magic)), None)
+def is_a(data: Any, module: str, name: str) -> bool:
+    """Whether it is of a class of a module that the program has imported; another thread may be just about to."""
+    kind = getattr(sys.modules.get(module), name, None)
+    return isinstance(kind, type) and isinstance(data, kind)
 
 
 def _is_tensor(data: Any) -> bool:
-    torch = sys.modules.get("torch")
-    return torch is not None and isinstance(data, torch.Tensor)
-
-
-def _is_pil(data: Any) -> bool:
-    image = sys.modules.get("PIL.Image")
-    return image is not None and isinstance(data, image.Image)
+    return is_a(data, "torch", "Tensor")
 
 
 def _is_plotly(figure: Any) -> bool:
@@ -273,16 +270,14 @@ def _is_plotly(figure: Any) -> bool:
 
 def _matplotlib_figure(data: Any) -> Any:
     """The figure that a figure, axes or the pyplot module stands for, else None."""
-    figures, pyplot = sys.modules.get("matplotlib.figure"), sys.modules.get("matplotlib.pyplot")
-    if figures is None:
-        return None
+    pyplot = sys.modules.get("matplotlib.pyplot")
     if pyplot is not None and data is pyplot:
         return pyplot.gcf()
-    if not type(data).__module__.startswith("matplotlib."):
-        return data if isinstance(data, figures.Figure) else None
-    while data is not None and not isinstance(data, figures.Figure):
-        data = getattr(data, "figure", None)
-    return data
+    if type(data).__module__.startswith("matplotlib."):
+        while data is not None and not is_a(data, "matplotlib.figure", "Figure"):
+            data = getattr(data, "figure", None)
+        return data
+    return data if is_a(data, "matplotlib.figure", "Figure") else None
 
 
 def _need_pillow() -> None:
@@ -292,8 +287,7 @@ def _need_pillow() -> None:
 
 def kept_array(data: Any, taker: str) -> Callable[[], Any]:
     """A copy of an array or tensor; calling it gives a numpy array. A tensor's copy stays on its device until then."""
-    numpy = sys.modules.get("numpy")
-    if numpy is not None and isinstance(data, numpy.ndarray):
+    if is_a(data, "numpy", "ndarray"):
         copy = data.copy()
         return lambda: copy
     if not _is_tensor(data):
@@ -381,8 +375,10 @@ def _encode_wav(samples: Any, channels_first: bool, rate: int) -> tuple[bytes, s
     return encoded.getvalue(), "audio/wav", {"sample_rate": rate, "channels": channels, "seconds": frames / rate}
 
 
-def _encode_table(columns: list[str], rows: list[list[Any]]) -> tuple[bytes, str, dict[str, Any]]:
-    content = json.dumps({"columns": columns, "data": rows}, allow_nan=False).encode()
+def _encode_table(
+    columns: list[str], rows: list[list[Any]], more: Mapping[str, Any]
+) -> tuple[bytes, str, dict[str, Any]]:
+    content = json.dumps({**more, "columns": columns, "data": rows}, allow_nan=False).encode()
     return content, "application/vnd.torchtrack.table+json", {"rows": len(rows), "columns": len(columns)}
 
 

@@ -179,6 +179,8 @@ class Recorder:
     def numbers(self, values: Mapping[str, float], step: int | None) -> None:
         """Log several of our own metrics at a step, as one row."""
         names = tuple(values)
+        if not names:
+            return
         layout = self._several.get(names)
         if layout is None:
             layout = self._several[names] = Layout(names, "mean")

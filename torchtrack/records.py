@@ -6,6 +6,7 @@ the number given here, so the numbers are part of the format and never reused.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from enum import IntEnum
 from typing import TYPE_CHECKING, Any, Final
 
@@ -150,10 +151,25 @@ def decode(table: Table, payload: bytes | memoryview | pa.Buffer) -> pa.Table:
         ValueError: the payload's schema is not that of the table.
         pyarrow.ArrowInvalid: the payload is no valid Arrow stream.
     """
-    with pa.ipc.open_stream(payload) as stream:
-        rows = stream.read_all()
+    return decode_all(table, [payload])[0]
+
+
+def decode_all(table: Table, payloads: Sequence[bytes | memoryview | pa.Buffer]) -> tuple[pa.Table, list[int]]:
+    """The rows of data frames of a table, one frame after the other, and how many each has.
+
+    Raises:
+        ValueError: as `decode`, for any of them.
+        pyarrow.ArrowInvalid: likewise.
+    """
+    parts = []
+    for payload in payloads:
+        with pa.ipc.open_stream(payload) as stream:
+            parts.append(stream.read_all())
+    rows = pa.concat_tables(
+        parts or [SCHEMAS[table].empty_table()]
+    )  # copies nothing, so nothing is touched before it is validated
     if not rows.schema.equals(SCHEMAS[table]):
         names = rows.schema.names
         raise ValueError(f"a {table.name.lower()} frame has the columns {names}, expected {SCHEMAS[table].names}")
     rows.validate(full=True)
-    return rows
+    return rows, [part.num_rows for part in parts]

@@ -53,6 +53,8 @@ _JOIN_BEFORE_OPEN_S: Final = 0.2
 _JOIN_BEFORE_END_S: Final = 3.0
 """A run of a few steps may end before rank 0 has said which it is: its rows would be a run of their own."""
 _SIDECAR_INTERVAL_S: Final = 10.0
+_SIDECAR_TRIES: Final = 4
+"""How often one that does not answer is asked in a row."""
 _MERGE_SHARE: Final = 0.4
 _WATCH_SHARE: Final = 0.7
 """Of finish_timeout: how long samples may still be merged, and how long until what was not is handed over too."""
@@ -75,13 +77,16 @@ class Run:
     heard from rank 0 (at most five seconds, once).
     """
 
-    def __init__(self, settings: Settings, config: Mapping[str, Any], job: Job | None) -> None:
+    def __init__(
+        self, settings: Settings, config: Mapping[str, Any], job: Job | None, from_step: int | None = None
+    ) -> None:
         self.settings = settings
         self.disabled = job is None
         """Whether every call is accepted and nothing recorded."""
         secrets_given = [url for url in settings.alert_urls if "://" in url]
         self._redactor = Redactor(secrets=[*secrets_given, *([settings.api_key] if settings.api_key else [])])
         self._job = job
+        self._from_step = from_step
         self._lock = threading.Lock()
         self._finished = False
         self._forked = False
@@ -97,6 +102,7 @@ class Run:
         self._prefixes: weakref.WeakKeyDictionary[Any, str] = weakref.WeakKeyDictionary()
         self._watches = 0
         self._scratch: str | None = None
+        self._sweep: str | None = None
         self._endings: list[Callable[[], object]] = []
         """What others want done when the run ends, before its last rows are written."""
         self._labels: dict[str, Any] = {
@@ -107,6 +113,8 @@ class Run:
             "notes": settings.notes,
         }
         self._equip()
+        if from_step is not None:
+            self._recorder.step = from_step
         self.config = Fields(config, lambda fresh: self._event("config", fresh))
         """Hyper-parameters; reading and writing as a mapping or by attribute."""
         self.summary = Fields({}, lambda fresh: self._event("summary", fresh))
@@ -242,6 +250,11 @@ class Run:
         return str(folder)
 
     @property
+    def sweep(self) -> str | None:
+        """The sweep that the run is a trial of, if any."""
+        return self._sweep
+
+    @property
     def step(self) -> int:
         """The step the next row gets."""
         return self._recorder.step
@@ -355,12 +368,12 @@ class Run:
         Args:
             models: a torch.nn.Module or a list of them, before or after it is wrapped in DistributedDataParallel,
                 `fully_shard`, FSDP1, tensor parallelism or torch.compile; the stages of a pipeline are a list.
-            criterion: accepted for scripts written for other trackers; a line says that it is not used.
+            criterion: the loss function; its name goes into the config as `criterion`, if that is not there yet.
             log: what to record: "all" is gradients and parameters, a tuple may name more; None records the model's
                 structure only.
             log_freq: optimizer steps from one sample to the next; the first step is always sampled. (Other trackers
                 count backward passes.)
-            idx: accepted for scripts written for other trackers; a line says that it is not used.
+            idx: another way to say a prefix, from scripts written for other trackers: above 0 it is `graph_<idx>/`.
             log_graph: accepted for scripts written for other trackers; the structure is recorded in any case.
             name: prefix of the parameters' names; a second watched model gets "model1/" by itself.
             include: patterns, as in fnmatch, of parameters to watch.
@@ -386,8 +399,9 @@ class Run:
             ValueError: a value that is not allowed.
         """
         del log_graph
-        if criterion is not None or idx is not None:
-            importlib.import_module("torchtrack.compat.said").no_effect("watch", criterion=criterion, idx=idx)
+        name = f"graph_{idx}" if name is None and idx else name
+        if criterion is not None:
+            self.config.setdefaults({"criterion": getattr(criterion, "__name__", type(criterion).__name__)})
         if self._forked:
             self._reopen_after_fork()
         if self.disabled:
@@ -417,6 +431,7 @@ class Run:
             job=self._job,
             ordinal=self._watches,
             prefixes=self._prefixes,
+            phases=self._phases,
             blackbox=None if blackbox is False else self._order(every=blackbox is True),
             on_nonfinite=on_nonfinite,
         )
@@ -560,9 +575,7 @@ class Run:
         if self._job is not None and reason in _PATIENCE_S:
             self._job.wait(min(_JOIN_BEFORE_END_S, self.settings.finish_timeout / 2), last=True)
         self._end_watching(reason)
-        self._background.submit(
-            "sidecar", lambda: self._sidecar and self._sidecar.ended(f"{self._stream:016x}", reason)
-        )
+        self._background.submit("sidecar", lambda: self._tell_end(reason))
         settled = self._background.close(max(0.1, (deadline - time.monotonic()) / 2))
         if reason == "exit" and self._sidecar is not None and not self._sidecar.is_there:
             guard.attempt("the black box", ring.discard, f"{self._stream:016x}")  # nobody sees with what code it exits
@@ -685,6 +698,11 @@ class Run:
         else:
             self._tell(kind, data)
 
+    def _as_trial(self, sweep: str, number: int) -> None:
+        """It is a trial of a sweep."""
+        self._sweep = sweep
+        self._tell("sweep", {"id": sweep, "trial": number})
+
     def _tell(self, kind: str, data: Mapping[str, Any]) -> None:
         if not self.disabled:
             guard.attempt(kind, self._logbook.event, kind, data)
@@ -741,11 +759,21 @@ class Run:
             sidecar, stream = self._sidecar, f"{self._stream:016x}"
             self._background.submit("sidecar", lambda: sidecar.joined(stream, identity.uid))
 
-    def _register(self) -> None:
+    def _register(self, tries: int = _SIDECAR_TRIES) -> None:
+        """Have this process watched. A sidecar that is slow to start is asked again at once, behind what waits."""
         if self._sidecar is not None:
             who = self._who()
             place = {"rank": who.rank, "world_size": who.world_size}
-            self._sidecar.register(f"{self._stream:016x}", who.uid, os.getpid(), **place)
+            is_there = self._sidecar.register(f"{self._stream:016x}", who.uid, os.getpid(), **place)
+            if not is_there and tries > 1:
+                self._background.submit("sidecar", lambda: self._register(tries - 1))
+
+    def _tell_end(self, reason: str) -> None:
+        """Have it noted that the run has ended here, by a sidecar that has never heard of it too."""
+        if self._sidecar is not None:
+            if not self._sidecar.is_there:
+                self._register()
+            self._sidecar.ended(f"{self._stream:016x}", reason)
 
     def _order(self, *, every: bool) -> Order | None:
         """How a black box of this process is kept; None where nobody would see to what is left."""
@@ -792,6 +820,7 @@ class Run:
             "world_size": identity.world_size,
             **origin(),
             "parent": self._parent,
+            "from_step": self._from_step,
             "writer": f"torchtrack {__version__}",
         }
         path = rank_path(self.settings.dir, identity.uid, identity.rank, self._stream)

@@ -40,6 +40,8 @@ ENVIRONMENT: Final = {
     "sinks": "TORCHTRACK_SINKS",
 }
 """The environment variable of each setting that has one."""
+TRIAL: Final = "TORCHTRACK_TRIAL"
+"""What an agent of a sweep tells the program it starts; for nobody else to set."""
 OF_WANDB: Final = {
     "project": "WANDB_PROJECT",
     "name": "WANDB_NAME",
@@ -181,12 +183,21 @@ def environment_config() -> dict[str, Any]:
     return dict(_parse("config", text, ENVIRONMENT["config"])) if text else {}
 
 
+def environment_trial() -> dict[str, Any] | None:
+    """The trial of a sweep that the run of this process is: sweep, number, project, id, dir, parameters; None if none.
+
+    What it says wins over the arguments of `init`, else a sweep would compare what it has not asked for.
+    """
+    text = os.environ.get(TRIAL)
+    return dict(_parse("trial", text, TRIAL)) if text else None
+
+
 def _parse(name: str, text: str, variable: str) -> Any:
     if name in {"tags", "alert_urls", "sinks"}:
         return [tag.strip() for tag in text.split(",") if tag.strip()]
     if name in {"sidecar", "live_findings"}:
         return text.strip().lower() not in {"0", "false", "off", "no"}
-    if name == "config":
+    if name in {"config", "trial"}:
         try:
             value = json.loads(text)
         except ValueError as error:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import numbers
-import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
@@ -13,7 +12,7 @@ import numpy as np
 
 from torchtrack.columns import PLAIN, is_exact
 from torchtrack.histogram import Histogram
-from torchtrack.media import Pending, as_media
+from torchtrack.media import Medium, Pending, as_media, is_a
 from torchtrack.records import encodable
 
 if TYPE_CHECKING:
@@ -53,6 +52,8 @@ def flatten(metrics: Mapping[Any, Any], prefix: str = "", depth: int = 0) -> Ite
             yield from flatten(value, f"{name}/", depth + 1)
         else:
             yield name, value
+        if isinstance(value, Medium):
+            yield from value.beside(name).items()
 
 
 def convert(value: Any) -> Value:
@@ -72,8 +73,7 @@ def convert(value: Any) -> Value:
         return _number(value.item() if isinstance(value, np.generic) else value)
     if isinstance(value, Histogram):
         return value
-    torch = sys.modules.get("torch")
-    if torch is not None and isinstance(value, torch.Tensor):
+    if is_a(value, "torch", "Tensor"):
         return _tensor(value)
     if isinstance(value, np.ndarray):
         return _array(value)

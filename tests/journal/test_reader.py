@@ -17,7 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from torchtrack.errors import FormatVersionError, JournalError
-from torchtrack.journal import Frame, Kind, Stream, Writer, find_streams, frame, reader
+from torchtrack.journal import Frame, Kind, Stream, Writer, find_streams, frame, gathered, reader
 from torchtrack.journal.reader import writer_gone
 
 if TYPE_CHECKING:
@@ -512,3 +512,23 @@ def test_a_stream_of_a_process_that_died_long_ago_is_read_behind_its_damage(
     os.utime(path, (time.time() - 3600, time.time() - 3600))
 
     assert len(rows(Stream(path).poll())) == 7
+
+
+def test_streams_that_are_met_for_the_first_time_share_one_listing_of_their_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    paths = [tmp_path / f"{number}-{number:016x}.ttj" for number in range(20)]
+    for path in (*paths, frame.segment_path(paths[3], 2), frame.segment_path(paths[3], 11)):
+        path.touch()
+    listed: list[object] = []
+    scandir = os.scandir
+
+    def counted(folder: str) -> object:
+        listed.append(folder)
+        return scandir(folder)
+
+    monkeypatch.setattr("os.scandir", counted)
+    newest = [gathered.last_segment(stream.path) for stream in map(Stream, paths)]
+
+    assert len(listed) == 1
+    assert newest == [0, 0, 0, 11, *[0] * 16]

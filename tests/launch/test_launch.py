@@ -5,117 +5,24 @@ from __future__ import annotations
 import os
 import re
 import shlex
-import subprocess
 import sys
-import textwrap
-from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
 
 import pytest
 
-import torchtrack
+from tests.launch.launcher import (
+    ACCELERATE,
+    COMMAND,
+    MODULE,
+    PYTHON,
+    TORCHRUN,
+    Launcher,
+    flat,
+    norms,
+    path,
+    printed,
+)
 from tests.runs import column, own
-from torchtrack.api.run import Run
-from torchtrack.launch.options import LOGGED
-from torchtrack.watch.watcher import KINDS
-
-PYTHON = [sys.executable]
-MODULE = [sys.executable, "-m", "torchtrack.launch"]
-COMMAND = [sys.executable, "-m", "torchtrack.cli", "launch"]
-TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-OURS = re.compile(r"^torchtrack: .*\n", re.MULTILINE)
-
-
-def path(script: str) -> str:
-    return str(Path(__file__).parent / "scripts" / script)
-
-
-class Done(NamedTuple):
-    """How a process has ended."""
-
-    code: int
-    out: str
-    err: str
-
-
-class Launcher:
-    """Runs a script plainly and launched in the same folder, both at once where that is two processes."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.environ = {
-            **os.environ,
-            "OMP_NUM_THREADS": "1",
-            "PYTHONPATH": str(Path(torchtrack.__file__).parent.parent),
-            "WANDB_DIR": str(folder),
-            "WANDB_SILENT": "true",
-        }
-
-    def start(self, command: Sequence[str]) -> subprocess.Popen[str]:
-        return subprocess.Popen(
-            command,
-            cwd=self.folder,
-            env=self.environ,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-
-    def end(self, process: subprocess.Popen[str]) -> Done:
-        out, err = process.communicate("what is typed", timeout=120)
-        return Done(process.returncode, out, err)
-
-    def both(self, plainly: Sequence[str], launched: Sequence[str]) -> tuple[Done, Done]:
-        if plainly[: len(TORCHRUN)] == TORCHRUN:  # four that end at once on few cores: torch's own abort now and then
-            return self.end(self.start(plainly)), self.end(self.start(launched))
-        processes = self.start(plainly), self.start(launched)
-        return self.end(processes[0]), self.end(processes[1])
-
-    def compare(self, plainly: Sequence[str], launched: Sequence[str]) -> str:
-        """What both printed, which has to be the same, as has the exit code, which has to be 0."""
-        plain, done = self.both(plainly, launched)
-        assert plain.code == 0, plain.err
-        assert (done.code, done.out) == (0, plain.out), done.err
-        assert "failed and goes on" not in done.err, done.err
-        return done.out
-
-    def runs(self) -> list[Run]:
-        folder = self.folder / "runs"
-        return torchtrack.Api(folder).runs() if folder.exists() else []
-
-    def run(self) -> Run:
-        (run,) = self.runs()
-        assert run.state == "finished"
-        return run
-
-
-@pytest.fixture
-def launcher(tmp_path: Path) -> Launcher:
-    return Launcher(tmp_path)
-
-
-def printed(out: str, word: str = "loss") -> list[list[float]]:
-    """The numbers behind a word, one list a line."""
-    return [[float(number) for number in line.split()[1:]] for line in out.splitlines() if line.startswith(f"{word} ")]
-
-
-def flat(lines: list[list[float]]) -> list[float]:
-    return [number for line in lines for number in line]
-
-
-def norms(run: Run, kind: str = "gradient") -> dict[str, list[float]]:
-    """Name -> the norm at each sampled step; every row has to tell of the whole tensor, with a histogram."""
-    found: dict[str, list[float]] = {}
-    for row in run.tensors(kind=kind).to_pylist():
-        assert row["coverage"] == 1.0
-        assert sum(row["counts"]) == row["numel"]
-        found.setdefault(row["name"], []).append(row["norm"])
-    return found
-
-
-# -- shapes of scripts ------------------------------------------------------------------------------------------------
 
 
 def test_a_plain_script(launcher: Launcher) -> None:
@@ -163,6 +70,7 @@ def test_fully_sharded_ranks(launcher: Launcher) -> None:
 
     assert run.history("loss", ranks=0).column("loss").to_pylist() == flat(printed(out))
     assert norms(run).keys() == {"0.weight", "0.bias", "2.weight", "2.bias"}
+    assert [len(found) for found in norms(run).values()] == [4] * 4
 
 
 def test_ranks_that_the_script_spawns_are_one_run(launcher: Launcher) -> None:
@@ -175,16 +83,38 @@ def test_ranks_that_the_script_spawns_are_one_run(launcher: Launcher) -> None:
     assert norms(run).keys() == {"weight", "bias"}
 
 
+def test_ranks_of_accelerate_launch_are_one_run(launcher: Launcher) -> None:
+    script = path("accelerated.py")
+    out = launcher.compare([*ACCELERATE, script], [*COMMAND, "--log-freq", "1", "--", *ACCELERATE, script])
+    run, calls = launcher.run(), printed(out, "calls")
+
+    assert run.world_size == 2
+    assert [len(values) for values in calls] == [2] * 4
+    sums = run.history("backward/sum", ranks=0).column("backward/sum").to_pylist()
+    assert sums == pytest.approx([sum(values) for values in calls], rel=1e-6)
+    assert "loss" not in own(run)
+    assert norms(run).keys() == {"0.weight", "0.bias", "2.weight", "2.bias"}
+    assert {row["stage"] for row in run.tensors(kind="gradient").to_pylist()} == {"pre_clip"}
+    assert all(len(found) == 4 for found in norms(run).values())
+
+
 def test_a_gradient_scaler(launcher: Launcher) -> None:
     script = path("amp.py")
     out = launcher.compare([*PYTHON, script], [*MODULE, "--log-freq", "1", script])
-    run = launcher.run()
+    run, calls, lengths = launcher.run(), printed(out), flat(printed(out, "norm"))
 
-    assert column(run, "loss") == column(run, "backward/sum") == flat(printed(out))  # unscaled, infinite ones too
+    assert [len(values) for values in calls] == [1] * 6 + [2] * 2
+    assert column(run, "backward/sum") == [sum(values) for values in calls]  # unscaled, infinite ones too
+    assert column(run, "backward/mean") == [sum(values) / len(values) for values in calls]
+    assert column(run, "loss") == flat(calls[:6])
     rows = run.tensors(kind="gradient", name="weight").to_pylist()
+    overflows = (0, 3)
     assert [(row["step"], row["stage"]) for row in rows] == [
-        (step, "skipped" if step in (0, 3) else "step") for step in range(6)
+        (step, "skipped" if step in overflows else "step") for step in range(8)
     ]
+    for row, length in zip(rows, lengths, strict=True):
+        assert sum(row["counts"]) == row["numel"]
+        assert row["step"] in overflows or row["norm"] == pytest.approx(length, rel=1e-6)
 
 
 def test_two_models_with_an_optimizer_each(launcher: Launcher) -> None:
@@ -269,21 +199,6 @@ def test_compiled_training_is_compiled_as_without(launcher: Launcher) -> None:
     assert norms(run).keys() == {"0.weight", "0.bias", "2.weight", "2.bias"}
 
 
-# -- how scripts end, and what goes wrong -----------------------------------------------------------------------------
-
-
-def test_an_exception_is_the_scripts_own(launcher: Launcher) -> None:
-    script = [path("failing.py"), "exception"]
-    plain, done = launcher.both([*PYTHON, *script], [*MODULE, *script])
-    (run,) = launcher.runs()
-
-    assert (plain.code, plain.out) == (done.code, done.out) == (1, "trained\n")
-    assert "KeyError: 'exception'" in plain.err
-    assert OURS.sub("", done.err) == plain.err  # the same traceback, without a frame of ours
-    assert run.state == "failed"
-    assert column(run, "loss") == [0.0]
-
-
 def test_in_a_run_that_the_script_began_only_models_it_does_not_watch_are_added(launcher: Launcher) -> None:
     script = path("own.py")
     out = launcher.compare([*PYTHON, script], [*MODULE, "--log-freq", "1", script])
@@ -293,73 +208,6 @@ def test_in_a_run_that_the_script_began_only_models_it_does_not_watch_are_added(
     assert column(launched, "mine") == flat(printed(out, "mine"))
     assert norms(plain).keys() == {"weight", "bias"}
     assert norms(launched).keys() == {"weight", "bias", "second/weight", "second/bias"}
-
-
-def test_runs_that_cannot_be_written_change_nothing(launcher: Launcher) -> None:
-    (launcher.folder / "runs").write_text("a file")
-    done = launcher.end(launcher.start([*MODULE, path("failing.py"), "status"]))
-
-    assert (done.code, done.out) == (7, "trained\n")
-    assert "torchtrack cannot write to" in done.err
-
-
-def test_a_failure_in_torchtrack_changes_nothing(launcher: Launcher) -> None:
-    fault = """
-        import torchtrack.columns, torchtrack.redact
-        def fail(*args, **kwargs):
-            raise RuntimeError("on purpose")
-        torchtrack.columns.Layout.of = fail
-        torchtrack.redact.Redactor.value = fail
-    """
-    (launcher.folder / "sitecustomize.py").write_text(textwrap.dedent(fault))
-    launcher.environ["PYTHONPATH"] += f":{launcher.folder}"
-    done = launcher.end(launcher.start([*COMMAND, "--", *PYTHON, path("failing.py"), "status"]))
-
-    assert (done.code, done.out) == (7, "trained\n")
-    assert "failed and goes on without it: on purpose" in done.err
-
-
-def test_a_script_that_trains_nothing_leaves_no_run_and_the_paths_are_its_own(launcher: Launcher) -> None:
-    names = "import sys, os; print(sys.path, sys.argv, __name__, 'torchtrack.run' in sys.modules)"
-    plain, done = launcher.both([*PYTHON, "-c", names, "a"], [*COMMAND, *PYTHON, "-c", names, "a"])
-    (launcher.folder / "pack.py").write_text(names)
-    module, seen = launcher.both(
-        [*PYTHON, "-m", "pack", "-m", "b"], [*MODULE, "--log", "none", "-m", "pack", "-m", "b"]
-    )
-
-    assert (done.code, done.out, done.err) == (0, plain.out, "")
-    assert (seen.code, seen.out, seen.err) == (0, module.out, "")
-    assert launcher.runs() == []
-
-
-def test_a_sitecustomize_that_ours_hides_is_run(launcher: Launcher) -> None:
-    (launcher.folder / "sitecustomize.py").write_text("print('theirs', __name__)")
-    launcher.environ["PYTHONPATH"] += f":{launcher.folder}"
-    done = launcher.end(launcher.start([*COMMAND, *PYTHON, "-c", "import sitecustomize as s; print(s.__file__)"]))
-
-    assert done.out.splitlines()[-2:] == ["theirs sitecustomize", str(launcher.folder / "sitecustomize.py")]
-
-
-def test_what_may_be_logged_is_what_watch_can() -> None:
-    assert set(LOGGED) == set(KINDS)
-
-
-@pytest.mark.parametrize(
-    ("words", "code", "message"),
-    [
-        (["--log", "weights", "python"], 2, 'takes "all", "none" or some of gradients'),
-        (["--log-freq", "0", "python"], 2, "--log-freq"),
-        (["no-such-program"], 127, "torchtrack: cannot run no-such-program: No such file or directory"),
-        (["./train.py"], 126, "to run a script: python ./train.py"),
-        ([], 2, "Missing argument"),
-    ],
-)
-def test_a_wrong_command_is_told(launcher: Launcher, words: list[str], code: int, message: str) -> None:
-    (launcher.folder / "train.py").write_text("")
-    done = launcher.end(launcher.start([*COMMAND, *words]))
-
-    assert done.code == code
-    assert message in " ".join(done.err.split())
 
 
 def test_the_guides_commands_record_its_script(launcher: Launcher) -> None:

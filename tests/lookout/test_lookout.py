@@ -260,6 +260,40 @@ def test_an_attempt_that_goes_back_makes_a_feed_stale_whatever_it_logs_first(tmp
         assert feed.stale
 
 
+def test_an_attempt_that_says_where_it_begins_makes_a_feed_stale_before_it_logs(tmp_path: Path) -> None:
+    feed = Feed(tmp_path, UID)
+    (journal,) = rows(tmp_path)
+    for step in range(60):
+        journal.log(step, {"loss": 1.0})
+    journal.close()
+    feed.take(0.0, over=True)
+    with RankJournal(tmp_path, attempt=2, from_step=30) as second:
+        second.about()
+        feed.take(1.0)
+        assert feed.stale
+        again = Feed(tmp_path, UID).take(2.0, over=True)
+
+    assert [step.step for step in again] == list(range(30))
+
+
+def test_an_attempt_that_goes_on_where_it_had_one_step_makes_a_feed_stale_and_new_steps_do_not(tmp_path: Path) -> None:
+    feed = Feed(tmp_path, UID)
+    (journal,) = rows(tmp_path)
+    for step in range(60):
+        journal.log(step, {"loss": 1.0, "val": 1.0})
+    journal.close()
+    with RankJournal(tmp_path, attempt=2) as second:
+        second.log(30, {"val": 2.0})
+        given = feed.take(0.0, over=True)
+        assert [step.scalars["val"] for step in given] == [1.0] * 30 + [2.0] + [1.0] * 29
+        second.log(60, {"loss": 1.0})
+        feed.take(1.0, over=True)
+        assert not feed.stale
+        second.log(61, {"val": 2.0})  # what came after step 30 is taken back
+        feed.take(2.0)
+        assert feed.stale
+
+
 def test_what_was_given_out_is_forgotten(tmp_path: Path) -> None:
     feed, now_s = Feed(tmp_path, UID), 0.0
     (journal,) = rows(tmp_path)

@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import re
-import threading
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -16,44 +13,11 @@ import psutil
 import pytest
 
 import torchtrack
+from tests.hook import Hook
 from tests.rules.source import ROOT
 from tests.runs import begin, script
 
 GUIDE = ROOT / "docs" / "guides" / "alerts.md"
-
-
-class Hook:
-    """A webhook on loopback; with `gate` closed it takes a request and never answers."""
-
-    def __init__(self) -> None:
-        self.got: list[dict[str, Any]] = []
-        self.asked = threading.Event()
-        self.gate = threading.Event()
-        self.gate.set()
-        hook = self
-
-        class Handler(BaseHTTPRequestHandler):
-            def do_POST(self) -> None:
-                body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-                hook.asked.set()
-                hook.gate.wait(60)
-                hook.got.append(body)
-                self.send_response(200)
-                self.end_headers()
-
-            def log_message(self, *args: object) -> None:
-                pass
-
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.url = f"json://user:very-secret-word@127.0.0.1:{self._server.server_port}/"
-        self._thread = threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.02})
-        self._thread.start()
-
-    def close(self) -> None:
-        self.gate.set()
-        self._server.shutdown()
-        self._thread.join()
-        self._server.server_close()
 
 
 def couriers(folder: Path) -> list[psutil.Process]:

@@ -15,9 +15,9 @@ from typing import Any
 import pytest
 
 import torchtrack
+from tests.hook import Hook
 from tests.runs import begin
 from tests.sidecar.conftest import UID
-from tests.sidecar.test_courier import Hook
 
 RULES = """
 class Broken:

@@ -167,8 +167,12 @@ def read_frame(data: bytes, at: int, stream: int) -> Found | None:
     if header is None or at + frame_size(header.length) > len(data):
         return None
     found = Found(at, header, memoryview(data)[at : at + frame_size(header.length)])
-    crc = zlib.crc32(found.stored, zlib.crc32(_SEED.pack(stream, header.seq)))
-    return found if crc == header.crc else None
+    return found if verifies(found, stream) else None
+
+
+def verifies(found: Found, stream: int) -> bool:
+    """Whether a frame's payload checksum is that of this stream."""
+    return zlib.crc32(found.stored, zlib.crc32(_SEED.pack(stream, found.header.seq))) == found.header.crc
 
 
 def scan(data: bytes, stream: int, *, opening: bool = False) -> Iterator[Found]:

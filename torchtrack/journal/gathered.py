@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import io
 import os
 import re
 import threading
@@ -182,14 +181,16 @@ class _Run:
             self.segments.setdefault(first, []).append(number)
 
 
-_runs: Final[dict[Path, _Run]] = {}
+_runs: Final[dict[str, _Run]] = {}
+_listed: Final[dict[str, tuple[int, dict[str, list[int]]]]] = {}
+"""By folder of journals: when it changed last, and what `_later_in` found then."""
 _lock: Final = threading.Lock()
 
 
-def _run(folder: Path, *, fresh: bool = False) -> _Run:
+def _run(folder: str, *, fresh: bool = False) -> _Run:
     with _lock:
         if folder not in _runs:
-            _runs[folder] = _Run(folder)
+            _runs[folder] = _Run(Path(folder))
         elif fresh:
             _runs[folder].refresh()
         return _runs[folder]
@@ -203,20 +204,57 @@ def _first_of(name: str) -> tuple[str, int]:
     return name.removesuffix(f".{number[2]}.ttj") + ".ttj", int(number[2])
 
 
-def _name(path: Path) -> str:
-    return f"{path.parent.name}/{path.name}"
+def _place_of(path: Path) -> tuple[str, str]:
+    """The folder of its run, and what a journal file is called there: asked at every look at a stream, so in words."""
+    folder, name = os.path.split(path)
+    run, rank = os.path.split(folder)
+    return run or ".", f"{rank}/{name}"
 
 
 def first_files(run: Path) -> list[Path]:
     """The first files of streams that are gathered in a run's folder, as if they were in their own places."""
-    return [run / name for name in _run(run, fresh=True).segments]
+    return [run / name for name in _run(str(run), fresh=True).segments]
 
 
 def segments(path: Path) -> list[int]:
     """The numbers of the later files of the stream whose first file is `path`, wherever they are."""
     numbers = (other.suffixes[-2][1:] for other in path.parent.glob(f"{path.stem}.*.ttj"))
     here = [int(number) for number in numbers if number.isdecimal()]
-    return here + _run(path.parent.parent).segments.get(_name(path), [])
+    folder, name = _place_of(path)
+    return here + _run(folder).segments.get(name, [])
+
+
+def own_segments(path: Path) -> list[int]:
+    """The numbers of the later files of a stream in their own places, as their folder was when it changed last.
+
+    One listing serves all streams of a folder: a thousand that are met for the first time would each read all of it.
+    """
+    where, first = os.path.split(path)
+    with _lock:
+        try:
+            changed = path.parent.stat().st_mtime_ns
+            if where not in _listed or _listed[where][0] != changed:
+                _listed[where] = changed, _later_in(where or ".")
+        except OSError:
+            _listed[where] = -1, {}
+        return _listed[where][1].get(first, [])
+
+
+def last_segment(path: Path) -> int:
+    """The number of the newest file of a stream, 0 for the first; see `own_segments`."""
+    folder, name = _place_of(path)
+    return max((*own_segments(path), *_run(folder).segments.get(name, [])), default=0)
+
+
+def _later_in(folder: str) -> dict[str, list[int]]:
+    """The numbers of the later files of each stream in a folder that has more than one."""
+    later: dict[str, list[int]] = {}
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            first, number = _first_of(entry.name)
+            if number:
+                later.setdefault(first, []).append(number)
+    return later
 
 
 def streams_in(archive: Path) -> list[Path]:
@@ -244,31 +282,36 @@ def opened(path: Path, *, expected: bool = False) -> Iterator[Opened | None]:
     Raises:
         JournalError: it is there and cannot be read.
     """
-    with contextlib.ExitStack() as files:
-        try:
-            yield _open(path, files, expected=expected)
-        except OSError as error:
-            raise JournalError(f"{path} cannot be read: {error.strerror}") from error
-
-
-def _open(path: Path, files: contextlib.ExitStack, *, expected: bool) -> Opened | None:
-    file, place = _open_file(path), None
-    for fresh in (False, True) if expected else (False,):
-        if file is None:
-            place = _run(path.parent.parent, fresh=fresh).places.get(_name(path))
-            file = _open_file(place.archive) if place else None
-    if file is None:
-        return None
-    fd = files.enter_context(file).fileno()
-    if place is not None:
-        return Opened(fd, place.offset, place.length, place.mtime)
-    stat = os.fstat(fd)
-    return Opened(fd, 0, stat.st_size, stat.st_mtime)
-
-
-def _open_file(path: Path) -> io.FileIO | None:
+    fd = None
     try:
-        return path.open("rb", buffering=0)
+        fd, place = _open(path, expected=expected)
+        if fd is None:
+            yield None
+        elif place is None:
+            stat = os.fstat(fd)
+            yield Opened(fd, 0, stat.st_size, stat.st_mtime)
+        else:
+            yield Opened(fd, place.offset, place.length, place.mtime)
+    except OSError as error:
+        raise JournalError(f"{path} cannot be read: {error.strerror}") from error
+    finally:
+        if fd is not None:
+            os.close(fd)
+
+
+def _open(path: Path, *, expected: bool) -> tuple[int | None, Place | None]:
+    fd, place = _open_file(path), None
+    for fresh in (False, True) if expected else (False,):
+        if fd is None:
+            folder, name = _place_of(path)
+            place = _run(folder, fresh=fresh).places.get(name)
+            fd = _open_file(place.archive) if place else None
+    return fd, place
+
+
+def _open_file(path: Path) -> int | None:
+    try:
+        return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     except OSError as error:
         if error.errno in (errno.ENOENT, errno.ESTALE):
             return None

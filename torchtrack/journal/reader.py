@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 from torchtrack.errors import FormatVersionError
-from torchtrack.journal import frame, gathered
+from torchtrack.journal import frame, gathered, wellformed
 from torchtrack.journal.frame import HEADER_SIZE, Found, Kind
 from torchtrack.journal.gather import SUFFIX
 from torchtrack.version import __version__
@@ -143,7 +143,7 @@ class Stream:
         self._held = False  # behind a hole that nothing proves to be damage
         self._proof = False  # a hole is damage
         self._again = False  # this file has been read once more since the next one was seen
-        self._last_segment = max(gathered.segments(self.path), default=0)
+        self._last_segment = gathered.last_segment(self.path)
 
     @property
     def uid(self) -> str | None:
@@ -233,21 +233,24 @@ class Stream:
 
     def stored(self) -> Iterator[Found]:
         """As `poll`, one frame at a time, as it lies in the file of the current `segment`: for those who copy it."""
-        if self._was_replaced():
-            self._start_over()
         self._proof = self._held = self._again = False
         while True:
-            yield from self._read_file()
+            if (yield from self._read_file()):
+                self._start_over()
+                continue
             if self._held or not self._go_to_next_file():
                 return
 
     def _place(self, key: str) -> Any:
         return (self.joined or {}).get(key, self.opening.get(key))
 
-    def _read_file(self) -> Iterator[Found]:
+    def _read_file(self) -> Generator[Found, None, bool]:
+        """Read on in the file of the current segment. True if it is not the one that was read before."""
         with gathered.opened(frame.segment_path(self.path, self.segment), expected=True) as file:
             if file is None:
-                return
+                return False
+            if self._offset and (file.size < self._offset or file.read(HEADER_SIZE, 0) != self._head):
+                return True
             self._moved = file.base > 0
             size, window = file.size, _WINDOW
             while self._offset < size:
@@ -264,6 +267,7 @@ class Stream:
                     break
                 window = _WINDOW if self._offset > start else 2 * window
             self.torn = max(0, size - self._offset)
+        return False
 
     def _take(self, data: bytes) -> Generator[Found, None, bool]:
         """Go through the frames of this window. True if it stopped at a hole."""
@@ -286,7 +290,7 @@ class Stream:
             self._head = self._head or data[:HEADER_SIZE]
             if seq >= self.next_seq:
                 self.next_seq = seq + 1
-                self._learn(found)
+                self._learn(found, start)
                 yield found
         return False
 
@@ -308,17 +312,22 @@ class Stream:
             self.stream = int(name, 16)
         return self.stream == int(name, 16)
 
-    def _learn(self, found: Found) -> None:
+    def _learn(self, found: Found, start: int) -> None:
         kind = found.header.kind
-        if kind is Kind.SEAL:
-            self.seal = found.record()
+        if kind is not Kind.SEAL:
+            self.frames += 1
+            self.crc = frame.roll(self.crc, found.header.crc)
+        if kind is Kind.DATA:
             return
-        self.frames += 1
-        self.crc = frame.roll(self.crc, found.header.crc)
-        if kind is Kind.GAP:
-            self.gaps.append(found.record())
+        record = found.record()
+        wrong = wellformed.problem(record)
+        if wrong is not None:
+            self._note(start, len(found.raw), found.header.seq, found.header.seq, f"a record is wrong: {wrong}")
+        elif kind is Kind.SEAL:
+            self.seal = record
+        elif kind is Kind.GAP:
+            self.gaps.append(record)
         elif kind is Kind.META:
-            record = found.record()
             if record.get("type") == "opening":
                 self.opening = self.opening or record
             elif record.get("type") == "joined":
@@ -365,14 +374,6 @@ class Stream:
                 opening = self._is_opening(data, segment)
                 for found in frame.scan(data, self.stream, opening=opening):
                     return segment, found.header.seq
-
-    def _was_replaced(self) -> bool:
-        if not self._offset:
-            return False
-        with gathered.opened(frame.segment_path(self.path, self.segment)) as file:
-            if file is None:
-                return False
-            return file.size < self._offset or file.read(HEADER_SIZE, 0) != self._head
 
     def _is_proven(self) -> bool:
         """Whether what is missing by now will not come."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 import torch.distributed as dist
 from digest import digest
+from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 
@@ -17,6 +18,7 @@ def main() -> None:
         fully_shard(layer)
     fully_shard(model)
     optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
+    get_optimizer_state_dict(model, optimizer)  # as a script does that goes on from a checkpoint, if there is one
     for step in range(4):
         torch.manual_seed(100 * step + dist.get_rank())
         loss = model(torch.randn(4, 8)).square().mean()

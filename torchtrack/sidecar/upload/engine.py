@@ -20,6 +20,7 @@ from typing import Any, Final
 
 from torchtrack import guard, wire
 from torchtrack.errors import FormatVersionError, JournalError
+from torchtrack.sidecar.upload.contents import ContentSender
 from torchtrack.sidecar.upload.left import LeftSender
 from torchtrack.sidecar.upload.media import MediaSender
 from torchtrack.sidecar.upload.pace import Pace, retry_after
@@ -72,7 +73,11 @@ class Uploader:
         self._most = _FIRST_BYTES
         self._one = False  # the last request was refused as a whole: one stream at a time, to find which
         self._flight: list[wire.Section] = []
+        self._held: list[wire.Section] = []
+        """Rows that name contents of artifacts which are still to be sent."""
         self._media = MediaSender(transport)
+        self.contents = ContentSender(transport, clock)
+        """What the artifacts hold that rows name."""
         self.files = LeftSender(transport)
         """Files that no row names: those that processes left."""
         self._waiting = False
@@ -102,19 +107,20 @@ class Uploader:
 
     @property
     def files_left(self) -> dict[str, str]:
-        """Files that could not be sent, and why: `media/...` that rows name, `nodes/...` that processes left."""
+        """Files that could not be sent, and why: `media/` and `artifacts/` that rows name, `nodes/` that were left."""
         named = {f"media/{name}": why for name, why in self._media.not_sent.items()}
+        named |= {f"artifacts/{name}": why for name, why in self.contents.not_sent.items()}
         return {**named, **{f"nodes/{name}": why for name, why in self.files.left.items()}}
 
     @property
     def idle(self) -> bool:
         """Whether the last look found nothing to send and nothing is unanswered."""
-        return self._idle and not self._flight and not self.files.waiting
+        return self._idle and not self._flight and not self._held and not self.files.waiting
 
     @property
     def done(self) -> bool:
         """Whether the server has every stream to its end, but for those it refuses."""
-        sent = not self._flight and not self.files.waiting
+        sent = not self._flight and not self._held and not self.files.waiting
         return sent and all(tail.done or tail.problem for tail in self.tails.values())
 
     def step(self) -> float:
@@ -145,13 +151,27 @@ class Uploader:
             if self.files.refusal is not None:
                 self._refused(self.files.refusal)
             return
+        if self._held and not self._send_contents():
+            return
         if not self._flight:
             self._flight = self._gather()
-        self._idle = not self._flight
+        self._idle = not self._flight and not self._held
         if self._flight:
             self._send()
         else:
-            self.pace.succeeded(0.2 if any(tail.hurried and not tail.done for tail in self.tails.values()) else 1.0)
+            hurried = any(tail.hurried and not tail.done for tail in self.tails.values())
+            self.pace.succeeded(0.0 if self._held else 0.2 if hurried else 1.0)
+
+    def _send_contents(self) -> bool:
+        """Some of what the rows that are held back name; they go on once all of it is there. False: it was refused."""
+        if not self.contents.send():
+            if self.contents.refusal is not None:
+                self._refused(self.contents.refusal)
+            return False
+        if not self.contents.waiting:
+            self._flight, self._held = [*self._flight, *self._held], []
+        self._say("ok", None)
+        return True
 
     def _handshake(self) -> None:
         query = f"oldest={wire.OLDEST_PROTOCOL}&newest={wire.PROTOCOL}"
@@ -161,7 +181,7 @@ class Uploader:
             self._hello = True
             self._zstd = "zstd" in said.get("capabilities", ())
             self.files.available = "files" in said.get("capabilities", ())
-            self._media.available = "media" in said.get("capabilities", ())
+            self._media.available = self.contents.available = "media" in said.get("capabilities", ())
             self._take_budget({**said, "max_bytes": min(_FIRST_BYTES, int(said.get("max_bytes", _FIRST_BYTES)))})
             self._succeeded(0.0)
         else:
@@ -182,8 +202,9 @@ class Uploader:
         """What the next request carries: streams that say how the run is first, then by turns."""
         sections: list[wire.Section] = []
         room, self._waiting, self._turn = self._most, False, self._turn + 1
+        held = {section.stream for section in self._held}
         for tail in sorted(self.tails.values(), key=lambda tail: (tail.priority, tail.turn)):
-            if tail.problem or len(sections) >= wire.MAX_STREAMS or (self._one and sections):
+            if tail.number in held or tail.problem or len(sections) >= wire.MAX_STREAMS or (self._one and sections):
                 continue
             if room <= 0:
                 self._waiting = True
@@ -214,6 +235,9 @@ class Uploader:
         self._waiting |= more
         if names_files:
             self._media.wanted(tail, section)
+            if self.contents.wanted(tail, section):
+                self._held.append(section)
+                return []
         return [section]
 
     def _send(self) -> None:
@@ -236,7 +260,7 @@ class Uploader:
             self._heard(said["streams"])
         if reply.status in (200, 409, 422):
             self._one = False
-            self._succeeded(float(said.get("next_after_s", 1.0)))
+            self._succeeded(0.0 if self._held else float(said.get("next_after_s", 1.0)))
         elif reply.status in (400, 413):
             self._whole_refused(reply)
         else:
@@ -334,7 +358,9 @@ class Uploader:
         server = str(said.get("instance", ""))
         if server and server != self._server:
             if self._server:  # it was started anew, maybe from a backup: what it has may be less than it said
-                self._flight = []
+                self._flight, self._held = [], []
+                self._media.forget()
+                self.contents.forget()
                 for tail in self.tails.values():
                     tail.want = None
             self._server = server

@@ -34,6 +34,11 @@ class MediaSender:
         self._wanted: dict[str, Path] = {}
         self._checked: set[str] = set()
 
+    def forget(self) -> None:
+        """What the server has is not known any more."""
+        self._wanted.clear()
+        self._checked.clear()
+
     def wanted(self, tail: Tail, section: wire.Section) -> None:
         """Rows of this section name files: they have to be sent first."""
         if not self.available:

@@ -187,7 +187,8 @@ class Uploads:
                     tail = tails.get(int(followed.name, 16))
                     path = str(followed.path.relative_to(self._directory)) if followed.path else None
                     about = {"uid": followed.uid, "launch": followed.launch, "path": path}
-                    following[followed.name] = {**about, "acked": tail.acked if tail else 0}
+                    sent = self._to[url].contents.sent
+                    following[followed.name] = {**about, "acked": tail.acked if tail else 0, "sent": sent}
             following.update(self._refused.get(url, {}))
             before = self._open.get(url)
             self._open[url] = set(following)

@@ -116,6 +116,16 @@ def read(directory: Path) -> list[dict[str, Any]]:
     return sorted((each for each in found if each), key=lambda each: int(each.get("time_ns", 0)))
 
 
+def arrived(directory: Path) -> dict[str, dict[str, Any]]:
+    """The newest that was noted of each stream in a folder of runs: `next`, `sealed`, `problem`, `time_ns`."""
+    found: dict[str, dict[str, Any]] = {}
+    for each in read(directory):
+        for name, entry in (each.get("streams") or {}).items():
+            if entry.get("time_ns", 0) >= found.get(name, {}).get("time_ns", 0):
+                found[name] = entry
+    return found
+
+
 class Known(NamedTuple):
     """What this node's uploader has noted."""
 

@@ -11,7 +11,7 @@ from torchtrack.journal.frame import Found, Kind
 from torchtrack.journal.reader import Stream
 from torchtrack.wire import Section
 
-_MEDIA: Final = 4  # records.Table.MEDIA; importing it would import pyarrow
+_NAMING: Final = (4, 6)  # records.Table.MEDIA and EVENTS; importing it would import pyarrow
 
 
 class _Entry(NamedTuple):
@@ -21,7 +21,8 @@ class _Entry(NamedTuple):
     raw: bytes
     frames: int
     crc: int
-    media: bool
+    naming: bool
+    """Whether its rows may name files."""
 
 
 class Mark(NamedTuple):
@@ -137,7 +138,7 @@ class Tail:
             most: bytes.
 
         Returns:
-            The frames, whether there are more, and whether rows among them name files.
+            The frames, whether there are more, and whether rows among them may name files.
 
         Raises:
             DivergedError: what the server has is not what is here.
@@ -171,7 +172,7 @@ class Tail:
         self._expected = None
         # What is lost before the first frame is told too: the section begins with the seq that the server expects.
         section = Section(self.number, taken[0].seq, b"".join(entry.raw for entry in taken), tuple(lost))
-        return section, more, any(entry.media for entry in taken)
+        return section, more, any(entry.naming for entry in taken)
 
     def heal(self, most: int) -> list[Section]:
         """Frames that the server is missing and that are here, about so many bytes of them; each hole is tried once."""
@@ -205,8 +206,8 @@ class Tail:
                 self._start_over()
                 yield from self._entries()
                 return
-            media = found.header.kind is Kind.DATA and found.header.table == _MEDIA
-            yield _Entry(found.header.seq, _raw(found), stream.frames, stream.crc, media)
+            naming = found.header.kind is Kind.DATA and found.header.table in _NAMING
+            yield _Entry(found.header.seq, _raw(found), stream.frames, stream.crc, naming)
 
     def _pass(self, entry: _Entry) -> None:
         if entry.seq > self._at.next:

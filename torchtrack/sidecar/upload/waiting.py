@@ -89,7 +89,7 @@ class Wait:
             if not known and self._clock() > began + SETTLE_S:
                 return None
             if known:
-                now = {name: each.get("acked") for name, each in waiting.items()}
+                now = {name: (each.get("acked"), each.get("sent")) for name, each in waiting.items()}
                 if before is None:
                     on_wait(len(waiting))
                 moved = moved if now == before else self._clock()
