@@ -7,6 +7,7 @@ TORCH  ?= torch==2.13.0
 PYTHON ?= python3
 VENV   ?= .venv
 ARGS   ?=
+JOBS   ?= 2
 SERVE  ?= 1
 
 BIN    := $(VENV)/bin
@@ -33,14 +34,16 @@ demo: $(VENV)/.installed ## train a small GPT on two ranks, then look at its run
 	@echo "  $(BIN)/torchtrack show --help        every view of a run"
 	@echo "  $(BIN)/torchtrack --help             every command"
 	@echo "  docs/reading.md                      the same from Python, as Arrow tables"
+ifneq ($(SERVE),0)
 	$(call say,torchtrack ui: the page (Ctrl-C ends it))
-	@[ "$(SERVE)" = 0 ] || $(BIN)/torchtrack ui
+	@$(BIN)/torchtrack ui
+endif
 
-test: $(VENV)/.installed-test ## the tests, without those that kill machines or need other trackers (10 minutes at most)
-	$(call say,pytest)
-	@$(BIN)/python -m pytest $(ARGS)
+test: $(VENV)/.installed-test ## the tests, without those that kill machines or need other trackers
+	$(call say,pytest: JOBS=$(JOBS))
+	@$(BIN)/python -m pytest --numprocesses=$(JOBS) --dist=loadfile --no-loadscope-reorder $(ARGS)
 
-test-all: $(VENV)/.installed-peers ## all tests: chaos and peers too
+test-all: $(VENV)/.installed-peers ## all tests: chaos, peers and other frameworks too
 	$(call say,pytest with chaos and peers)
 	@$(BIN)/python -m pytest -m "" $(ARGS)
 
@@ -97,17 +100,17 @@ $(VENV)/.torch: $(VENV)/.created
 $(VENV)/.installed: $(VENV)/.torch pyproject.toml
 	$(call say,installing torchtrack)
 	@$(call pip,$(VENV)) install --editable '.[cpu,server]'
+	@$(BIN)/python -c "from torchtrack.watch.kernels import compile; compile.main()"
 	@touch $@
 
 $(VENV)/.installed-test: $(VENV)/.installed
 	$(call say,installing what the tests need)
 	@$(call pip,$(VENV)) install --editable '.[test]'
-	@$(BIN)/python -c "from torchtrack.watch.kernels import compile; compile.main()"
 	@touch $@
 
 $(VENV)/.installed-peers: $(VENV)/.installed-test
-	$(call say,installing the other trackers)
-	@$(call pip,$(VENV)) install --editable '.[test,bench]'
+	$(call say,installing the other trackers and frameworks)
+	@$(call pip,$(VENV)) install --editable '.[test,bench,frameworks]'
 	@touch $@
 
 $(BENCH)/.installed: pyproject.toml

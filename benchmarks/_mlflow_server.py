@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
+import signal
 import socket
 import sqlite3
 import subprocess
@@ -38,6 +40,7 @@ class MlflowServer:
     def fill(self, runs: int, rng: np.random.Generator) -> None:
         """20 runs of 100,000 points, one of 1,000,000, and as many short ones as the table has."""
         with contextlib.closing(sqlite3.connect(self._database)) as base, base:
+            base.execute("PRAGMA synchronous = OFF")
             for number in range(21):
                 points = 100_000 if number < 20 else 1_000_000
                 base.execute(_RUN, (f"long{number}", f"long{number}"))
@@ -77,7 +80,7 @@ class MlflowServer:
 
 @contextlib.contextmanager
 def mlflow_server(command: str, folder: Path) -> Iterator[MlflowServer]:
-    """A server of its own, with one worker.
+    """A server of its own, with one worker, and none of the processes that run its jobs: there are none.
 
     Args:
         command: the program `mlflow`.
@@ -92,6 +95,8 @@ def mlflow_server(command: str, folder: Path) -> Iterator[MlflowServer]:
         [command, "server", *arguments, "--workers", "1", "--default-artifact-root", str(folder)],
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
+        env={**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"},
+        start_new_session=True,
     )
     server = MlflowServer(f"http://127.0.0.1:{port}", database)
     try:
@@ -102,5 +107,5 @@ def mlflow_server(command: str, folder: Path) -> Iterator[MlflowServer]:
                 break
         yield server
     finally:
-        process.terminate()
+        os.killpg(process.pid, signal.SIGTERM)
         process.wait()

@@ -4,15 +4,14 @@
 
 1. `--nodes` simulated nodes of 8 ranks, each rank with a sample of 20 scalars every 5 s, against a server in processes
    of its own (front, and the worker with chDB), over one kept connection a node. The bodies are those of the uploader;
-   what makes and sends them is cheaper, since nodes do not share a machine with their server. First with the budget of
-   a job that lets each node come every 5 s, then with the default of 5 requests a second a job, where a node comes less
-   often with more (the nodes that are due in the time are simulated, each with all it has by then).
-2. 256 uploaders against a server that answers 429 with Retry-After: requests in each second, over real sockets.
-3. Rows of scalars from Arrow into chDB, a second of wall time and of processor time of all threads.
-
-Beside it what other trackers document. Weights & Biases: 500 filestream requests and 120 MB a second a project, 2
-requests a second a run (https://docs.wandb.ai/platform/hosting/hosting-options/dedicated-cloud/rate-limits). MLflow: at
-most 1000 metrics in a request of at most 1 MB, of one run (https://docs.databricks.com/api/experiments/v1/log-batch).
+   what makes and sends them is cheaper, since nodes do not share a machine with their server. First as the server
+   tells a job to by default: 5 requests a second for all its nodes together, so that a node comes less often with more
+   (the nodes that are due in the time are simulated, each with all it has by then). Then with the limit raised until
+   each node comes every 5 s, which no server of ours asks for.
+2. What a request costs the front, in processor time: the first of a node, and later ones.
+3. 256 uploaders against a server that answers 429 with Retry-After: requests in each second, over real sockets.
+4. Rows of scalars from Arrow into chDB, a second of wall time and of processor time of all threads.
+5. What the Indexer costs a journal that it follows, in processor time, by how many short frames are new in it.
 """
 
 from __future__ import annotations
@@ -34,6 +33,7 @@ import time
 import urllib.request
 from collections import Counter
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from datetime import date
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -49,6 +49,8 @@ from torchtrack.journal import frame
 from torchtrack.journal.frame import Kind
 from torchtrack.records import Table
 from torchtrack.server import schema
+from torchtrack.server.budget import Limits
+from torchtrack.server.indexer import Indexer
 from torchtrack.server.metrics import MetricsStore
 from torchtrack.sidecar.upload.engine import Uploader
 from torchtrack.sidecar.upload.pace import Pace, retry_after
@@ -61,8 +63,13 @@ LAG_S = 180.0
 """How long the index is waited for."""
 THREADS = 96
 """Requests under way at one time, at most; each node has a connection of its own."""
+OTHERS = """
+Beside it what other trackers document. Weights & Biases: 500 filestream requests and 120 MB a second a project, 2
+requests a second a run (https://docs.wandb.ai/platform/hosting/hosting-options/dedicated-cloud/rate-limits). MLflow: at
+most 1000 metrics in a request of at most 1 MB, of one run (https://docs.databricks.com/api/experiments/v1/log-batch):
+this job would be {metrics:.0f} such requests a second as one run, {ranks:.0f} as a run for each rank."""
 COLUMNS = (
-    "budget: requests/s a job",
+    "limit of the job",
     "a node comes every",
     "requests/s",
     "on the wire a second (as frames)",
@@ -70,8 +77,10 @@ COLUMNS = (
     "inserts/s",
     "answer: median, p99",
     "index behind at the end",
-    "cores: front, worker",
+    "front, a request",
+    "cores: front, worker, clients",
     "memory: front, worker",
+    "load of the machine",
 )
 START = """
 import sys, pathlib
@@ -239,7 +248,9 @@ class Watched(threading.Thread):
     def __init__(self, front: psutil.Process) -> None:
         super().__init__(daemon=True)
         self.front, self.stop = front, threading.Event()
-        self.worker = next(each for each in front.children() if "torchtrack.server.worker" in each.cmdline())
+        while (found := _worker_of(front)) is None:
+            time.sleep(0.1)
+        self.worker = found
         self.peak = [0, 0]
         self._before = self._cpu()
 
@@ -255,6 +266,10 @@ class Watched(threading.Thread):
     def cpu(self) -> list[float]:
         """Processor seconds of each since this was made."""
         return [now - before for now, before in zip(self._cpu(), self._before, strict=True)]
+
+
+def _worker_of(front: psutil.Process) -> psutil.Process | None:
+    return next((each for each in front.children() if "torchtrack.server.worker" in each.cmdline()), None)
 
 
 @contextmanager
@@ -290,9 +305,10 @@ def large_job(nodes: int, seconds: float, job_requests_per_s: float) -> None:
             watched = Watched(psutil.Process(process.pid))
             job = Job(url, key, due, seconds, turn)
             watched.start()
-            began = time.monotonic()
+            began, clients = time.monotonic(), time.process_time()
             job.run()
-            took = time.monotonic() - began
+            took, clients = time.monotonic() - began, time.process_time() - clients
+            front = watched.cpu()[0]
             behind = _until_indexed(url, key, job.samples)
             watched.stop.set()
             watched.join()
@@ -306,8 +322,9 @@ def large_job(nodes: int, seconds: float, job_requests_per_s: float) -> None:
     refused = requests - job.statuses[200]
     complete = "" if rows == job.samples * SCALARS else f" (of {job.samples * SCALARS / took:,.0f} sent)"
     latency = statistics.quantiles(job.took, n=100)
+    limit = Limits().job_requests_per_s
     cells = [
-        f"{job_requests_per_s:g}",
+        f"{job_requests_per_s:g} requests/s{', the default' if job_requests_per_s == limit else ''}",
         f"{turn:.0f} s",
         f"{requests / took:.1f} ({refused} refused, {job.connections} connections)",
         f"{job.sent / took / 1e6:.2f} MB ({job.raw / took / 1e6:.1f})",
@@ -315,10 +332,36 @@ def large_job(nodes: int, seconds: float, job_requests_per_s: float) -> None:
         f"{inserts / (took + behind):.1f}",
         f"{latency[49] * 1e3:.0f}, {latency[98] * 1e3:.0f} ms",
         f"{behind:.0f} s",
-        f"{cpu[0] / took:.2f}, {cpu[1] / took:.2f}",
+        f"{front / requests * 1e3:.2f} ms",
+        f"{front / took:.2f}, {cpu[1] / (took + behind):.2f}, {clients / took:.2f}",
         f"{watched.peak[0] / 1e6:.0f}, {watched.peak[1] / 1e6:.0f} MB",
+        f"{os.getloadavg()[0]:.1f}",
     ]
     print(f"| {' | '.join(cells)} |", flush=True)
+
+
+def front(nodes: int = 250, turns: int = 8, clients: int = 32) -> None:
+    """What a request costs the front: the first of a node, which makes its files, and later ones."""
+    with tempfile.TemporaryDirectory() as folder, served(Path(folder), 1000.0) as (process, url, key):
+        job, asked = Job(url, key, nodes, 0.0, EVERY_S), psutil.Process(process.pid)
+        costs, began = [], time.process_time()
+        with ThreadPoolExecutor(clients) as threads:
+            for _ in range(turns + 1):
+                before = asked.cpu_times()
+                for node in job.nodes:
+                    node.due = 1
+                list(threads.map(job._send, job.nodes))
+                after = asked.cpu_times()
+                costs.append((after.user + after.system - before.user - before.system) / nodes * 1e3)
+        took = (time.process_time() - began) / (turns + 1) / nodes * 1e3
+        assert set(job.statuses) == {200}, job.statuses
+    later = costs[1:]
+    print(
+        f"\nProcessor time of the front for a request of {RANKS} journals, {nodes} nodes with a connection each, "
+        f"{clients} requests at a time: {costs[0]:.2f} ms for the first of a node, which makes its files, then "
+        f"{statistics.median(later):.2f} ms ({min(later):.2f} .. {max(later):.2f} over {turns} turns of all nodes). "
+        f"The clients took {took:.2f} ms. Load {os.getloadavg()[0]:.1f}."
+    )
 
 
 def _until_indexed(url: str, key: str, samples: int) -> float:
@@ -406,8 +449,9 @@ def arrow(rows: int = 4_000_000, batch: int = 500_000) -> None:
                 pa.DictionaryArray.from_arrays(pa.array(np.zeros(batch, np.int32)), pa.array(["mean"])),
                 pa.array(np.zeros(batch, np.bool_)),
             ]
+            frames = [schema.Origin(1, number, batch)]
             made = schema.to_store(
-                Table.SCALARS, pa.table(columns, schema=records.SCALARS), month=202511, stream=1, seq=number
+                Table.SCALARS, pa.table(columns, schema=records.SCALARS), month=202511, frames=frames
             )
             wall, cpu = time.perf_counter(), time.process_time()
             store.insert("scalars", made)
@@ -421,13 +465,43 @@ def arrow(rows: int = 4_000_000, batch: int = 500_000) -> None:
     )
 
 
+def short_frames(ranks: int = 400) -> None:
+    """What a look at the journals of a run costs, when each has some frames of a few rows more than before."""
+    payload = bytes(records.encode(rows_of(SCALARS, np.random.default_rng(0)).to_batches()[0]))
+    uid = f"{random.Random(2).getrandbits(64):016x}"
+    with tempfile.TemporaryDirectory() as folder:
+        runs = Path(folder) / "runs"
+        paths = [frame.rank_path(runs, uid, rank, (1 << 40) + rank) for rank in range(ranks)]
+        for rank, path in enumerate(paths):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            place = {"role": "rank", "uid": uid, "attempt": 1, "rank": rank, "start_time_ns": time.time_ns()}
+            opening = {"type": "opening", "format": 1, "stream": f"{(1 << 40) + rank:016x}", "segment": 0, **place}
+            path.write_bytes(_raw(Kind.META, frame.dump(opening), 0, 0))
+        store = MetricsStore.in_folder(Path(folder) / "index")
+        indexer, seq, costs = Indexer(runs, store), 1, []
+        indexer.poll(everything=True)
+        for new in (1, 0, 1, 4, 16):  # the first one warms up
+            for rank, path in enumerate(paths):
+                with path.open("ab") as file:
+                    file.writelines(_raw(Kind.DATA, payload, (1 << 40) + rank, seq + each) for each in range(new))
+            seq += new
+            began = time.process_time()
+            indexer.poll()
+            costs.append(f"{(time.process_time() - began) / ranks * 1e6:,.0f} us with {new}")
+        store.close()
+    print(
+        f"\nA look at {ranks} journals, processor time of all threads for each, by its new frames of {SCALARS} rows: "
+        f"{', '.join(costs[1:])}."
+    )
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--nodes", type=int, default=1250)
     parser.add_argument("--seconds", type=float, default=60.0)
     parser.add_argument("--storm-s", type=float, default=40.0)
     parser.add_argument("--budget", type=float, nargs="*", help="Requests a second of a job; by default the two above.")
-    parser.add_argument("--only", choices=["job", "storm", "arrow"])
+    parser.add_argument("--only", choices=["job", "front", "storm", "arrow", "frames"])
     given = parser.parse_args()
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, min(hard, 8192)), hard))
@@ -438,12 +512,18 @@ def main() -> None:
             f"{given.nodes} nodes of {RANKS} ranks, {SCALARS} scalars a rank every {EVERY_S:g} s, {given.seconds:g} s\n"
         )
         print(f"| {' | '.join(COLUMNS)} |\n|{'---|' * len(COLUMNS)}")
-        for rate in given.budget or (given.nodes / EVERY_S, 5.0):
+        for rate in given.budget or (Limits().job_requests_per_s, given.nodes / EVERY_S):
             large_job(given.nodes, given.seconds, rate)
+        ranks = given.nodes * RANKS / EVERY_S
+        print(OTHERS.format(metrics=ranks * SCALARS / 1000, ranks=ranks))
+    if given.only in (None, "front"):
+        front()
     if given.only in (None, "storm"):
         storm(256, given.storm_s)
     if given.only in (None, "arrow"):
         arrow()
+    if given.only in (None, "frames"):
+        short_frames()
 
 
 if __name__ == "__main__":

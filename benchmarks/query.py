@@ -1,19 +1,24 @@
 """How fast the metrics store takes rows in, and how fast it answers what a page asks.
 
-    python benchmarks/query.py [--runs 20000] [--skip-ingest] [--mlflow PROGRAM]
+    python benchmarks/query.py [--runs 20000] [--skip-ingest] [--mlflow PROGRAM [--skip-ours] [--rounds 5]]
 
 In one process with chDB. Rows a second are of wall time, and of processor time of all threads together; answers are
 medians and 95th percentiles, through the functions behind the routes, without HTTP. `--mlflow` names the program
-`mlflow` of an environment that has it; its server is then asked the same over HTTP: see `_mlflow_server.py`.
+`mlflow` of an environment that has it (`pip install mlflow`; `mlflow-skinny` has no server); its server is then asked
+the same over HTTP, each question `--rounds` times: see `_mlflow_server.py`.
 """
 
 from __future__ import annotations
 
 import argparse
+import os
+import platform
 import statistics
+import subprocess
 import tempfile
 import time
 from collections.abc import Callable
+from datetime import date
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -37,8 +42,10 @@ from torchtrack.server.placement import Placed
 from torchtrack.server.reading import FIELDS
 from torchtrack.server.series import Item, Span, series
 from torchtrack.server.surveys import Surveys
+from torchtrack.version import __version__
 
 REPEATS = 15
+QUESTIONS = "\n| question | median ms | p95 ms |\n|---|---|---|"
 MONTH = 202511
 
 
@@ -70,11 +77,16 @@ def timed(call: Callable[[], Any]) -> tuple[float, float]:
     return time.perf_counter() - wall, time.process_time() - cpu
 
 
+def stored(table: Table, rows: pa.Table, stream: int, seq: int) -> pa.Table:
+    """The rows of one frame, as they are inserted."""
+    return schema.to_store(table, rows, month=MONTH, frames=[schema.Origin(stream, seq, rows.num_rows)])
+
+
 def ingest(store: MetricsStore, rng: np.random.Generator) -> None:
     print("rows of scalars into chDB, 50 metrics, batches of 500,000\n")
     print("| from | rows | rows/s | rows/s of processor time |\n|---|---|---|---|")
     batch = scalars(10_000, 50, rng)
-    parts = [schema.to_store(Table.SCALARS, shifted(batch, i * 10_000), month=MONTH, stream=1, seq=i) for i in range(8)]
+    parts = [stored(Table.SCALARS, shifted(batch, i * 10_000), 1, i) for i in range(8)]
     store.insert("scalars", parts[0])
     times = [timed(lambda part=part: store.insert("scalars", part)) for part in parts[1:]]
     report("Arrow, as the Indexer inserts it", sum(part.num_rows for part in parts[1:]), times)
@@ -108,22 +120,20 @@ def write_journal(runs: Path, frames: list[pa.Table]) -> None:
     writer.close()
 
 
-def ask(label: str, call: Callable[[], Any]) -> None:
+def ask(label: str, call: Callable[[], Any], repeats: int = REPEATS) -> None:
     call()
-    walls = sorted(timed(call)[0] for _ in range(REPEATS))
-    print(
-        f"| {label} | {statistics.median(walls) * 1e3:.0f} | {walls[int(0.95 * (REPEATS - 1))] * 1e3:.0f} |", flush=True
-    )
+    walls = sorted(timed(call)[0] * 1e3 for _ in range(repeats))
+    print(f"| {label} | {statistics.median(walls):.0f} | {walls[round(0.95 * (repeats - 1))]:.0f} |", flush=True)
 
 
 def charts(store: MetricsStore, rng: np.random.Generator) -> None:
     one = scalars(1_000_000, 1, rng)
     short = one.slice(0, 100_000)
     for stream in range(100, 120):
-        store.insert("scalars", schema.to_store(Table.SCALARS, short, month=MONTH, stream=stream, seq=1))
+        store.insert("scalars", stored(Table.SCALARS, short, stream, 1))
     for half in range(2):
         part = one.slice(half * 500_000, 500_000)
-        store.insert("scalars", schema.to_store(Table.SCALARS, part, month=MONTH, stream=200, seq=half))
+        store.insert("scalars", stored(Table.SCALARS, part, 200, half))
     line = {
         stream: Item(str(stream), "metric/0", "mean", (Placed(stream, 1, 0, 1, frames=9),), 1_750_000_000_000_000)
         for stream in [*range(100, 120), 200]
@@ -166,7 +176,7 @@ def maps(store: MetricsStore, rng: np.random.Generator) -> None:
         rows = tensors(100, 600, rng)
         rows = rows.set_column(0, rows.schema.field(0), pa.array(rows["sample"].to_numpy() + part * 100))
         rows = rows.set_column(1, rows.schema.field(1), rows["sample"])
-        store.insert("tensors", schema.to_store(Table.TENSORS, rows, month=MONTH, stream=300, seq=part))
+        store.insert("tensors", stored(Table.TENSORS, rows, 300, part))
     where = [Placed(300, 1, 0, 1)]
     run: Any = SimpleNamespace(events=lambda type: [])  # noqa: A006, ARG005  # says nothing of its model
     window = distributions.Window("gradient", pixels=2048)
@@ -221,12 +231,14 @@ def sizes(store: MetricsStore) -> None:
         print(f"| {row['table']} | {row['n']:,} | {row['size'] / row['n']:,.1f} |")
 
 
-def mlflow(command: str, folder: Path, number: int, rng: np.random.Generator) -> None:
+def mlflow(command: str, folder: Path, number: int, rng: np.random.Generator, rounds: int) -> None:
     with mlflow_server(command, folder) as server:
         server.fill(number, rng)
-        ask("MLflow: 20 runs x 100,000 points to 320", lambda: server.lines(list(range(20))))
-        ask("MLflow: 1 run x 1,000,000 points to 320", lambda: server.lines([20]))
-        ask(f"MLflow: {number:,} runs, filtered and sorted, the first 50", server.table)
+        version = subprocess.run([command, "--version"], capture_output=True, text=True, check=True).stdout.strip()
+        print(f"\n{version}, {rounds} calls, load {os.getloadavg()[0]:.1f}\n{QUESTIONS}")
+        ask("MLflow: 20 runs x 100,000 points to 320", lambda: server.lines(list(range(20))), rounds)
+        ask("MLflow: 1 run x 1,000,000 points to 320", lambda: server.lines([20]), rounds)
+        ask(f"MLflow: {number:,} runs, filtered and sorted, the first 50", server.table, rounds)
 
 
 def main() -> None:
@@ -234,20 +246,29 @@ def main() -> None:
     parser.add_argument("--runs", type=int, default=20_000)
     parser.add_argument("--skip-ingest", action="store_true")
     parser.add_argument("--mlflow")
+    parser.add_argument("--skip-ours", action="store_true", help="only what --mlflow names")
+    parser.add_argument("--rounds", type=int, default=5, help="calls of each question to MLflow")
     options = parser.parse_args()
     rng = np.random.default_rng(0)
+    print(f"torchtrack {__version__}, Python {platform.python_version()}, {date.today()}")
+    print(f"{os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}: {platform.platform()}\n", flush=True)
     with tempfile.TemporaryDirectory() as folder:
-        store = MetricsStore.in_folder(Path(folder) / "index")
-        if not options.skip_ingest:
-            ingest(store, rng)
-        print(f"\nanswers, {REPEATS} calls\n\n| question | median ms | p95 ms |\n|---|---|---|")
-        charts(store, rng)
-        maps(store, rng)
-        table_of_runs(store, options.runs, rng)
-        sizes(store)
-        store.close()
+        if not options.skip_ours:
+            ours(Path(folder), options.runs, rng, ingests=not options.skip_ingest)
         if options.mlflow:
-            mlflow(options.mlflow, Path(folder), options.runs, rng)
+            mlflow(options.mlflow, Path(folder), options.runs, rng, options.rounds)
+
+
+def ours(folder: Path, runs: int, rng: np.random.Generator, *, ingests: bool) -> None:
+    store = MetricsStore.in_folder(folder / "index")
+    if ingests:
+        ingest(store, rng)
+    print(f"\nanswers, {REPEATS} calls, load {os.getloadavg()[0]:.1f}\n{QUESTIONS}")
+    charts(store, rng)
+    maps(store, rng)
+    table_of_runs(store, runs, rng)
+    sizes(store)
+    store.close()
 
 
 if __name__ == "__main__":

@@ -4,10 +4,12 @@
 
 The transformer of watch_overhead.py, 5.8 million parameters in 76 tensors, on the CPU, one thread a rank. What is added
 is timed beside as little training as it needs: with one rank a clip and an optimizer step on gradients that stay, with
-several the forward and backward pass of three tokens too, since each rank's own norms are taken there. Variants take
-turns within each round, each with a bare block beside it; between two steps the threads behind come to rest, as they do
-while a model computes. What is printed is the median over rounds with the interval that holds the true median in 95 of
-100 cases (order statistics: no shape is assumed), and its share of the whole bare step of 4 x 64 tokens.
+several the forward and backward pass of three tokens too, since each rank's own norms are taken there. There are two
+models: a variant takes turns with a bare step of the other one, step by step, and the models swap from round to round.
+(What hooks of the whole process need to find that a model is not theirs is on both sides: microseconds.) Between two
+steps the threads behind come to rest, as they do while a model computes. What is printed is the median over rounds of
+the median over pairs, with the interval that holds the true median in 95 of 100 cases (order statistics: no shape is
+assumed), and its share of the whole bare step of 4 x 64 tokens.
 
     watch          log="all", and nothing of stability: no checksums, no black box, no rank's own norms
     everything     the wrapped model, so that each rank takes its own norms; checksums; run.phase four times a step;
@@ -50,7 +52,8 @@ EVERY_DEFAULT = 10
 """Samples from one comparison of replicas to the next, as `watch` has it."""
 BUDGET, BLACK_BOX = 0.01, 0.003
 BATCH = 4
-STEPS = 10
+PAIRS = 10
+"""Pairs of a sampled step and a bare one in a round; four times as many of a step that is not, whose share is all."""
 
 
 class Variant:
@@ -146,9 +149,9 @@ class Rounds:
         self.whole = whole
         self.added: dict[str, tuple[list[float], list[float]]] = {}
 
-    def add(self, name: str, with_it: Cost, without: Cost) -> None:
-        for values, more, less in zip(self.added.setdefault(name, ([], [])), with_it, without, strict=True):
-            values.append(more - less)
+    def add(self, name: str, added: Cost) -> None:
+        for values, value in zip(self.added.setdefault(name, ([], [])), added, strict=True):
+            values.append(value)
 
     def at(self, what: str, n: int, clock: int) -> list[float]:
         """Share of the whole bare step at log_freq=n, by round."""
@@ -192,16 +195,24 @@ def judge(rounds: Rounds) -> None:
     print(f"both, blackbox=True, which is every step: {share + box:.2%}")
 
 
-def block(step: Callable[[Variant], None], variant: Variant) -> Cost:
-    """Median cost of a step, the first two left out."""
-    costs = []
-    for _ in range(STEPS + 2):
-        costs.append(timed(lambda: step(variant)))
-        behind = -1.0
-        while (now := time.process_time() - time.thread_time()) > behind:
-            behind = now
-            time.sleep(0.005)
-    return middle(costs[2:])
+def rested(call: Callable[[], object]) -> Cost:
+    """What a call costs, and then nothing until the threads behind it have come to rest."""
+    cost = timed(call)
+    behind = -1.0
+    while (now := time.process_time() - time.thread_time()) > behind:
+        behind = now
+        time.sleep(0.005)
+    return cost
+
+
+def pairs(step: Callable[[Variant], None], variant: Variant, bare: Variant, count: int) -> Cost:
+    """Median of what a step with a variant costs over the bare step before it, the first two pairs left out."""
+    added = []
+    for _ in range(count + 2):
+        without = rested(lambda: step(bare))
+        with_it = rested(lambda: step(variant))
+        added.append((with_it[0] - without[0], with_it[1] - without[1]))
+    return middle(added[2:])
 
 
 def settle(step: Callable[[Variant], None], variant: Variant) -> None:
@@ -233,18 +244,18 @@ def main() -> None:
         raise SystemExit(subprocess.run([*launch, *sys.argv], check=False).returncode)
     torch.set_num_threads(1)
     torch.manual_seed(0)
-    model: nn.Module = Transformer()
+    models: list[nn.Module] = [Transformer(), Transformer()]
     if options.ranks > 1:
         dist.init_process_group("gloo")
-        model = nn.parallel.DistributedDataParallel(model)
+        models = [nn.parallel.DistributedDataParallel(model) for model in models]
         if dist.get_rank():
             sys.stdout = open(os.devnull, "w")  # noqa: SIM115, PTH123  # rank 0 speaks
-    print(f"{sum(p.numel() for p in model.parameters()) / 1e6:.1f}M parameters, {options.ranks} rank(s)")
+    print(f"{sum(p.numel() for p in models[0].parameters()) / 1e6:.1f}M parameters, {options.ranks} rank(s)")
     versions = {name: _version(name) for name in ("torch", "torchtrack", "numpy", "numba")}
     print(f"{datetime.date.today()}  {platform.platform()}  {os.cpu_count()} cores  {versions}")
     with tempfile.TemporaryDirectory() as folder:
         run = torchtrack.init(project="bench", dir=folder, system_interval=0.0)
-        rounds = go(model, run, options.rounds)
+        rounds = go(models, run, options.rounds)
         report(rounds)
         uid = run.uid
         run.finish(quiet=True)
@@ -254,17 +265,14 @@ def main() -> None:
         dist.destroy_process_group()
 
 
-def go(model: nn.Module, run: Any, count: int) -> Rounds:
+def go(models: list[nn.Module], run: Any, count: int) -> Rounds:
     """Take turns."""
     batches = torch.randint(0, 4096, (64, BATCH, 65))
     at = iter(range(1 << 30))
-    optimizers = {
-        True: torch.optim.AdamW(model.parameters(), lr=1e-4),
-        False: torch.optim.SGD(model.parameters(), lr=0.0),
-    }
     several = dist.is_initialized()
+    still = {model: torch.optim.SGD(model.parameters(), lr=0.0) for model in models}
 
-    def train(variant: Variant, *, whole: bool) -> None:
+    def train(variant: Variant, optimizer: torch.optim.Optimizer, *, whole: bool) -> None:
         variant.phase("data")
         number = next(at)
         tokens = batches[number % len(batches)] if whole else batches[0, :1, :4]
@@ -272,35 +280,34 @@ def go(model: nn.Module, run: Any, count: int) -> Rounds:
         variant.phase("forward")
         loss = torch.zeros(())
         if whole or several:
-            logits = model(tokens[:, :-1])
+            logits = variant.model(tokens[:, :-1])
             loss = nn.functional.cross_entropy(logits.flatten(0, 1), tokens[:, 1:].flatten())
             variant.phase("backward")
             loss.backward()
         variant.phase("optimizer")
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0 if whole else 1e9)
-        optimizers[whole].step()
+        torch.nn.utils.clip_grad_norm_(variant.model.parameters(), 1.0 if whole else 1e9)
+        optimizer.step()
         variant.log(loss.detach())
         if whole or several:
-            optimizers[whole].zero_grad()
-
-    made = variants(model, run)
-    bare = made.pop("bare")
-    whole = middle([timed(lambda: train(bare, whole=True)) for _ in range(30)][5:])
-    logits = model(batches[0][:, :-1])  # the gradients that stay, where there is one rank
-    logits.square().mean().backward()
-    rounds = Rounds(whole)
+            optimizer.zero_grad()
 
     def short(variant: Variant) -> None:
-        train(variant, whole=False)
+        train(variant, still[variant.model], whole=False)
 
+    made = [variants(model, run) for model in models]
+    bare = [one.pop("bare") for one in made]
+    adam = torch.optim.AdamW(models[0].parameters(), lr=1e-4)
+    rounds = Rounds(middle([timed(lambda: train(bare[0], adam, whole=True)) for _ in range(30)][5:]))
+    for model in models:  # the gradients that stay, where there is one rank
+        model(batches[0][:, :-1]).square().mean().backward()
     for number in range(count + 1):
-        for name, variant in made.items():
-            without = block(short, bare)
+        for name, variant in made[number % 2].items():
             settle(short, variant)
-            with_it = block(short, variant)
+            sampled = isinstance(variant, Watch) and variant.log_freq != NEVER
+            added = pairs(short, variant, bare[1 - number % 2], PAIRS if sampled else 4 * PAIRS)
             variant.off()
             if number:  # the first round warms everything up
-                rounds.add(name, with_it, without)
+                rounds.add(name, added)
     return rounds
 
 

@@ -35,7 +35,7 @@ from torchtrack.system import describe_hardware
 from torchtrack.watch import tree
 from torchtrack.watch.group import Group
 
-MAX_COLUMNS, SUM_COLUMNS, HEADER = 3, 330, 5
+MAX_COLUMNS, SUM_COLUMNS, HEADER = 7, 330, 8  # of sums at most
 TINY_VALUES = 1024
 TIMEOUT_S = 120.0
 ESTABLISHED = 1
