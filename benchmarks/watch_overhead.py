@@ -9,7 +9,8 @@ cost over the bare steps of the same round; what is printed is the median over r
     armed      a step that is sampled, log="all"
     unarmed    a step that is not; for torchtrack also timed alone, as what its hooks add to a clip and a step that have
                no gradients to work on, since 200 ms of training hide microseconds
-    alone      what torchtrack's sample adds to a clip and a step whose gradients stay as they are, timed by itself
+    alone      what torchtrack's sample adds to a clip and a step by itself: no forward and backward pass on one rank,
+               and of a single token on several
     at N       armed / N + unarmed (alone), over the bare step
     cpu        processor time of the training thread: what is left of the differences on a machine that others use too
     --ranks    the same on so many DDP ranks over gloo, every one of them watching; figures are those of rank 0, once
@@ -234,16 +235,17 @@ def unarmed_alone(watching: Bare) -> float:
     return statistics.median(differences)
 
 
-def sample_alone(watching: Bare) -> tuple[Cost, float]:
-    """What a sample adds to a clip and an optimizer step: medians of interleaved blocks.
+def sample_alone(watching: Bare, backward: Callable[[], None]) -> tuple[Cost, float]:
+    """What a sample adds to a clip and an optimizer step, after a backward pass that is as short as can be.
 
-    Between two steps the threads behind it come to rest, as they do while a model computes; what they took is the
-    second result, in milliseconds of processor time a sample.
+    Medians of interleaved blocks. Between two steps the threads behind it come to rest, as they do while a model
+    computes; what they took is the second result, in milliseconds of processor time a sample.
     """
     optimizer = torch.optim.SGD(watching.model.parameters(), lr=0.0)
     others = []
 
     def step() -> None:
+        backward()
         torch.nn.utils.clip_grad_norm_(watching.model.parameters(), 1e9)
         optimizer.step()
 
@@ -252,7 +254,7 @@ def sample_alone(watching: Bare) -> tuple[Cost, float]:
         for _ in range(12):
             costs.append(timed(step))
             behind = 0.0
-            while (now := time.process_time() - time.thread_time()) > behind:
+            while (now := time.process_time() - time.thread_time()) > behind + 2e-4:  # gloo's threads never rest quite
                 behind = now
                 time.sleep(0.01)
         return middle(costs[2:])
@@ -261,6 +263,8 @@ def sample_alone(watching: Bare) -> tuple[Cost, float]:
     for _ in range(9):
         without = block()
         watching.on()
+        while dist.is_initialized() and not agreed(watching.settled()):
+            step()
         block()
         before = time.process_time() - time.thread_time()
         with_it = block()
@@ -276,7 +280,7 @@ def sums(model: nn.Module) -> Cost:
     return middle([timed(lambda: [tensor.sum() for tensor in tensors]) for _ in range(30)])
 
 
-def report(rounds: dict[str, list[Cost]], unarmed: float, alone: tuple[Cost, float] | None, floor: Cost) -> None:
+def report(rounds: dict[str, list[Cost]], unarmed: float, alone: tuple[Cost, float], floor: Cost) -> None:
     bare = middle(rounds["bare"])
     print(f"\n{'':20} {'ms a step':>9} {'added ms (quartiles)':>28} {'added ms of cpu (quartiles)':>28}")
     print(f"{'bare':20} {bare[0]:9.1f}")
@@ -292,16 +296,15 @@ def report(rounds: dict[str, list[Cost]], unarmed: float, alone: tuple[Cost, flo
     for peer in ("wandb armed", "TensorBoard armed"):
         if peer in added:
             wall, cpu = (theirs / own for theirs, own in zip(added[peer], ours, strict=True))
-            by_itself = f", {added[peer][1] / alone[0][1]:.0f} (cpu, ours alone)" if alone else ""
+            by_itself = f", {added[peer][1] / alone[0][1]:.0f} (cpu, ours alone)"
             promise = f"; promise {must}, aim {aim}" if peer.startswith("wandb") else ""
             print(f"{peer} adds {wall:.0f} times what torchtrack adds, {cpu:.0f} (cpu){by_itself}{promise}")
-    if alone:
-        (clock, cpu), behind = alone
-        print(
-            f"a sample alone: {clock:.2f} ms, {cpu:.2f} of cpu; one sum() over the same {floor[0]:.2f}, "
-            f"{floor[1]:.2f} of cpu: {cpu / floor[1]:.1f} of them; promise {SUMS[0]}, aim {SUMS[1]}"
-        )
-        print(f"the threads behind it: {behind:.2f} ms of cpu a sample, while the training goes on")
+    (clock, cpu), behind = alone
+    print(
+        f"a sample alone: {clock:.2f} ms, {cpu:.2f} of cpu; one sum() over the same {floor[0]:.2f}, "
+        f"{floor[1]:.2f} of cpu: {cpu / floor[1]:.1f} of them; promise {SUMS[0]}, aim {SUMS[1]}"
+    )
+    print(f"the threads behind it: {behind:.2f} ms of cpu a sample, while the training goes on")
     print(f"torchtrack's hooks alone add {unarmed * 1e3:.1f} us to a step that is not sampled")
     for n in (1, 100):
         print(f"torchtrack at log_freq={n}: {(ours[0] / n + unarmed) / bare[0]:.2%} of the bare step")
@@ -355,8 +358,13 @@ def main() -> None:
         logits = model(batches[0][:, :-1])
         logits.sum().backward()
         floor = sums(model)
-        # With several ranks a watch has to agree anew each time: there the steps above tell.
-        alone = None if dist.is_initialized() else sample_alone(made["torchtrack armed"])
+        word = batches[0][:1, :1]
+
+        def backward() -> None:
+            if options.ranks > 1:  # DDP's gradients are read before they are reduced too; one rank's stay as they are
+                model(word).sum().backward()
+
+        alone = sample_alone(made["torchtrack armed"], backward)
         optimizer.zero_grad()
         report(rounds, unarmed_alone(made["torchtrack unarmed"]), alone, floor)
         for variant in {id(getattr(v, "run", v)): v for v in made.values()}.values():

@@ -32,6 +32,7 @@ def main(folder: Path) -> None:
     (folder / f"rank{dist.get_rank()}.txt").write_text("\n".join(lines))
     if dist.get_rank() == 0:
         print(digest(model.parameters()))
+    del wrapped  # before its group: were the reducer the last to hold it, it would wait for gloo's thread under the GIL
     dist.destroy_process_group()
 
 

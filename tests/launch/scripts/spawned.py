@@ -28,6 +28,7 @@ def rank(number: int, name: str) -> None:
             print("loss", loss.item(), flush=True)
     if number == 0:
         print(digest(model.parameters()), flush=True)
+    del model  # before its group: were the reducer the last to hold it, it would wait for gloo's thread under the GIL
     dist.destroy_process_group()
 
 
