@@ -50,8 +50,7 @@ def main(folder: Path, how: str) -> None:
     torch.save(state, f"{folder}-{rank}-{how}.pt")
     if run is not None:
         run.finish()
-    # Were the reducer the last to hold the group, it would end it under the GIL, which gloo's thread may be waiting for.
-    del ddp
+    del ddp  # before its group: were the reducer the last to hold it, it would wait for gloo's thread under the GIL
     dist.destroy_process_group()
 
 
