@@ -50,6 +50,7 @@ from torchtrack.journal.frame import Kind
 from torchtrack.records import Table
 from torchtrack.server import schema
 from torchtrack.server.budget import Limits
+from torchtrack.server.engine import MODULE
 from torchtrack.server.indexer import Indexer
 from torchtrack.server.metrics import MetricsStore
 from torchtrack.sidecar.upload.engine import Uploader
@@ -269,7 +270,7 @@ class Watched(threading.Thread):
 
 
 def _worker_of(front: psutil.Process) -> psutil.Process | None:
-    return next((each for each in front.children() if "torchtrack.server.worker" in each.cmdline()), None)
+    return next((each for each in front.children() if MODULE in each.cmdline()), None)
 
 
 @contextmanager
