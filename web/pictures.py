@@ -10,6 +10,7 @@ page, and Chromium.
 from __future__ import annotations
 
 import io
+import json
 import os
 import re
 import shutil
@@ -59,15 +60,35 @@ runs: {run}
 """
 
 
+RULES = (
+    {"name": "the loss is gone", "severity": "critical", "when": {"kind": "not_finite", "metric": "{loss}"}},
+    {"name": "it learns nothing", "when": {"kind": "above", "metric": "{loss}", "value": 4, "for_steps": 50}},
+    {"name": "a run has failed", "when": {"kind": "ended"}},
+)
+"""Alert rules for the picture of Alerts."""
+
+
 def newest(folder: Path, state: str = "finished") -> Run:
     """The run that is shown."""
     return max((run for run in Api(folder).runs() if run.state == state), key=lambda run: run.created)
 
 
+def loss_of(run: Run) -> str:
+    """The name of its loss, or of its first metric."""
+    return next((name for name in run.keys() if re.search(r"(^|[/_])loss$", name)), run.keys()[0])  # noqa: SIM118
+
+
+def save_rules(page: Page, address: str, run: Run) -> None:
+    """Alert rules as somebody might have them."""
+    for rule in RULES:
+        said = json.dumps({"project": run.project, **rule}).replace("{loss}", loss_of(run))
+        page.request.post(f"{address}api/v1/alert-rules", data=json.loads(said))
+
+
 def write_report(page: Page, address: str, folder: Path) -> str:
     """A report of the run that is shown; its id."""
     run = newest(folder)
-    loss = next((name for name in run.keys() if re.search(r"(^|[/_])loss$", name)), run.keys()[0])  # noqa: SIM118
+    loss = loss_of(run)
     text = REPORT.format(loss=loss, run=run.uid, runs=run.uid)
     report = {"project": run.project, "title": f"First look at {run.name}", "text": text}
     made = page.request.post(f"{address}api/v1/reports", data=report)
@@ -137,10 +158,14 @@ def main() -> None:
                 page.goto(url)
                 page.get_by_role("heading", name="Projects").wait_for()
                 address = url.partition("#")[0]
-                report = report or write_report(page, address, folder)
+                if not report:
+                    save_rules(page, address, newest(folder))
+                    report = write_report(page, address, folder)
                 for name, (place, shown) in pages(folder, report).items():
                     page.goto(f"{address}#/{place}")
                     page.locator(shown).first.wait_for()
+                    if name == "alerts":
+                        page.locator("summary").click()
                     settle(page)
                     take(page, IMAGES / f"{name}-{theme}.png")
             browser.close()

@@ -214,9 +214,10 @@ def generate(prompt: str, length: int) -> str:
 
 
 # ---- training --------------------------------------------------------------------------------------------------------
-# The three lines that make this a run: init on every rank, watch the model, log what is worth a curve.
+# The three lines that make this a run: init on every rank, watch the model, log what is worth a curve. What is printed
+# is kept with it.
 
-run = torchtrack.init(project=config.project, config=dataclasses.asdict(config))
+run = torchtrack.init(project=config.project, config=dataclasses.asdict(config), console=True)
 run.watch(model, log="all", log_freq=config.log_freq)
 
 if rank == 0:
@@ -260,8 +261,10 @@ for step in range(config.max_steps):
             flush=True,
         )
 
-run.finish()
 if rank == 0:
-    print("\nA sample:\n\n" + generate("def ", 300) + f"\n\nThe run lies in {run.dir}")
+    sample = generate("def ", 300)
+    run.log({"sample": sample}, step=config.max_steps - 1)
+    print(f"\nA sample:\n\n{sample}\n\nThe run lies in {run.dir}", flush=True)
+run.finish()
 if ddp:
     distributed.destroy_process_group()

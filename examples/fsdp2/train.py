@@ -221,9 +221,10 @@ def generate(prompt: str, length: int) -> str:
 
 
 # ---- training --------------------------------------------------------------------------------------------------------
-# The three lines that make this a run: init on every rank, watch the model, log what is worth a curve.
+# The three lines that make this a run: init on every rank, watch the model, log what is worth a curve. What is printed
+# is kept with it.
 
-run = torchtrack.init(project=config.project, config=dataclasses.asdict(config))
+run = torchtrack.init(project=config.project, config=dataclasses.asdict(config), console=True)
 run.watch(model, log="all", log_freq=config.log_freq)
 
 if rank == 0:
@@ -265,8 +266,9 @@ for step in range(config.max_steps):
             flush=True,
         )
 
-run.finish()
 sample = generate("def ", 300)
 if rank == 0:
-    print(f"\nA sample:\n\n{sample}\n\nThe run lies in {run.dir}")
+    run.log({"sample": sample}, step=config.max_steps - 1)
+    print(f"\nA sample:\n\n{sample}\n\nThe run lies in {run.dir}", flush=True)
+run.finish()
 distributed.destroy_process_group()

@@ -40,6 +40,20 @@ def test_two_ranks_become_one_run_with_curves_and_merged_histograms(tmp_path: Pa
     assert f"The run lies in {tmp_path / 'runs' / run.uid}" in done.stdout
 
 
+def test_the_run_keeps_what_was_printed_and_the_sample(tmp_path: Path) -> None:
+    done = torchrun(SCRIPT, *SMALL, nproc=2, cwd=tmp_path)
+
+    (run,) = torchtrack.Api(tmp_path / "runs").runs()
+    printed = run.logs().to_pylist()
+    assert {row["rank"] for row in printed} == {0}
+    assert [row["text"] for row in printed if row["text"].startswith("step ")] == [
+        line for line in done.stdout.splitlines() if line.startswith("step ")
+    ]
+    (sample,) = (row for row in run.texts().to_pylist() if row["name"] == "sample")
+    assert (sample["step"], sample["text"][:4]) == (31, "def ")
+    assert sample["text"] in done.stdout
+
+
 def test_it_runs_on_one_process_too(tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, str(SCRIPT), *SMALL], cwd=tmp_path, capture_output=True, text=True, check=False

@@ -39,6 +39,28 @@ export function short(value: number, digits = 3): string {
   return signed(String(Number(value.toPrecision(digits))));
 }
 
+/** Ends of the names of metrics that say what is measured, and its unit. */
+const UNITS: readonly (readonly [RegExp, (value: number) => string])[] = [
+  [/_bytes$/, (value) => `${spaced(value)}B`],
+  [/_bytes_per_s$/, (value) => `${spaced(value)}B/s`],
+  [/(^|[/_])percent$/, (value) => `${number(value)} %`],
+  [/_watts$/, (value) => `${number(value)} W`],
+  [/_celsius$/, (value) => `${number(value)} °C`],
+  [/(?<!_per)_s$/, (value) => `${number(value)} s`],
+  [/_ms$/, (value) => `${number(value)} ms`],
+];
+
+/** A value of a metric, with the unit if the name says one: bytes in powers of a thousand, as along an axis. */
+export function quantity(metric: string, value: number): string {
+  const write = Number.isFinite(value) ? UNITS.find(([ending]) => ending.test(metric))?.[1] : undefined;
+  return (write ?? number)(value);
+}
+
+/** 1,234,567 as "1.235 M", for a unit to follow. */
+function spaced(value: number): string {
+  return short(value, 4).replace(/([kMG]?)$/, " $1");
+}
+
 /** The numbers of an axis, as short as they can be told apart; in full where that takes more than four digits. */
 export function ticks(values: readonly (number | null)[]): string[] {
   const known = values.filter((value) => value !== null);

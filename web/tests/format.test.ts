@@ -1,5 +1,5 @@
 import { expect, test } from "vitest";
-import { ago, bytes, duration, number, power, short, ticks } from "../src/format";
+import { ago, bytes, duration, number, power, quantity, short, ticks } from "../src/format";
 
 test.each([
   [null, "–"],
@@ -26,6 +26,21 @@ test("powers, short numbers and times are as people write them", () => {
 test("bytes are said in the unit that has fewest digits", () => {
   expect([0, 1023, 1024, 1_234_567, 5 * 2 ** 40].map(bytes)).toEqual(["0 B", "1023 B", "1 KiB", "1.18 MiB", "5 TiB"]);
   expect(bytes(null)).toBe("–");
+});
+
+test.each([
+  ["system/memory/used_bytes", 1_570_000_000, "1.57 GB"],
+  ["system/torch/memory_peak_bytes", 512, "512 B"],
+  ["system/disk/write_bytes_per_s", 29_490, "29.49 kB/s"],
+  ["system/cpu/percent", 96.94, "96.94 %"],
+  ["system/process/cpu_percent", 0, "0 %"],
+  ["system/gpu/power_watts", 312.5, "312.5 W"],
+  ["phase/forward_s", 0.5445, "0.5445 s"],
+  ["tokens_per_s", 15_930, "15,930"],
+  ["train/loss", 2.637, "2.637"],
+  ["system/memory/used_bytes", Number.NaN, "NaN"],
+])("%s of %d is said as %s", (metric, value, text) => {
+  expect(quantity(metric, value)).toBe(text);
 });
 
 test("the numbers of an axis are as short as they can be told apart", () => {

@@ -225,7 +225,7 @@ function Curves({ metric, sources, range: shared, all, along, live, syncKey, hei
         onReady={(made) => { plot.current = made; }}
         onWidth={(pixels) => { width.value = pixels; }}
       />
-      <Reading cursor={pointer} axis={axis} steps={data?.x ?? NOTHING} lines={lines} height={at} />
+      <Reading metric={metric} cursor={pointer} axis={axis} steps={data?.x ?? NOTHING} lines={lines} height={at} />
       {table.value && data && <Data x={data.x} lines={lines} title={metric} />}
     </>
   );

@@ -2,14 +2,14 @@
 
 import type { Signal } from "@preact/signals";
 import type { Line } from "../charts/line";
-import { number } from "../format";
+import { number, quantity } from "../format";
 import { type Axis, placeOn } from "./look";
 
 const NEAREST = 6;
 const MOST_ROWS = 500;
 
 /** The values at the cursor, else the last ones: of many lines those nearest to the pointer, from the highest. */
-export function Reading({ cursor, axis, steps, lines, height }: { cursor: Signal<number | null>; axis: Axis; steps: ArrayLike<number>; lines: Line[]; height: Signal<number | null> }) {
+export function Reading({ metric, cursor, axis, steps, lines, height }: { metric: string; cursor: Signal<number | null>; axis: Axis; steps: ArrayLike<number>; lines: Line[]; height: Signal<number | null> }) {
   const at = cursor.value;
   if (steps.length === 0) return <div class="reading">&nbsp;</div>;
   const i = at === null ? steps.length - 1 : lastBefore(steps, at);
@@ -24,8 +24,8 @@ export function Reading({ cursor, axis, steps, lines, height }: { cursor: Signal
           <span key={place} title={line.label}>
             <i class="swatch" style={{ background: line.colour }} />
             <strong class="nonfinite">{line.nonfinite?.[here] ? "not finite " : ""}</strong>
-            {value(at === null ? line.last : line.mean, here)}
-            <small>{at === null ? "" : spread(line, i)}</small>
+            {value(metric, at === null ? line.last : line.mean, here)}
+            <small>{at === null ? "" : spread(metric, line, i)}</small>
           </span>
         );
       })}
@@ -41,16 +41,16 @@ function endOf({ last, nonfinite }: Line): number {
 }
 
 /** What is not finite is said in words. */
-function value(column: ArrayLike<number>, i: number): string {
+function value(metric: string, column: ArrayLike<number>, i: number): string {
   const there = column[i] ?? Number.NaN;
-  return Number.isNaN(there) ? "" : number(there);
+  return Number.isNaN(there) ? "" : quantity(metric, there);
 }
 
 /** From where to where the values of a bucket go, and how many there are behind a group's. */
-function spread({ min, max, members }: Line, i: number): string {
+function spread(metric: string, { min, max, members }: Line, i: number): string {
   const [low = Number.NaN, high = Number.NaN] = [min[i], max[i]];
   if (low === high || Number.isNaN(low)) return "";
-  return ` ${number(low)} … ${number(high)}${members ? `, ${members[i]} of them` : ""}`;
+  return ` ${quantity(metric, low)} … ${quantity(metric, high)}${members ? `, ${members[i]} of them` : ""}`;
 }
 
 export function nearest(lines: readonly Line[], i: number, height: number | null): Line[] {
