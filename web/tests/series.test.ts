@@ -4,8 +4,11 @@ const frame = vi.fn();
 const frames = vi.fn();
 vi.mock("../src/api", () => ({ frame, frames }));
 vi.mock("../src/embedded", () => ({ inFile: false }));
+vi.mock("../src/state", () => ({ theme: { value: "light" } }));
+vi.stubGlobal("document", {});
+vi.stubGlobal("getComputedStyle", () => ({ getPropertyValue: (name: string) => name }));
 
-const { comparedBy, curves, packed } = await import("../src/pages/series");
+const { comparedBy, curves, packed, sourcesOf } = await import("../src/pages/series");
 
 const answer = (name: string) => ({ header: { items: [{ run: "a", metric: name }], bucket: 1, raw: true }, columns: new Map() });
 const body = (metric: string, lines = 1) => ({ items: Array.from({ length: lines }, () => ({ run: "a", metric })), x: { from: null, to: null }, px: 100, smooth: null });
@@ -68,4 +71,13 @@ test("ranks are compared by their own gradients, and by the loss where nobody sa
   expect(comparedBy(["loss", "watch/local_grad_norm"])).toBe("watch/local_grad_norm");
   expect(comparedBy(["lr", "val_loss", "loss"])).toBe("loss");
   expect(comparedBy(["lr"])).toBe("watch/local_grad_norm");
+});
+
+test("a run has one colour, as a line and as the band of its ranks", () => {
+  for (const uid of ["f9f7e040136d8b40", "00000000000000aa", "3a459993dd275347"]) {
+    const run = { uid, name: "one", world_size: 2 };
+    const [combined] = sourcesOf(run, "mean");
+    expect(sourcesOf(run, "band").map(({ colour }) => colour)).toEqual([combined?.colour, combined?.colour]);
+    expect(new Set(sourcesOf(run, "all").map(({ colour }) => colour)).size).toBe(2);
+  }
 });

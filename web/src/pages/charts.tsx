@@ -3,17 +3,13 @@
 import type { Signal } from "@preact/signals";
 import { useMemo } from "preact/hooks";
 import { type Range, whole } from "../charts/axes";
-import { colour, slots } from "../charts/colours";
 import { inFile } from "../embedded";
 import type { RunAnswer } from "../model";
 import { place, set } from "../router";
 import { news, theme } from "../state";
 import { LookBar } from "./look";
 import { Panels } from "./panels";
-import type { Source } from "./series";
-
-/** More lines than these say nothing. */
-const MOST_RANKS = 64;
+import { sourcesOf } from "./series";
 
 interface Props {
   run: RunAnswer;
@@ -53,17 +49,4 @@ export function Charts({ run, range, of }: Props) {
       />
     </>
   );
-}
-
-/** The run as one line, or a line for each rank. */
-export function sourcesOf(run: Pick<RunAnswer, "uid" | "name" | "world_size">, ranks: string): Source[] {
-  if (ranks !== "all" && ranks !== "band") {
-    return [{ item: { run: run.uid }, label: run.name, colour: colour(slots([run.uid]).get(run.uid) ?? 0) }];
-  }
-  return Array.from({ length: Math.min(run.world_size, MOST_RANKS) }, (_, rank) => ({
-    item: { run: run.uid, rank },
-    label: `rank ${rank}`,
-    colour: colour(ranks === "band" ? 0 : rank),
-    ...(ranks === "band" ? { group: `${run.world_size} ranks` } : {}),
-  }));
 }

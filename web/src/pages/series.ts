@@ -4,8 +4,9 @@ import { frame, frames } from "../api";
 import { inFile } from "../embedded";
 import type { Frame } from "../frame";
 import type { Line } from "../charts/line";
+import { colour, slots } from "../charts/colours";
 import { together } from "../charts/groups";
-import type { SeriesHeader, SeriesItem } from "../model";
+import type { RunAnswer, SeriesHeader, SeriesItem } from "../model";
 
 /** One line of every panel: what is asked of the server but for the metric, and how it looks. */
 export interface Source {
@@ -14,6 +15,21 @@ export interface Source {
   colour: string;
   /** Sources of one group are shown together: their mean, and a band round it. */
   group?: string | undefined;
+}
+
+/** More lines of ranks than these say nothing. */
+const MOST_RANKS = 64;
+
+/** The run as one line, or a line for each rank. */
+export function sourcesOf(run: Pick<RunAnswer, "uid" | "name" | "world_size">, ranks: string): Source[] {
+  const own = slots([run.uid]).get(run.uid) ?? 0;
+  if (ranks !== "all" && ranks !== "band") return [{ item: { run: run.uid }, label: run.name, colour: colour(own) }];
+  return Array.from({ length: Math.min(run.world_size, MOST_RANKS) }, (_, rank) => ({
+    item: { run: run.uid, rank },
+    label: `rank ${rank}`,
+    colour: colour(ranks === "band" ? own : rank),
+    ...(ranks === "band" ? { group: `${run.world_size} ranks` } : {}),
+  }));
 }
 
 /** What `POST /series` takes. */
