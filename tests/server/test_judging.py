@@ -104,3 +104,62 @@ def test_the_rules_are_those_that_a_run_replays(runs: Path, journal: Make, store
     mine = Judge(store).findings(UID)
     assert mine == Api(runs).run(UID).findings()
     assert {found.rule for found in mine} <= {rule.name for rule in default_rules()}
+
+
+def sick(journal: Make) -> None:
+    """A run that has ended, with something to find."""
+    with journal() as rank:
+        for step in range(40):
+            rank.log(step, {"loss": float("nan") if step == 30 else 1.0})
+
+
+def test_a_server_that_is_started_anew_does_not_replay_what_was_judged(
+    runs: Path, journal: Make, store: MetricsStore, clock: Clock
+) -> None:
+    sick(journal)
+    Indexer(runs, store).poll()
+    found = judge_of(store, clock).findings(UID)
+
+    again = judge_of(store, clock).findings(UID)
+
+    assert len(clock.replayed) == 1
+    assert [one.as_dict() for one in again] == [one.as_dict() for one in found] != []
+
+
+def test_what_has_come_since_is_judged(runs: Path, journal: Make, store: MetricsStore, clock: Clock) -> None:
+    rank, indexer = journal(), Indexer(runs, store)
+    rank.log(0, {"loss": 1.0})
+    indexer.poll()
+    judge_of(store, clock).findings(UID)
+    rank.log(1, {"loss": float("nan")})
+    rank.close()
+    indexer.poll()
+
+    assert judge_of(store, clock).findings(UID) != []
+    assert clock.replayed == [0, 1]
+
+
+def test_other_rules_judge_anew(
+    runs: Path, journal: Make, store: MetricsStore, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sick(journal)
+    Indexer(runs, store).poll()
+    judge_of(store, clock).findings(UID)
+    monkeypatch.setattr("torchtrack.server.verdicts._rules", lambda: "another digest")
+
+    judge_of(store, clock).findings(UID)
+
+    assert len(clock.replayed) == 2
+
+
+def test_tables_that_are_made_anew_are_judged_anew(
+    runs: Path, journal: Make, store: MetricsStore, clock: Clock
+) -> None:
+    sick(journal)
+    Indexer(runs, store).poll()
+    judge_of(store, clock).findings(UID)
+    Indexer(runs, store).rebuild()
+
+    judge_of(store, clock).findings(UID)
+
+    assert len(clock.replayed) == 2

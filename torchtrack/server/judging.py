@@ -1,4 +1,4 @@
-"""What the stability rules conclude of the runs in the store, kept until something new of a run comes.
+"""What the stability rules conclude of the runs in the store, kept until something new of a run comes: see `verdicts`.
 
 To conclude it, all steps of a run are replayed. Of a run that goes on there is always something new, and more and more
 to replay: it has its turn again only after a pause in proportion to the last one. What the run's own lookout has
@@ -24,6 +24,7 @@ from torchtrack.server.courtesy import Courtesy
 from torchtrack.server.metrics import MetricsStore
 from torchtrack.server.problems import ApiError
 from torchtrack.server.stored import open_source
+from torchtrack.server.verdicts import Verdicts
 from torchtrack.stability import Finding, default_rules
 
 SHARE: Final = 0.1
@@ -67,6 +68,7 @@ class Judge:
         courtesy: Courtesy | None = None,
     ) -> None:
         self._runs = Api.of(open_source(store, batch))
+        self._verdicts = Verdicts(store)
         self._clock = clock
         self._courtesy = courtesy or Courtesy()
         self._busy = threading.Lock()
@@ -115,7 +117,10 @@ class Judge:
         if known is not None and run.state == "running" and began < known.due:
             known.shown = together(run.events("finding"), known.replayed, names)
             return known
-        replayed = replay(rules, self._courtesy.among(run.steps()))
+        replayed = self._verdicts.of(run.uid, version) if known is None else None
+        if replayed is None:
+            replayed = replay(rules, self._courtesy.among(run.steps()))
+            self._verdicts.keep(run.uid, version, replayed)
         ended = self._clock()
         due = ended + (ended - began) * (1 / SHARE - 1)
         return _Verdict(version, replayed, due, together(run.events("finding"), replayed, names))

@@ -71,6 +71,9 @@ _RUNS: Final = (
     "lists Map(LowCardinality(String), Array(String)), "
     "tensors Map(LowCardinality(String), Array(LowCardinality(String))), sources Array(LowCardinality(String))"
 )
+_VERDICTS: Final = "uid String, version UInt64, made_of String, findings String CODEC(ZSTD)"
+_VERDICT_DAYS: Final = 90
+"""Of a run that is gone nothing stays for longer; of others it is concluded again."""
 
 
 def made_by(layout: Layout) -> str:
@@ -88,6 +91,8 @@ def statements(database: str, layout: Layout) -> list[str]:
     rest = f"ORDER BY stream SETTINGS {_DURABLE}"
     found += layout.create(database, "streams", _STREAMS, newest, "stream", rest, made_by(layout))
     found += layout.create(database, "runs", _RUNS, newest, "cityHash64(uid)", "ORDER BY uid", "")
+    rest = f"ORDER BY uid TTL toDateTime(intDiv(version, 1000000000)) + INTERVAL {_VERDICT_DAYS} DAY"
+    found += layout.create(database, "verdicts", _VERDICTS, newest, "cityHash64(uid)", rest, "")
     return found
 
 
