@@ -173,7 +173,7 @@ def test_a_logged_file_is_found_by_its_caption_shown_and_saved_as_what_it_is(pag
 def test_the_output_is_saved_as_text(page: Page, served: Served) -> None:
     go(page, served, f"p/page/r/{served.sick}/files")
     with page.expect_download() as download:
-        page.get_by_role("button", name="Save them").click()
+        page.get_by_role("button", name="Save the output").click()
     assert "rank 0 stderr sick-one begins\n" in Path(download.value.path()).read_text()
 
 

@@ -6,7 +6,7 @@ vi.mock("../src/charts/host", () => ({ Host: () => null }));
 const { threshold, traces } = await import("../src/charts/line");
 const { columnAt, stretches } = await import("../src/charts/heat");
 const { BUCKETS, bucketLabels, edge, fractions } = await import("../src/charts/buckets");
-const { robust } = await import("../src/charts/limits");
+const { robust, valueOf } = await import("../src/charts/limits");
 
 const line = { label: "loss", colour: "#000", first: [1], min: [0.5], max: [99], last: [2], mean: [3] };
 
@@ -113,4 +113,10 @@ test("colours leave out the few that would take all of them, and span a decade a
   expect(low).toBeCloseTo(-2.99, 1);
   expect(high).toBeCloseTo(-1.99, 1);
   expect(robust([])).toEqual([0, 1]);
+});
+
+test("a cell that is an exponent stands for the power", () => {
+  expect(valueOf({ base: 2, unit: "× its median" }, -3)).toBe(0.125);
+  expect(valueOf({ base: 10, unit: "" }, 2)).toBe(100);
+  expect(valueOf({ unit: "" }, 0.5)).toBe(0.5);
 });

@@ -40,7 +40,7 @@ def test_a_nan_is_blamed_on_the_rank_that_had_it_before_the_average() -> None:
 
     assert (one.rule, one.first_step, one.ranks) == ("non_finite", 5, (3,))
     assert one.names[0] == "b"
-    assert "before the average they were those of rank 3" in one.why
+    assert "before the average they came from rank 3" in one.why
 
 
 def test_large_values_are_numbers() -> None:

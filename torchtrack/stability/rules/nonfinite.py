@@ -172,7 +172,7 @@ def _on(ranks: tuple[int, ...], *, after: bool) -> str:
         return ""
     named = f"rank{'s' * (len(ranks) > 1)} {', '.join(map(str, ranks))}"
     return (
-        f"; after the average {named} alone held them" if after else f"; before the average they were those of {named}"
+        f"; after the average {named} alone held them" if after else f"; before the average they came from {named}"
     )
 
 

@@ -14,3 +14,17 @@ export function robust(values: ArrayLike<number>): [number, number] {
   const low = at(0.01);
   return [low, Math.max(at(0.999), low + 1)];
 }
+
+/** What the number of a cell says: itself, or how often a base is multiplied with itself. */
+export interface Scale {
+  base?: 2 | 10;
+  unit: string;
+}
+
+/** Of the elements of a tensor, those in one bucket. */
+export const SHARE: Scale = { base: 10, unit: "of the elements" };
+
+/** The value that a cell stands for. */
+export function valueOf({ base }: Scale, cell: number): number {
+  return base ? base ** cell : cell;
+}

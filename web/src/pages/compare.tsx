@@ -58,7 +58,7 @@ function Sides({ project, runs }: { project: string; runs: RunAnswer[] }) {
     <>
       <div class="bar">
         <label>
-          <input type="checkbox" checked={everything} onChange={() => set({ all: everything ? undefined : "1" })} /> show what is equal too
+          <input type="checkbox" checked={everything} onChange={() => set({ all: everything ? undefined : "1" })} /> show rows that are equal too
         </label>
       </div>
       <div class="card scroll">
@@ -106,7 +106,7 @@ function Rows({ title, sides, everything }: { title: string; sides: Map<string, 
     <tbody>
       <tr class="part">
         <th scope="rowgroup" colSpan={sides.length + 1}>
-          {title} <small>{shown.length ? `${shown.length} of ${names.length}` : "all alike"}</small>
+          {title} <small>{shown.length ? `${shown.length} of ${names.length}; tinted where it is unlike the first` : "all alike"}</small>
         </th>
       </tr>
       {shown.map((name) => (

@@ -158,7 +158,7 @@ function Along({ axis, at, metrics, defined, onAxis }: { axis: Axis; at: number;
         <select value={defined && place.value.query.get("x") === null ? AS_DEFINED : inWords(axis)} aria-label="what lies along x" onChange={(event) => onAxis(event.currentTarget.value)}>
           {defined && <option value={AS_DEFINED}>as the run says</option>}
           <option value="step">step</option>
-          <option value="relative">time since its begin</option>
+          <option value="relative">time since it began</option>
           <option value="time">time of day</option>
           {metrics.slice(0, MOST_METRICS).map((name) => (
             <option key={name} value={METRIC + name}>{name}</option>

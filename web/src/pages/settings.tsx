@@ -9,8 +9,8 @@ import { say } from "../ui/toast";
 
 const SCOPES: [Scope, string][] = [["read", "read: looks at runs"], ["write", "write: uploads and edits runs"], ["admin", "admin: gives keys and roles too"]];
 const KINDS: Record<Me["kind"], string> = {
-  owner: "You have the token of this server itself, which may everything.",
-  anyone: "This server asks nobody for a key: who reaches it may everything.",
+  owner: "You have the token of this server itself, which may do everything.",
+  anyone: "This server asks nobody for a key: whoever reaches it may do everything.",
   key: "You came in with a key.",
   user: "You are logged in.",
 };
@@ -74,7 +74,7 @@ function Keys({ me }: { me: Me }) {
   return (
     <section class="card settings" aria-label="keys">
       <h2>Keys</h2>
-      <p class="quiet">A key lets a program in: one that trains, <code>torchtrack sync</code>, <code>Api</code>. What it may, its scope says; it never may more than whose it is.</p>
+      <p class="quiet">A key lets a program in: one that trains, <code>torchtrack sync</code>, <code>Api</code>. Its scope says what it may do, which is never more than its owner may.</p>
       <NewKey me={me} onMade={made} />
       {fresh.value && <Fresh key={fresh.value.id} made={fresh.value} onDone={() => { fresh.value = null; }} />}
       <Answered answer={answer.value}>

@@ -15,6 +15,7 @@ import { cursor } from "../state";
 import { steps } from "./look";
 import { Distribution, FormatChoice } from "./stability/detail";
 import { buckets, Choice, KINDS, Legend, type Pointed } from "./stability/parts";
+import { SHARE } from "../charts/limits";
 
 const SHOWN = {
   norm: { text: "norm", pool: "norm" },
@@ -85,7 +86,7 @@ export function Split({ runs, range, all, live, syncKey }: Props) {
         <figure class="panel" key={`${i}${run.uid}`}>
           <figcaption>
             <span class="of">{run.name}</span> <small>{i === 0 ? "first" : "second"}</small>
-            <Legend limits={maps.limits} kind="sequential" unit="log₁₀" />
+            <Legend limits={maps.limits} kind="sequential" scale={{ base: 10, unit: "" }} />
           </figcaption>
           <HeatChart {...shared} cells={maps.each[i] ?? NO_CELLS} kind="sequential" limits={maps.limits} bare title={`layers by step of ${run.name}, ${words}`} />
         </figure>
@@ -93,7 +94,7 @@ export function Split({ runs, range, all, live, syncKey }: Props) {
       <figure class="panel">
         <figcaption>
           Second against first <small>aligned by step, {maps.width === 1 ? "each" : `columns of ${number(maps.width)}`}</small>
-          <Legend limits={APART} kind="diverging" unit="× the first, as a power of 2" missing />
+          <Legend limits={APART} kind="diverging" scale={{ base: 2, unit: "× the first" }} missing />
         </figcaption>
         <HeatChart {...shared} cells={maps.apart} kind="diverging" limits={APART} title={`difference of layers by step, ${words}`} />
       </figure>
@@ -127,7 +128,7 @@ function Distributions({ sides, tensor, ...rest }: { sides: RunAnswer[]; tensor:
               </button>
             )}
             {i === 0 && <FormatChoice />}
-            <Legend limits={[-6, 0]} kind="sequential" unit="log₁₀ of the share" />
+            <Legend limits={[-6, 0]} kind="sequential" scale={SHARE} />
           </figcaption>
           <Distribution run={run} tensor={tensor} height={160} {...rest} />
         </figure>

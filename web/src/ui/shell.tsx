@@ -94,7 +94,7 @@ export function Shell({ children }: { children: ComponentChildren }) {
         </a>
         <Crumbs />
         <button type="button" class="search" onClick={() => { paletteOpen.value = true; }}>
-          Go to… <kbd>⌘K</kbd>
+          Go to… <kbd>{/Mac|iPhone|iPad/.test(navigator.userAgent) ? "⌘K" : "Ctrl K"}</kbd>
         </button>
         <span class={`link ${connection.value}`} title={connection.value === "live" ? "New data shows up by itself" : "No connection to the server"}>
           {connection.value === "live" ? "● live" : "○ away"}

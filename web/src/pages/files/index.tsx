@@ -149,7 +149,7 @@ function Console({ run }: { run: RunAnswer }) {
   return (
     <span class="end">
       <a href={href(["p", run.project, "r", run.uid, "logs"])}>{number(lines)} printed {lines === 1 ? "line" : "lines"}</a>{" "}
-      <button type="button" disabled={busy.value} onClick={save}>Save them</button>
+      <button type="button" disabled={busy.value} onClick={save}>Save the output</button>
     </span>
   );
 }

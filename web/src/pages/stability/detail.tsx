@@ -13,6 +13,7 @@ import type { HistogramHeader, RunAnswer } from "../../model";
 import { useQuery } from "../../query";
 import { cursor } from "../../state";
 import { steps } from "../look";
+import { SHARE } from "../../charts/limits";
 import { Actions, buckets, Choice, endOf, Legend, NOTHING, type Panel } from "./parts";
 
 /** The format whose limits are drawn until somebody chooses; where they are far from the values they are out of sight. */
@@ -32,7 +33,7 @@ export function Detail({ run, range, live }: Omit<Panel, "findings">) {
           </button>
         )}
         <FormatChoice />
-        <Legend limits={[-6, 0]} kind="sequential" unit="log₁₀ of the share" />
+        <Legend limits={[-6, 0]} kind="sequential" scale={SHARE} />
         <Actions show="distribution" run={run} range={range} />
       </figcaption>
       <Distribution run={run} range={range} live={live} all={whole(run.last_step)} syncKey={run.uid} kind={kind} tensor={tensor} height={220} />

@@ -36,7 +36,7 @@ function figures({ summary }: Pick<RunAnswer, "summary">, findings: Finding[] | 
     clipped(value("watch/clip_coef")),
     figure("Weight norm", summary["watch/param_norm"], "the last one"),
     ratioFigure(ratio("watch/grad_norm", "watch/param_norm")),
-    { name: "Not finite", value: bad.length ? `since ${number(Math.min(...bad.map((one) => one.first_step)))}` : findings === undefined ? "…" : "never", tone: bad.length ? "crit" : "", title: "the first step at which something was NaN or infinite" },
+    { name: "Not finite", value: bad.length ? `since step ${number(Math.min(...bad.map((one) => one.first_step)))}` : findings === undefined ? "…" : "never", tone: bad.length ? "crit" : "", title: "the first step at which something was NaN or infinite" },
   ];
   return shown.filter((each) => each !== null);
 }

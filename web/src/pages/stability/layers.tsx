@@ -17,10 +17,10 @@ import { steps } from "../look";
 import { Actions, buckets, Choice, endOf, KINDS, Legend, NOTHING, type Panel, type Pointed, ROW, Tip } from "./parts";
 
 const MODES = {
-  median: { text: "norm against its own median", stat: "norm", pool: "norm", unit: "× its median, as a power of 2" },
-  norm: { text: "norm", stat: "norm", pool: "norm", unit: "log₁₀" },
-  absmax: { text: "largest element, mean over tensors", stat: "absmax", pool: "mean", unit: "log₁₀" },
-  zeros: { text: "share of zeros, mean over tensors", stat: "zeros", pool: "mean", unit: "" },
+  median: { text: "norm against its own median", stat: "norm", pool: "norm", scale: { base: 2, unit: "× its median" } },
+  norm: { text: "norm", stat: "norm", pool: "norm", scale: { base: 10, unit: "" } },
+  absmax: { text: "largest element, mean over tensors", stat: "absmax", pool: "mean", scale: { base: 10, unit: "" } },
+  zeros: { text: "share of zeros, mean over tensors", stat: "zeros", pool: "mean", scale: { unit: "" } },
 } as const;
 type Mode = keyof typeof MODES;
 /** Rows, unless a depth is chosen: a screen has to show more than layers. */
@@ -37,7 +37,7 @@ export function Layers({ run, range, live, findings }: Panel) {
   const { query, set } = useQuery();
   const kind = query.get("kind") ?? "gradient";
   const mode = (query.get("mode") ?? "median") as Mode;
-  const { text, stat, pool, unit } = MODES[mode] ?? MODES.median;
+  const { text, stat, pool, scale } = MODES[mode] ?? MODES.median;
   const width = useSignal(0);
   const pointed = useSignal<Pointed | null>(null);
   const body = { run: run.uid, kind, stat, x: steps(range), px: buckets(width.value) };
@@ -68,7 +68,7 @@ export function Layers({ run, range, live, findings }: Panel) {
           options={[["", "as fits"], ["1", "1 level"], ["2", "2 levels"], ["3", "3 levels"], ["99", "every tensor"]]}
           onChange={(value) => set({ depth: value || undefined, open: undefined })}
         />
-        <Legend limits={shown} kind={diverging ? "diverging" : "sequential"} unit={unit} />
+        <Legend limits={shown} kind={diverging ? "diverging" : "sequential"} scale={scale} />
         <Actions show="layers" run={run} range={range} />
       </figcaption>
       {answer.value.error && <div class="tone-crit note">{answer.value.error.message}</div>}
@@ -100,7 +100,7 @@ export function Layers({ run, range, live, findings }: Panel) {
           <Tree rows={rows} height={height - 10} chosen={chosen} sick={sick} onChoose={choose} />
         </div>
       )}
-      <Tip pointed={pointed.value} cells={cells} name={(row) => rows[row]?.path ?? ""} />
+      <Tip pointed={pointed.value} cells={cells} name={(row) => rows[row]?.path ?? ""} scale={scale} />
     </figure>
   );
 }

@@ -3,6 +3,7 @@
 import type { Signal } from "@preact/signals";
 import { GUTTER, type Range, RIGHT } from "../../charts/axes";
 import type { Cells } from "../../charts/heat";
+import { type Scale, valueOf } from "../../charts/limits";
 import { number } from "../../format";
 import type { Finding, RunAnswer } from "../../model";
 import { useQuery } from "../../query";
@@ -65,28 +66,30 @@ export function Actions({ show, run, range, of }: { show: "layers" | "ranks" | "
   return actions.length > 0 && <Menu label={`what can be done with the ${show}`} actions={actions} />;
 }
 
-export function Legend({ limits: [low, high], kind, unit, missing = false }: { limits: [number, number]; kind: "sequential" | "diverging"; unit: string; missing?: boolean }) {
+export function Legend({ limits, kind, scale, missing = false }: { limits: [number, number]; kind: "sequential" | "diverging"; scale: Scale; missing?: boolean }) {
+  const [low, high] = limits.map((limit) => number(Number(valueOf(scale, limit).toPrecision(2))));
   return (
     <span class="legend">
-      {number(low)}
+      {low}
       <i class={`ramp ${kind}`} />
-      {number(high)} <small>{unit}</small>
+      {high} <small>{scale.unit}</small>
       <i class="swatch" style={{ background: "var(--nonfinite)" }} /> <small>not finite</small>
       {missing && <i class="swatch" style={{ background: "var(--mask)" }} />} {missing && <small>not there</small>}
     </span>
   );
 }
 
-export function Tip({ pointed, cells, name }: { pointed: Pointed | null; cells: Cells; name: (row: number) => string }) {
+export function Tip({ pointed, cells, name, scale }: { pointed: Pointed | null; cells: Cells; name: (row: number) => string; scale: Scale }) {
   if (pointed === null) return null;
   const { row, column, x, y } = pointed;
   const i = row * cells.x.length + column;
-  const value = cells.values[i];
+  const value = cells.values[i] ?? Number.NaN;
+  const there = Number.isNaN(value) ? "–" : `${number(valueOf(scale, value))} ${scale.unit}`;
   return (
     <div class="tip" style={{ left: `${x + 14}px`, top: `${y + 14}px` }}>
       <strong>{name(row)}</strong>
       <div>
-        step {number(cells.x[column] ?? null)} · {cells.nonfinite?.[i] ? "not finite" : number(value === undefined || Number.isNaN(value) ? null : value)}
+        step {number(cells.x[column] ?? null)} · {cells.nonfinite?.[i] ? "not finite" : there}
       </div>
     </div>
   );

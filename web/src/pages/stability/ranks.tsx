@@ -16,6 +16,7 @@ import { comparedBy, OWN_NORM } from "../series";
 import { Actions, buckets, Choice, endOf, Legend, NOTHING, type Panel, type Pointed, ROW, Tip } from "./parts";
 
 const MOST_RANKS = 256;
+const AGAINST = { base: 2, unit: "× the median rank" } as const;
 
 interface Props extends Panel {
   run: Panel["run"] & Partial<Pick<RunAnswer, "summary">>;
@@ -46,7 +47,7 @@ export function Ranks({ run, range, live, findings }: Props) {
       <figcaption>
         Ranks
         <Choice label="metric of each rank" value={metric} options={metrics.map((name) => [name, name])} onChange={(value) => set({ of: value })} />
-        <Legend limits={[-1, 1]} kind="diverging" unit="× the median rank, as a power of 2" missing />
+        <Legend limits={[-1, 1]} kind="diverging" scale={AGAINST} missing />
         <Actions show="ranks" run={run} range={range} of={metric === OWN_NORM ? undefined : metric} />
       </figcaption>
       {answer.value.error && <div class="tone-crit note">{answer.value.error.message}</div>}
@@ -69,7 +70,7 @@ export function Ranks({ run, range, live, findings }: Props) {
           pointed.value = row === null || column === null ? null : { row, column, ...at };
         }}
       />
-      <Tip pointed={pointed.value} cells={cells} name={(row) => `rank ${row}`} />
+      <Tip pointed={pointed.value} cells={cells} name={(row) => `rank ${row}`} scale={AGAINST} />
     </figure>
   );
 }
