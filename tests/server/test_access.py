@@ -135,6 +135,26 @@ def test_a_key_may_only_what_its_scopes_say_and_a_revoked_one_nothing(server: Ru
     assert any(digest(key).encode() in path.read_bytes() for path in catalogs)
 
 
+def test_a_key_that_is_revoked_while_it_is_looked_up_is_not_remembered(
+    server: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    keys: Keys = server.app.state.keys
+    key, about = keys.people.add_key("just now", "read", OWNER)
+    by_key = keys.people.by_key
+
+    def revoked_meanwhile(sha256: str) -> Any:
+        found = by_key(sha256)
+        assert ask(server, "DELETE", f"/api/v1/keys/{about['id']}", Authorization=f"Bearer {server.key}")[0] == 204
+        return found
+
+    with monkeypatch.context() as patch:
+        patch.setattr(keys.people, "by_key", revoked_meanwhile)
+        keys.find(key)
+
+    assert keys.remembered(key) is None
+    assert keys.find(key) is None
+
+
 def test_who_was_let_in_a_moment_ago_waits_for_no_thread(server: Running, monkeypatch: pytest.MonkeyPatch) -> None:
     key, _ = server.app.state.keys.people.add_key("often", "write", OWNER)
     in_thread, waits = anyio.to_thread.run_sync, list[Any]()

@@ -12,6 +12,7 @@ from tests.api.journals import UID
 from tests.server.samples import Make
 from torchtrack.api.run import Run
 from torchtrack.api.source import Api
+from torchtrack.errors import StoreError
 from torchtrack.server.indexer import Indexer
 from torchtrack.server.judging import SHARE, Judge
 from torchtrack.server.metrics import MetricsStore
@@ -163,3 +164,31 @@ def test_tables_that_are_made_anew_are_judged_anew(
     judge_of(store, clock).findings(UID)
 
     assert len(clock.replayed) == 2
+
+
+@pytest.mark.parametrize("said", ["", "{", "{}", "[1]", "null"])
+def test_a_damaged_verdict_is_found_again(
+    runs: Path, journal: Make, store: MetricsStore, clock: Clock, said: str
+) -> None:
+    sick(journal)
+    Indexer(runs, store).poll()
+    found = judge_of(store, clock).findings(UID)
+    store.command("INSERT INTO verdicts SELECT uid, version + 1, made_of, {said:String} FROM verdicts", said=said)
+
+    assert judge_of(store, clock).findings(UID) == found != []
+    assert len(clock.replayed) == 2
+
+
+def test_a_verdict_that_cannot_be_kept_is_told_all_the_same(
+    runs: Path, journal: Make, store: MetricsStore, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise StoreError("the disk is full")
+
+    sick(journal)
+    Indexer(runs, store).poll()
+    judge = judge_of(store, clock)
+    monkeypatch.setattr(store, "insert", fail)
+
+    assert judge.findings(UID) == judge.findings(UID) != []
+    assert len(clock.replayed) == 1

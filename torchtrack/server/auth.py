@@ -78,19 +78,20 @@ class Keys:
 
     def forget(self) -> None:
         """Look everybody up anew: something about keys, users or roles has changed."""
-        self._found.clear()
+        self._found = OrderedDict()
 
     def _by_hash(self, sha256: str) -> Who | None:
         who = self._remembered(sha256)
         if who is not None:
             return who
-        self._found.pop(sha256, None)
+        remembered = self._found  # what is looked up while a key is revoked goes into the one that is let go
+        remembered.pop(sha256, None)
         found = self.people.by_key(sha256)
         if found is None:
             return None
-        self._found[sha256] = time.monotonic(), found
-        while len(self._found) > _REMEMBERED:
-            self._found.popitem(last=False)
+        remembered[sha256] = time.monotonic(), found
+        while len(remembered) > _REMEMBERED:
+            remembered.popitem(last=False)
         return found.who
 
     def _remembered(self, sha256: str) -> Who | None:

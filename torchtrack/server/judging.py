@@ -7,6 +7,7 @@ recorded meanwhile is shown at once. Other questions go first: see `courtesy`.
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
 from collections import OrderedDict
@@ -19,7 +20,7 @@ from torchtrack.api.held import HeldRows
 from torchtrack.api.run import Run
 from torchtrack.api.source import Api
 from torchtrack.api.streams import Rows
-from torchtrack.errors import RunNotFoundError
+from torchtrack.errors import RunNotFoundError, StoreError
 from torchtrack.server.courtesy import Courtesy
 from torchtrack.server.metrics import MetricsStore
 from torchtrack.server.problems import ApiError
@@ -120,7 +121,8 @@ class Judge:
         replayed = self._verdicts.of(run.uid, version) if known is None else None
         if replayed is None:
             replayed = replay(rules, self._courtesy.among(run.steps()))
-            self._verdicts.keep(run.uid, version, replayed)
+            with contextlib.suppress(StoreError):  # what is not kept is found again one day
+                self._verdicts.keep(run.uid, version, replayed)
         ended = self._clock()
         due = ended + (ended - began) * (1 / SHARE - 1)
         return _Verdict(version, replayed, due, together(run.events("finding"), replayed, names))

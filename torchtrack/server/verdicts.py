@@ -46,7 +46,7 @@ class Verdicts:
         sql = "SELECT made_of, findings FROM verdicts FINAL WHERE uid = {uid:String}"
         for kept in self._store.query(sql, uid=uid).to_pylist():
             if kept["made_of"] == _made_of(rows):
-                return [Finding.from_dict(finding) for finding in json.loads(kept["findings"])]
+                return _read(kept["findings"])
         return None
 
     def keep(self, uid: str, rows: tuple[int, int], findings: Sequence[Finding]) -> None:
@@ -54,6 +54,17 @@ class Verdicts:
         said = json.dumps([finding.as_dict() for finding in findings])
         row = {"uid": uid, "version": time.time_ns(), "made_of": _made_of(rows), "findings": said}
         self._store.insert("verdicts", pa.Table.from_pylist([row], schema=_SCHEMA))
+
+
+def _read(said: str) -> list[Finding] | None:
+    """The findings; None of what is damaged, so that they are found again."""
+    try:
+        findings = json.loads(said)
+    except ValueError:
+        return None
+    if not isinstance(findings, list) or not all(isinstance(finding, dict) for finding in findings):
+        return None
+    return [Finding.from_dict(finding) for finding in findings]
 
 
 def _made_of(rows: tuple[int, int]) -> str:
