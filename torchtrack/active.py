@@ -16,7 +16,7 @@ from multiprocessing import parent_process
 from multiprocessing.util import Finalize, register_after_fork
 from typing import Any, Literal
 
-from torchtrack import guard
+from torchtrack import forks, guard
 from torchtrack.environment import config_dict
 from torchtrack.errors import NoActiveRunError
 from torchtrack.fields import Fields
@@ -327,7 +327,7 @@ def _hook() -> None:
     _process.hooked = True
     _process.error_before = getattr(sys, "last_value", None)
     atexit.register(_at_exit)
-    os.register_at_fork(after_in_child=_after_fork)
+    os.register_at_fork(before=forks.before, after_in_parent=forks.after_in_parent, after_in_child=_after_fork)
     if parent_process() is not None:
         _finish_in_child(None)
     register_after_fork(_process, _finish_in_child)
@@ -380,6 +380,7 @@ class _NoLatePandas:
 
 
 def _after_fork() -> None:
+    forks.after_in_child()
     guard.after_fork_in_child()
     for run in _process.runs:
         if not run.disabled:

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 
 import pyarrow as pa
 
-from torchtrack import guard, records
+from torchtrack import forks, guard, records
 from torchtrack.columns import Layout, Rows, columns, frames, scalars_batch
 from torchtrack.journal.frame import Kind
 
@@ -384,7 +384,7 @@ class Recorder:
             self._room += sum(len(buffer) for _, buffer in full)
 
     def _append_scalars(self, rows: Rows) -> None:
-        self._append(records.Table.SCALARS, scalars_batch(rows))
+        self._append(records.Table.SCALARS, lambda: scalars_batch(rows))
 
     def _write_rows(self) -> None:
         waiting: dict[records.Table, list[dict[str, Any]]] = {}
@@ -392,12 +392,13 @@ class Recorder:
         for _ in range(number):
             table, make, size = self._rows.popleft()
             made: list[dict[str, Any] | pa.RecordBatch] = []
-            if not guard.attempt(f"{table.name.lower()} row", lambda m=make, out=made: out.append(m())):
-                self._lose(1)
+            with forks.at_work():
+                if not guard.attempt(f"{table.name.lower()} row", lambda m=make, out=made: out.append(m())):
+                    self._lose(1)
             for row in made:
                 if not isinstance(row, pa.RecordBatch):
                     waiting.setdefault(table, []).append(row)
-                elif not guard.attempt("recorder", self._append, table, row):
+                elif not guard.attempt("recorder", self._append, table, lambda row=row: row):
                     self._lose(row.num_rows)
             with self._lock:
                 self._room += size
@@ -410,7 +411,7 @@ class Recorder:
     def _append_dicts(self, table: records.Table, dicts: list[dict[str, Any]]) -> None:
         """Write rows of a table; one that its columns cannot hold does not take the others with it."""
         schema = records.SCHEMAS[table]
-        if guard.attempt("recorder", lambda: self._append(table, pa.RecordBatch.from_pylist(dicts, schema=schema))):
+        if guard.attempt("recorder", self._append, table, lambda: pa.RecordBatch.from_pylist(dicts, schema=schema)):
             return
         if len(dicts) == 1:
             self._lose(1)
@@ -429,8 +430,11 @@ class Recorder:
             call = self._commands.popleft()
             guard.attempt("recorder", lambda c=call: c(self._writer))
 
-    def _append(self, table: records.Table, batch: pa.RecordBatch) -> None:
-        self._writer.append(Kind.DATA, records.encode(batch), table=table, rows=batch.num_rows)
+    def _append(self, table: records.Table, make: Callable[[], pa.RecordBatch]) -> None:
+        with forks.at_work():
+            batch = make()
+            payload = records.encode(batch)
+        self._writer.append(Kind.DATA, payload, table=table, rows=batch.num_rows)
 
     def _lose(self, rows: int) -> None:
         with self._lock:

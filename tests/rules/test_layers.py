@@ -11,13 +11,14 @@ import pytest
 
 from tests.rules import source
 
-COMMON = {"errors", "guard", "version"}
+COMMON = {"errors", "forks", "guard", "version"}
 """Known to all parts; they know nobody."""
 ARROWS: dict[str, set[str]] = {
     # at the bottom: they know nothing of each other
     "version": set(),
     "errors": set(),
     "guard": set(),
+    "forks": set(),
     "beside": set(),
     "records": {"histogram"},
     "histogram": set(),

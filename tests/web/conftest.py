@@ -170,7 +170,8 @@ def page(request: pytest.FixtureRequest, served: Served, chromium: Browser) -> I
     said: list[str] = []
 
     def listen(message: ConsoleMessage) -> None:
-        if message.type in ("error", "warning"):
+        busy = "503 (Service Unavailable)" in message.text  # the server said so, and is asked again
+        if message.type in ("error", "warning") and not busy:
             said.append(message.text)
 
     page.on("console", listen)

@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 import torch
 
-from torchtrack import guard, records
+from torchtrack import forks, guard, records
 from torchtrack.histogram import NUM_BUCKETS
 from torchtrack.watch.compare import Comparison
 from torchtrack.watch.device_group import DeviceGroup
@@ -401,7 +401,8 @@ class Merger:
             sample, counted, norms = self._awaiting.popleft()
             step = sample.ticket.step or 0
             for part in counted:
-                batch = tensors_batch(part, sample.number, step, sample.time_ns)
+                with forks.at_work():
+                    batch = tensors_batch(part, sample.number, step, sample.time_ns)
                 if batch is not None:
                     self._recorder.put(records.Table.TENSORS, lambda batch=batch: batch, batch.nbytes)  # type: ignore[misc]
             self._write_local(sample, step)

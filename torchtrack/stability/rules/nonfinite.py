@@ -171,9 +171,7 @@ def _on(ranks: tuple[int, ...], *, after: bool) -> str:
     if not ranks:
         return ""
     named = f"rank{'s' * (len(ranks) > 1)} {', '.join(map(str, ranks))}"
-    return (
-        f"; after the average {named} alone held them" if after else f"; before the average they came from {named}"
-    )
+    return f"; after the average {named} alone held them" if after else f"; before the average they came from {named}"
 
 
 def _of_metric(name: str, value: float, step: Step) -> Sign:
