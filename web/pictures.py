@@ -9,6 +9,7 @@ page, and Chromium.
 
 from __future__ import annotations
 
+import colorsys
 import io
 import json
 import os
@@ -17,6 +18,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from collections import Counter
 from pathlib import Path
 from typing import cast
 
@@ -29,8 +31,9 @@ from torchtrack.api import Run
 IMAGES = Path(__file__).resolve().parents[1] / "docs" / "images"
 SIZE = {"width": 1360, "height": 850}
 COLOURS = 256
-VIVID = 60
-"""So far apart the channels of a colour are that is no grey."""
+HUES = 16
+VIVID = 0.4
+"""How saturated and bright a colour is, of 1, that has a hue."""
 SAME = 4
 """So many looks at a page have to be alike, half a second apart."""
 CURVES = "[role=img][aria-label*='ends at']"
@@ -133,15 +136,20 @@ def settle(page: Page) -> None:
 def take(page: Page, path: Path) -> None:
     """A picture of its most frequent colours, which stay what they are: a tenth of the size, and nobody sees it.
 
-    A quarter of them are kept for what is no grey: a green dot is small, and would become one.
+    Of each hue some are kept before all others: a green dot is small, and would become a grey one.
     """
     picture = Image.open(io.BytesIO(page.screenshot())).convert("RGB")
     counted = sorted(picture.getcolors(picture.width * picture.height) or [], reverse=True)
     found = [cast("tuple[int, int, int]", colour) for _, colour in counted]
-    vivid = [colour for colour in found if max(colour) - min(colour) > VIVID][: COLOURS // 4]
-    chosen = list(dict.fromkeys([*vivid, *found]))[:COLOURS]
+    kept: list[tuple[int, int, int]] = []
+    of_hue: Counter[int] = Counter()
+    for red, green, blue in found:
+        hue, saturation, value = colorsys.rgb_to_hsv(red / 255, green / 255, blue / 255)
+        if min(saturation, value) > VIVID and of_hue[int(hue * HUES)] < COLOURS // (4 * HUES):
+            of_hue[int(hue * HUES)] += 1
+            kept.append((red, green, blue))
     palette = Image.new("P", (1, 1))
-    palette.putpalette([channel for colour in chosen for channel in colour])
+    palette.putpalette([channel for colour in list(dict.fromkeys([*kept, *found]))[:COLOURS] for channel in colour])
     picture.quantize(palette=palette, dither=Image.Dither.NONE).save(path, optimize=True)
 
 
