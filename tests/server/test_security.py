@@ -102,6 +102,13 @@ def raw(team: Team, method: str, target: str, key: str | None = "owner", body: b
         connection.close()
 
 
+def resident(name: str) -> int:
+    """Bytes of this process in memory, now (VmRSS) or at most (VmHWM)."""
+    found = re.search(rf"^{name}:\s+(\d+) kB", Path("/proc/self/status").read_text(), re.MULTILINE)
+    assert found is not None
+    return int(found[1]) << 10
+
+
 def canaries(team: Team) -> dict[Path, bytes]:
     """Files round the server's folder, and what is in them."""
     around = [team.server.config.data.parent / "canary", team.server.config.data / "canary"]
@@ -210,6 +217,30 @@ def test_s10_a_small_request_takes_no_large_memory(server: Running, team: Team) 
         kind = {"Content-Type": "application/json"}
         assert team.client("owner").ask("POST", f"/api/v1{path}", nested, kind).status in (400, 422)
         assert team.client("owner").ask("POST", f"/api/v1{path}", bytes(5 << 20), kind).status == 413
+
+
+@pytest.mark.skipif(not os.access("/proc/self/clear_refs", os.W_OK), reason="the peak of memory is read from /proc")
+def test_s10_what_would_be_large_unpacked_is_not_unpacked(server: Running) -> None:
+    bomb = frame.zstd(bytes(512 << 20))
+    Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
+    before = resident("VmRSS")
+    head = {"Content-Type": wire.FRAMES_TYPE, "Content-Encoding": "zstd"}
+
+    assert server.client().ask("POST", "/api/v1/frames", bomb, head).status == 413
+
+    assert resident("VmHWM") - before < 128 << 20
+
+
+def test_s10_who_sends_a_request_byte_by_byte_holds_up_nobody(server: Running) -> None:
+    host, port = server.url.removeprefix("http://").split(":")
+    begun = f"POST /api/v1/frames HTTP/1.1\r\nHost: {host}\r\nAuthorization: Bearer {server.key}\r\n"
+    with contextlib.ExitStack() as held:
+        for number in range(200):
+            connection = held.enter_context(socket.create_connection((host, int(port)), timeout=30))
+            in_the_body = f"{begun}Content-Length: 1000\r\n\r\nx"
+            connection.sendall((begun if number % 2 else in_the_body).encode())
+
+        assert server.client().ask("GET", "/api/v1/handshake", b"", {}).status == 200
 
 
 def test_s10_a_body_that_is_shorter_or_longer_than_it_says_is_none(server: Running) -> None:
