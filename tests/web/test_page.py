@@ -86,7 +86,7 @@ def test_runs_that_are_ticked_are_compared_by_what_differs(page: Page, served: S
 def test_a_finding_zooms_every_panel_to_where_it_was(page: Page, served: Served) -> None:
     go(page, served, f"p/page/r/{served.sick}/stability")
     finding = page.get_by_role("complementary", name="findings").get_by_role("button", name="critical non finite")
-    expect(finding.first).to_contain_text("step 45")
+    expect(finding.first).to_contain_text("step 45", timeout=120_000)  # the rules look at one run after the other
 
     def zoomed(answer: Response) -> bool:  # one that was asked for before may come after the click
         asked: Any = answer.request.post_data_json if answer.url.endswith("/heatmap") else {}
